@@ -1,0 +1,14 @@
+"""Identity classification with label smoothing (Szegedy et al., CVPR 2016)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cross_entropy(scores: Tensor, labels: Tensor, epsilon: float = 0.0) -> Tensor:
+    """Mean cross-entropy; the targets are ``(1 - epsilon) * onehot + epsilon / C``, spread over all C classes.
+
+    scores: (B, C) logits. labels: (B,) in 0..C-1. epsilon: in [0, 1). Returns a scalar, in float32.
+    """
+    return F.cross_entropy(scores.float(), labels, label_smoothing=epsilon)

@@ -1,0 +1,85 @@
+"""The supervised composition: identity and metric terms over one or several parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from torch import Tensor
+
+from loss.cross_entropy import cross_entropy
+from loss.triplet import triplet
+from utils import switch
+from utils.distributed import gather_rows
+from utils.errors import UserError
+
+METRIC_LOSSES = ("triplet", "center", "triplet_center")
+SAMPLERS_WITHOUT_METRIC = ("softmax", "id")
+
+
+class Output(Protocol):
+    """scores: (B, C) logits per part; feats: (B, d) features per part."""
+
+    scores: list[Tensor]
+    feats: list[Tensor]
+
+
+def part_weights(count: int) -> list[float]:
+    """The weight of each part: all to a single one, else half to the whole image and half shared by the rest."""
+    return [1.0] if count == 1 else [0.5] + [0.5 / (count - 1)] * (count - 1)
+
+
+def id_and_triplet(
+    out: Output,
+    labels: Tensor,
+    *,
+    id_weight: float = 1.0,
+    triplet_weight: float = 1.0,
+    epsilon: float = 0.0,
+    margin: float | None = None,
+    normalize: bool = False,
+    gather: bool = False,
+) -> dict[str, Tensor]:
+    """Weighted terms whose sum is the total (TransReID, eq. 1 and 4).
+
+    labels: (B,). triplet_weight: 0 leaves the metric term out. epsilon: label smoothing. margin: None for the soft
+    margin. normalize: unit features in the metric term, where there is one part only, as published. gather: mine
+    the hardest pairs over the batches of all processes.
+    """
+    weights = part_weights(len(out.scores))
+    terms = {
+        "id": id_weight * sum(w * cross_entropy(s, labels, epsilon) for w, s in zip(weights, out.scores, strict=True))
+    }
+    if triplet_weight:
+        feats, weights = out.feats, part_weights(len(out.feats))
+        if gather:
+            feats, labels = [gather_rows(f) for f in feats], gather_rows(labels)
+        unit = normalize and len(feats) == 1
+        terms["triplet"] = triplet_weight * sum(
+            w * triplet(f, labels, margin, unit) for w, f in zip(weights, feats, strict=True)
+        )
+    return terms
+
+
+def make_loss(cfg, num_class: int) -> Callable[[Output, Tensor], dict[str, Tensor]]:
+    """What the YAML asks for: ``f(output, labels) -> {name: weighted term}``; the sum is the total.
+
+    num_class: training identities. The center term is the stage's, which owns the centers. Raises ``UserError`` for
+    unknown names.
+    """
+    kind = cfg.MODEL.METRIC_LOSS_TYPE
+    if kind not in METRIC_LOSSES:
+        raise UserError(f"MODEL.METRIC_LOSS_TYPE: unknown {kind!r}. Known: {', '.join(METRIC_LOSSES)}")
+    smooth = switch("MODEL.IF_LABELSMOOTH", cfg.MODEL.IF_LABELSMOOTH)
+    if cfg.DATALOADER.SAMPLER in SAMPLERS_WITHOUT_METRIC:
+        return partial(id_and_triplet, triplet_weight=0.0)  # plain: weights and smoothing are ignored, as published
+    return partial(
+        id_and_triplet,
+        id_weight=cfg.MODEL.ID_LOSS_WEIGHT,
+        triplet_weight=cfg.MODEL.TRIPLET_LOSS_WEIGHT if "triplet" in kind else 0.0,
+        epsilon=0.1 if smooth else 0.0,
+        margin=None if cfg.MODEL.NO_MARGIN else cfg.SOLVER.MARGIN,
+        normalize=cfg.SOLVER.TRP_L2,
+        gather=cfg.SOLVER.GATHER,
+    )

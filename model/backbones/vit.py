@@ -1,0 +1,226 @@
+"""Vision transformer for ReID: overlapping patches, side information, convolutional (ICS) stem.
+
+TransReID (He et al., ICCV 2021, arXiv:2102.04378) and TransReID-SSL (Luo et al., arXiv:2111.12084). The blocks are
+timm's, so attention runs through ``scaled_dot_product_attention``; parameter names are those of the published files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from timm.layers import trunc_normal_
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from model.norms import IBN
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class ViTSpec:
+    """The shape of one TRANSFORMER_TYPE."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    attention_scale: float | None = None  # None: head width ** -0.5
+    patch: int = 16
+
+
+# TransReID's own ViT-small divides by the root of the whole width rather than of the head's.
+TRANSREID_VIT_SMALL = ViTSpec(768, 8, 8, mlp_ratio=3.0, qkv_bias=False, attention_scale=768**-0.5)
+DEIT_SMALL = ViTSpec(384, 12, 6)
+VIT_TYPES = {
+    "vit_base_patch16_224_TransReID": ViTSpec(768, 12, 12),
+    "deit_base_patch16_224_TransReID": ViTSpec(768, 12, 12),
+    "deit_small_patch16_224_TransReID": DEIT_SMALL,
+    # vit_small means two networks; MODEL.VIT_SMALL (resolved by load_config) says which.
+    "vit_tiny_patch16_224_TransReID": ViTSpec(192, 12, 3),
+    # For tests and the quick start: small enough for seconds on a CPU.
+    "vit_mini_patch16_TransReID": ViTSpec(128, 6, 4),
+    "vit_mini_patch8_TransReID": ViTSpec(128, 6, 4, patch=8),
+    "vit_micro_patch8_TransReID": ViTSpec(32, 3, 2, mlp_ratio=2.0, patch=8),
+}
+VIT_SMALL = "vit_small_patch16_224_TransReID"
+
+
+class ScaleQuery(nn.Module):
+    """Multiplies the queries so that attention uses another scale than head width ** -0.5."""
+
+    def __init__(self, factor: float):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, q: Tensor) -> Tensor:
+        return q * self.factor
+
+
+class PatchEmbed(nn.Module):
+    """Overlapping patches: a convolution whose stride may be smaller than its kernel. (B, 3, H, W) -> (B, N, D)."""
+
+    def __init__(self, width: int, patch: int, stride: tuple[int, int]):
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, kernel_size=patch, stride=stride)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class ConvStem(nn.Module):
+    """IBN convolution stem, stride 16 in all (TransReID-SSL, section 3.3: "ICS"). (B, 3, H, W) -> (B, N, D)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = nn.Sequential(
+            nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False), IBN(64), nn.ReLU(inplace=True),
+            nn.Conv2d(64, 64, 3, padding=1, bias=False), IBN(64), nn.ReLU(inplace=True),
+            nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True),
+        )  # fmt: skip
+        self.proj = nn.Conv2d(64, width, kernel_size=8, stride=8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(self.conv(images)).flatten(2).transpose(1, 2)
+
+
+class SideInformation(nn.Module):
+    """Rows of the side information table: camera, view, or both (TransReID, section 3.4).
+
+    A count below 2 means that there is nothing to tell apart. Labels are 0-based; one that training never saw adds
+    nothing, as do labels that are ``None``.
+    """
+
+    def __init__(self, camera_num: int, view_num: int):
+        super().__init__()
+        self.camera_num = camera_num if camera_num > 1 else 0
+        self.view_num = view_num if view_num > 1 else 0
+
+    @property
+    def rows(self) -> int:
+        if not (self.camera_num or self.view_num):
+            return 0
+        return max(self.camera_num, 1) * max(self.view_num, 1)
+
+    def forward(self, table: Tensor, cam_label: Tensor | None, view_label: Tensor | None) -> Tensor | float:
+        """table: (rows, 1, D). Returns (B, 1, D), zero where a label is unknown, or 0.0 without labels."""
+        row, known = None, None
+        for count, label in ((self.camera_num, cam_label), (self.view_num, view_label)):
+            if not count:
+                continue
+            if label is None:
+                return 0.0
+            label = torch.as_tensor(label, device=table.device).long()
+            seen = (label >= 0) & (label < count)
+            row = label if row is None else row * count + label
+            known = seen if known is None else known & seen
+        return table[row.masked_fill(~known, 0)] * known[:, None, None].to(table.dtype)
+
+
+def grid_size(image_size: tuple[int, int], patch: int, stride: tuple[int, int]) -> tuple[int, int]:
+    """Patches per column and per row."""
+    if image_size[0] < patch or image_size[1] < patch:
+        raise UserError(f"INPUT.SIZE_TRAIN: {tuple(image_size)} is smaller than one patch of {patch} x {patch}")
+    return tuple((side - patch) // step + 1 for side, step in zip(image_size, stride, strict=True))
+
+
+def gem(tokens: Tensor, p: float = 3.0, eps: float = 1e-6) -> Tensor:
+    """Generalised mean over the tokens, per channel. (B, N, D) -> (B, D)."""
+    return tokens.clamp(min=eps).pow(p).mean(1).pow(1.0 / p)
+
+
+class ViT(nn.Module):
+    """The backbone. ``forward`` gives the pooled feature (B, D); ``tokens`` and ``last_stage`` serve JPM.
+
+    image_size: (H, W) for which position embeddings are made. camera_num, view_num: rows of side information, 0 for
+    none; sie_coe: their weight. drop_path grows linearly with depth from 0 to its value in the last block.
+    """
+
+    def __init__(
+        self,
+        spec: ViTSpec,
+        image_size: tuple[int, int],
+        stride: tuple[int, int] = (16, 16),
+        camera_num: int = 0,
+        view_num: int = 0,
+        sie_coe: float = 3.0,
+        drop_path: float = 0.1,
+        drop: float = 0.0,
+        attn_drop: float = 0.0,
+        conv_stem: bool = False,
+        gem_pooling: bool = False,
+        published_init: str = "transreid",
+        grad_checkpoint: bool = False,
+    ):
+        super().__init__()
+        if conv_stem and tuple(stride) != (16, 16):
+            raise UserError(
+                f"MODEL.STEM_CONV: the stem has stride 16; MODEL.STRIDE_SIZE {tuple(stride)} must be [16, 16]"
+            )
+        width = spec.width
+        self.width, self.gem_pooling, self.grad_checkpoint = width, gem_pooling, grad_checkpoint
+        self.image_size, self.sie_coe = tuple(image_size), sie_coe
+        self.grid = grid_size(image_size, spec.patch, stride)
+        self.patch_embed = ConvStem(width) if conv_stem else PatchEmbed(width, spec.patch, stride)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], width))
+        self.side = SideInformation(camera_num, view_num)
+        if self.side.rows:
+            self.sie_embed = nn.Parameter(torch.zeros(self.side.rows, 1, width))
+        self.pos_drop = nn.Dropout(drop)
+        rates = torch.linspace(0, drop_path, spec.depth).tolist()
+        self.blocks = nn.ModuleList(
+            Block(
+                width, spec.heads, mlp_ratio=spec.mlp_ratio, qkv_bias=spec.qkv_bias, proj_drop=drop, attn_drop=attn_drop,
+                drop_path=rate, norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            )
+            for rate in rates
+        )  # fmt: skip
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        if spec.attention_scale is not None:
+            for block in self.blocks:
+                block.attn.q_norm = ScaleQuery(spec.attention_scale * (width // spec.heads) ** 0.5)
+        self._initialise(published_init)
+
+    def _initialise(self, published_init: str) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for parameter in (self.cls_token, self.pos_embed, getattr(self, "sie_embed", None)):
+            if parameter is not None:
+                trunc_normal_(parameter, std=0.02)
+        if published_init == "transreid" and isinstance(self.patch_embed, PatchEmbed):
+            kernel = self.patch_embed.proj.kernel_size
+            nn.init.normal_(self.patch_embed.proj.weight, std=(2.0 / (kernel[0] * kernel[1] * self.width)) ** 0.5)
+
+    def tokens(self, images: Tensor, cam_label=None, view_label=None, blocks: int | None = None) -> Tensor:
+        """Tokens after the first ``blocks`` blocks (all by default), not normalised. (B, 3, H, W) -> (B, 1 + N, D)."""
+        x = self.patch_embed(images)
+        if x.shape[1] + 1 != self.pos_embed.shape[1]:
+            raise UserError(
+                f"images of {tuple(images.shape[2:])} give {x.shape[1]} patches, the model was built for {self.image_size} "
+                f"({self.pos_embed.shape[1] - 1} patches): set INPUT.SIZE_TRAIN and INPUT.SIZE_TEST alike"
+            )
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
+        if self.side.rows:
+            x = x + self.sie_coe * self.side(self.sie_embed, cam_label, view_label)
+        x = self.pos_drop(x)
+        for block in self.blocks[:blocks]:
+            x = checkpoint(block, x, use_reentrant=False) if self.grad_checkpoint and self.training else block(x)
+        return x
+
+    def last_stage(self) -> nn.Sequential:
+        """The last block and the final norm, the part of which JPM keeps two copies."""
+        return nn.Sequential(self.blocks[-1], self.norm)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Normalised tokens (B, 1 + N, D) -> feature (B, D)."""
+        return x[:, 0] + gem(x[:, 1:]) if self.gem_pooling else x[:, 0]
+
+    def forward(self, images: Tensor, cam_label=None, view_label=None) -> Tensor:
+        return self.pool(self.norm(self.tokens(images, cam_label, view_label)))

@@ -1,0 +1,49 @@
+"""Jigsaw patch module (TransReID, section 3.3): the feature of the whole and of four shuffled groups of patches."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+LOCAL_PARTS = 4
+
+
+def rearrange(patches: Tensor, shift: int, groups: int) -> Tensor:
+    """Shifts the patches and deals them out to groups (TransReID, eq. 3). (B, N, D) -> (B, N', D), N' >= N.
+
+    Rotation left by ``shift - 1``; when N is no multiple of ``groups`` the last-but-one token fills up (as published,
+    once; a longer rest repeats it); then patch k of group g comes before patch k of group g + 1.
+    """
+    batch, length, width = patches.shape
+    if 0 < shift <= length:
+        patches = torch.roll(patches, 1 - shift, dims=1)
+    rest = -length % groups
+    if rest:
+        patches = torch.cat([patches, patches[:, -2:-1].expand(-1, rest, -1)], dim=1)
+    return patches.reshape(batch, groups, -1, width).transpose(1, 2).reshape(batch, -1, width)
+
+
+def jigsaw_pieces(tokens: Tensor, shift: int, groups: int, divide: int, shuffled: bool = True) -> list[Tensor]:
+    """The four pieces, each with the class token in front. tokens: (B, 1 + N, D) -> four of (B, 1 + N // divide, D).
+
+    With ``divide`` above 4 the last tokens are unused; with less the last pieces are short or hold the class token
+    alone, as published.
+    """
+    cls, patches = tokens[:, :1], tokens[:, 1:]
+    length = patches.shape[1] // divide
+    if shuffled:
+        patches = rearrange(patches, shift, groups)
+    return [torch.cat([cls, patches[:, i * length : (i + 1) * length]], dim=1) for i in range(LOCAL_PARTS)]
+
+
+def jigsaw_features(tokens: Tensor, whole: nn.Module, local: nn.Module, pool, **layout) -> list[Tensor]:
+    """Five features (B, D): the whole image's, then the four pieces', pieces of one length in one pass of ``local``.
+
+    tokens: (B, 1 + N, D) before the last block. whole, local: copies of (last block, norm). pool: tokens -> feature.
+    """
+    pieces = jigsaw_pieces(tokens, **layout)
+    if len({piece.shape[1] for piece in pieces}) == 1:
+        parts = pool(local(torch.cat(pieces))).chunk(LOCAL_PARTS)
+    else:
+        parts = [pool(local(piece)) for piece in pieces]
+    return [pool(whole(tokens)), *parts]

@@ -1,0 +1,118 @@
+"""From the configuration to a model."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import nn
+
+from model.backbones.resnet import RESNET_TYPES, ReIDResNet
+from model.backbones.timm_image import TimmBackbone
+from model.backbones.vit import DEIT_SMALL, TRANSREID_VIT_SMALL, VIT_SMALL, VIT_TYPES, ViT, ViTSpec
+from model.heads import make_head
+from model.norms import convert_sync_batch_norm
+from model.reid import ReIDModel
+from utils import switch
+from utils.errors import UserError, nearest
+
+BACKBONES: dict = {}
+"""Backbones from outside the repository: name -> function of (cfg, camera_num, view_num). See ``docs/your_method.md``."""
+
+
+def register_backbone(name: str):
+    """Decorator: makes ``MODEL.NAME: name`` build the decorated function's backbone."""
+
+    def add(build):
+        BACKBONES[name] = build
+        return build
+
+    return add
+
+
+def vit_spec(cfg) -> ViTSpec:
+    """The network that MODEL.TRANSFORMER_TYPE names; ``vit_small`` means two (``MODEL.VIT_SMALL``)."""
+    name = cfg.MODEL.TRANSFORMER_TYPE
+    if name == VIT_SMALL:
+        return TRANSREID_VIT_SMALL if cfg.MODEL.VIT_SMALL == "transreid" else DEIT_SMALL
+    if name not in VIT_TYPES:
+        known = [*VIT_TYPES, VIT_SMALL]
+        hint = nearest(name, known)
+        raise UserError(f"MODEL.TRANSFORMER_TYPE: unknown {name!r}{hint} Known: {', '.join(sorted(known))}")
+    return VIT_TYPES[name]
+
+
+def make_vit(cfg, camera_num: int, view_num: int) -> ViT:
+    return ViT(
+        vit_spec(cfg),
+        image_size=tuple(cfg.INPUT.SIZE_TRAIN),
+        stride=tuple(cfg.MODEL.STRIDE_SIZE),
+        camera_num=camera_num if cfg.MODEL.SIE_CAMERA else 0,
+        view_num=view_num if cfg.MODEL.SIE_VIEW else 0,
+        sie_coe=cfg.MODEL.SIE_COE,
+        drop_path=cfg.MODEL.DROP_PATH,
+        drop=cfg.MODEL.DROP_OUT,
+        attn_drop=cfg.MODEL.ATT_DROP_RATE,
+        conv_stem=cfg.MODEL.STEM_CONV,
+        gem_pooling=cfg.MODEL.GEM_POOLING,
+        published_init=cfg.MODEL.VIT_SMALL,
+        grad_checkpoint=cfg.MODEL.GRAD_CHECKPOINT,
+    )
+
+
+def make_backbone(cfg, camera_num: int, view_num: int) -> nn.Module:
+    name = cfg.MODEL.NAME
+    if name == "transformer":
+        return make_vit(cfg, camera_num, view_num)
+    if name in RESNET_TYPES:
+        return ReIDResNet(RESNET_TYPES[name], cfg.MODEL.LAST_STRIDE)
+    if name in BACKBONES:
+        return BACKBONES[name](cfg, camera_num, view_num)
+    if name.startswith("timm:"):
+        return TimmBackbone(name.removeprefix("timm:"), tuple(cfg.INPUT.SIZE_TRAIN), cfg.MODEL.DROP_PATH)
+    known = ["transformer", *RESNET_TYPES, *BACKBONES]
+    hint = nearest(name, known)
+    raise UserError(
+        f"MODEL.NAME: unknown {name!r}{hint} Known: {', '.join(known)}, or timm:NAME for any image model of timm"
+    )
+
+
+def jigsaw_layout(cfg, base: nn.Module) -> dict | None:
+    """The arguments of ``model.jpm``, None without JPM."""
+    if not cfg.MODEL.JPM:
+        return None
+    if not hasattr(base, "last_stage"):
+        raise UserError(f"MODEL.JPM and MODEL.NAME {cfg.MODEL.NAME!r} cannot go together: JPM needs patch tokens")
+    patches = base.pos_embed.shape[1] - 1
+    layout = {"shift": cfg.MODEL.SHIFT_NUM, "groups": cfg.MODEL.SHUFFLE_GROUP, "divide": cfg.MODEL.DEVIDE_LENGTH}
+    if layout["groups"] < 1 or not 1 <= layout["divide"] <= patches:
+        raise UserError(
+            f"MODEL.SHUFFLE_GROUP must be at least 1 and MODEL.DEVIDE_LENGTH between 1 and the {patches} patches of an image, "
+            f"got {layout['groups']} and {layout['divide']}"
+        )
+    return layout | {"shuffled": cfg.MODEL.RE_ARRANGE}
+
+
+def make_model(cfg, num_class: int, camera_num: int = 0, view_num: int = 0) -> nn.Module:
+    """The model that the configuration asks for, randomly initialised; reads no file.
+
+    num_class: training identities. camera_num, view_num: their numbers in the training split, for side information.
+    Raises ``UserError`` for unknown names and for keys that cannot go together.
+    """
+    base = make_backbone(cfg, camera_num, view_num)
+    head = partial(
+        make_head,
+        cfg.MODEL.ID_LOSS_TYPE,
+        num_class=num_class,
+        scale=cfg.SOLVER.COSINE_SCALE,
+        margin=cfg.SOLVER.COSINE_MARGIN,
+    )
+    model = ReIDModel(
+        base,
+        lambda width: head(width=width),
+        neck_feat=cfg.TEST.NECK_FEAT,
+        jigsaw=jigsaw_layout(cfg, base),
+        use_neck=cfg.MODEL.NECK == "bnneck" or cfg.MODEL.NAME == "transformer",
+        reduce_dim=cfg.MODEL.FEAT_DIM if cfg.MODEL.REDUCE_FEAT_DIM else 0,
+        dropout=cfg.MODEL.DROPOUT_RATE,
+    )
+    return convert_sync_batch_norm(model) if switch("MODEL.SYNC_BN", cfg.MODEL.SYNC_BN) else model

@@ -1,0 +1,66 @@
+"""Optimizers and their parameter groups."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from utils.errors import UserError, nearest
+
+
+def parameter_groups(
+    module: nn.Module,
+    base_lr: float,
+    weight_decay: float,
+    bias_lr_factor: float = 1.0,
+    weight_decay_bias: float | None = None,
+    large_fc_lr: bool = False,
+) -> list[dict]:
+    """Groups of trainable parameters with one rate and decay each, by the rules of the TransReID family.
+
+    Names with ``bias`` learn at ``base_lr * bias_lr_factor`` and decay by ``weight_decay_bias``; with ``large_fc_lr``
+    names with ``classifier`` or ``arcface`` learn at twice ``base_lr``. Position embeddings, tokens and norms decay.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        lr, decay = base_lr, weight_decay
+        if "bias" in name:
+            lr = base_lr * bias_lr_factor
+            decay = weight_decay if weight_decay_bias is None else weight_decay_bias
+        if large_fc_lr and ("classifier" in name or "arcface" in name):
+            lr = 2 * base_lr
+        groups.setdefault((lr, decay), []).append(parameter)
+    return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
+
+
+def build_optimizer(
+    name: str, groups: list[dict], lr: float, momentum: float = 0.9, nesterov: bool = False
+) -> Optimizer:
+    """The optimizer of ``torch.optim`` that ``name`` says, by its own defaults; SGD takes momentum."""
+    kind = getattr(torch.optim, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, Optimizer)) or kind is Optimizer:
+        known = [n for n, v in vars(torch.optim).items() if isinstance(v, type) and issubclass(v, Optimizer)]
+        raise UserError(f"SOLVER.OPTIMIZER_NAME: torch.optim has no {name!r}{nearest(name, known)}")
+    if name == "SGD":
+        return kind(groups, lr=lr, momentum=momentum, nesterov=nesterov)
+    return kind(groups, lr=lr)
+
+
+def make_optimizer(cfg, module: nn.Module, stage: int | None = None) -> Optimizer:
+    """The optimizer over ``module``'s trainable parameters. stage: None for single-stage methods."""
+    if stage is not None:
+        raise UserError(f"SOLVER.STAGE{stage}: stages of the prompt method are not part of this version")
+    groups = parameter_groups(
+        module,
+        cfg.SOLVER.BASE_LR,
+        cfg.SOLVER.WEIGHT_DECAY,
+        cfg.SOLVER.BIAS_LR_FACTOR,
+        cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        cfg.SOLVER.LARGE_FC_LR,
+    )
+    return build_optimizer(
+        cfg.SOLVER.OPTIMIZER_NAME, groups, cfg.SOLVER.BASE_LR, cfg.SOLVER.MOMENTUM, cfg.SOLVER.NESTEROV
+    )

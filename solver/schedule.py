@@ -1,0 +1,78 @@
+"""Learning-rate schedules of the published systems, as functions of the epoch alone, so that nothing needs saving."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable
+from functools import partial
+
+from torch.optim import Optimizer
+
+from utils.errors import UserError, nearest
+
+Rule = Callable[[float, float], float]
+"""(base rate of a group, time t) -> rate."""
+
+
+def cosine(base: float, t: float, *, base_lr: float, warmup: int, epochs: int) -> float:
+    """Linear warm-up from 1 % and cosine to 0.2 % of ``base_lr``; not restarted after the warm-up, as published."""
+    start, floor = 0.01 * base_lr, 0.002 * base_lr
+    if t < warmup:
+        return start + t * (base - start) / warmup
+    if t < epochs:
+        return floor + 0.5 * (base - floor) * (1 + math.cos(math.pi * t / epochs))
+    return floor
+
+
+def multistep(
+    base: float, t: float, *, steps: tuple[int, ...], gamma: float, warmup: int, factor: float, method: str
+) -> float:
+    """``gamma`` to the number of steps passed, after a constant or linear warm-up from ``factor``."""
+    weight = 1.0
+    if t < warmup:
+        weight = factor if method == "constant" else factor * (1 - t / warmup) + t / warmup
+    return base * weight * gamma ** bisect_right(steps, t)
+
+
+def step(base: float, t: float, *, size: int, gamma: float) -> float:
+    """``gamma`` after every ``size`` epochs."""
+    return base * gamma ** (t // size)
+
+
+class Schedule:
+    """Sets every group's rate; ``step(epoch)`` before each epoch, counted from 1, which runs at t = epoch - 1 + start."""
+
+    def __init__(self, optimizer: Optimizer, rule: Rule, start: int = 0):
+        self.optimizer, self.rule, self.start = optimizer, rule, start
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        self.step(1)
+
+    def step(self, epoch: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rule(group["initial_lr"], epoch - 1 + self.start)
+
+
+def make_scheduler(cfg, optimizer: Optimizer, stage: int | None = None) -> Schedule:
+    """The schedule that SOLVER.SCHEDULER names. stage: None for single-stage methods."""
+    if stage is not None:
+        raise UserError(f"SOLVER.STAGE{stage}: stages of the prompt method are not part of this version")
+    rules = {
+        "cosine": partial(
+            cosine, base_lr=cfg.SOLVER.BASE_LR, warmup=cfg.SOLVER.WARMUP_EPOCHS, epochs=cfg.SOLVER.MAX_EPOCHS
+        ),
+        "multistep": partial(
+            multistep,
+            steps=tuple(sorted(cfg.SOLVER.STEPS)),
+            gamma=cfg.SOLVER.GAMMA,
+            warmup=cfg.SOLVER.WARMUP_ITERS or cfg.SOLVER.WARMUP_EPOCHS,
+            factor=cfg.SOLVER.WARMUP_FACTOR,
+            method=cfg.SOLVER.WARMUP_METHOD,
+        ),
+        "step": partial(step, size=cfg.SOLVER.STEP_SIZE, gamma=cfg.SOLVER.GAMMA),
+    }
+    name = cfg.SOLVER.SCHEDULER
+    if name not in rules:
+        raise UserError(f"SOLVER.SCHEDULER: unknown {name!r}{nearest(name, rules)} Known: auto, {', '.join(rules)}")
+    return Schedule(optimizer, rules[name], int(cfg.SOLVER.SCHEDULER_START))

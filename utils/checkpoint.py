@@ -1,0 +1,277 @@
+"""Reading and writing weights: ours and published ones, without running code from a file and never half-written."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils.errors import UserError
+
+WRAPPERS = ("model", "state_dict", "teacher")
+"""Keys under which published files hold their weights; opened one after the other."""
+
+POSITIONS = ("pos_embed", "positional_embedding")
+"""Last part of the name of a position embedding over a grid of patches."""
+
+
+@dataclass
+class LoadReport:
+    """What became of every key of a checkpoint and of every parameter of the model."""
+
+    loaded: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
+    source: str = "the state dict"
+
+    def __str__(self) -> str:
+        words = [f"{len(self.loaded)} tensors loaded from {self.source}"]
+        for name in ("resized", "mismatched", "missing", "unexpected"):
+            keys = getattr(self, name)
+            if keys:
+                words.append(f"{len(keys)} {name} ({', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''})")
+        return "; ".join(words)
+
+
+def read_state(path: str | Path) -> dict[str, Any]:
+    """Whatever mapping a checkpoint file holds, on the CPU. Runs no code from the file.
+
+    Reads ``torch.save`` files (weights only, with the NumPy scalars of torchreid's files), TorchScript archives (their
+    state) and safetensors. Raises ``UserError`` for a missing, damaged or unsafe file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        with torch.serialization.safe_globals(_allowed_globals()):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        return _read_archive(path, error)
+    except Exception as error:  # noqa: BLE001 - torch, zipfile and safetensors raise many kinds for a damaged file
+        return _read_archive(path, error)
+    if not isinstance(state, Mapping):
+        raise UserError(f"{path}: not a checkpoint: it holds a {type(state).__name__}, not named tensors")
+    return dict(state)
+
+
+def _allowed_globals() -> list:
+    """NumPy scalars, which checkpoints of the torchreid family hold beside their weights (epoch, rank1)."""
+    from numpy.dtypes import Float32DType, Float64DType, Int64DType
+
+    scalar = np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar
+    return [(scalar, "numpy.core.multiarray.scalar"), scalar, np.dtype, Float32DType, Float64DType, Int64DType]
+
+
+def _read_archive(path: Path, error: Exception) -> dict[str, Any]:
+    """The state of a TorchScript archive; for any other file, the reason why it cannot be read."""
+    with suppress(Exception):
+        return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
+    text = " ".join(str(error).split())
+    if isinstance(error, pickle.UnpicklingError) and "Unsupported" in text or "GLOBAL" in text:
+        raise UserError(
+            f"{path}: refused: the file asks to run code ({_offender(text)}); only tensors and plain values are read"
+        ) from None
+    raise UserError(f"{path}: not a readable checkpoint ({type(error).__name__}: {text[:120]})") from None
+
+
+def _offender(text: str) -> str:
+    """The name that a weights-only read refused, out of torch's long message."""
+    words = text.split("GLOBAL ")
+    return words[1].split()[0] if len(words) > 1 else "an object that is not a tensor"
+
+
+def unwrap(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The named tensors inside a published file: wrappers opened, ``module.`` and ``backbone.`` taken off."""
+    for _ in range(len(WRAPPERS)):
+        inner = next((state[w] for w in WRAPPERS if isinstance(state.get(w), Mapping)), None)
+        if inner is None:
+            break
+        state = inner
+    tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)}
+    for prefix in ("module.", "_orig_mod."):
+        tensors = {k.removeprefix(prefix): v for k, v in tensors.items()}
+    backbone = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
+    return backbone or tensors
+
+
+def as_tensors(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
+    """Named tensors from a path or a state dict (NumPy arrays welcome), and what to call them in a message."""
+    if isinstance(source, str | Path):
+        return unwrap(read_state(source)), str(source)
+    state = {k: torch.as_tensor(v) if isinstance(v, np.ndarray) else v for k, v in source.items()}
+    return unwrap(state), "the state dict"
+
+
+def resize_positions(old: Tensor, grid: tuple[int, int], hw_ratio: int = 1) -> Tensor:
+    """Position embeddings of another grid, bilinear, corners not aligned, no antialiasing. (1, 1 + n, D) -> (1, 1 + N, D).
+
+    The first token is kept. The old grid has ``int(sqrt(n * hw_ratio))`` rows; equal lengths are left alone even if
+    the grids differ in shape, as published.
+    """
+    new_length = grid[0] * grid[1]
+    if old.shape[1] == 1 + new_length:
+        return old
+    count = old.shape[1] - 1
+    rows = int((count * hw_ratio) ** 0.5)
+    columns = rows // hw_ratio
+    if rows * columns != count:
+        raise UserError(
+            f"position embeddings for {count} patches are no grid at MODEL.PRETRAIN_HW_RATIO {hw_ratio} "
+            f"({rows} x {columns}); set the ratio of height to width that the weights were trained at"
+        )
+    patches = old[:, 1:].reshape(1, rows, columns, -1).permute(0, 3, 1, 2).float()
+    patches = F.interpolate(patches, size=grid, mode="bilinear", align_corners=False)
+    return torch.cat([old[:, :1], patches.flatten(2).transpose(1, 2).to(old.dtype)], dim=1)
+
+
+def drop_distillation_token(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """DeiT's distilled files have a second token before the grid: known by ``dist_token``, or by a count n + 2."""
+    out = dict(state)
+    for key, value in state.items():
+        if key.rpartition(".")[2] != "pos_embed" or value.dim() != 3:
+            continue
+        two_more = (value.shape[1] - 2) ** 0.5
+        one_more = (value.shape[1] - 1) ** 0.5
+        if any(k.endswith("dist_token") for k in state) or (two_more.is_integer() and not one_more.is_integer()):
+            out[key] = torch.cat([value[:, :1], value[:, 2:]], dim=1)
+    return out
+
+
+def _copy(
+    target: nn.Module, state: dict[str, Tensor], report: LoadReport, hw_ratio: int, may_differ: Callable[[str], bool]
+) -> None:
+    """Fits ``state`` onto ``target``'s names and shapes and copies what fits, telling the report about the rest."""
+    own = target.state_dict()
+    fitting: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if key not in own:
+            report.unexpected.append(key)
+            continue
+        wanted = own[key].shape
+        if value.shape != wanted and value.numel() == own[key].numel() and value.dim() == 2 and len(wanted) == 4:
+            value = value.reshape(wanted)  # old exports hold patch weights flattened
+        if value.shape != wanted and key.rpartition(".")[2] in POSITIONS and value.dim() == len(wanted) == 3:
+            value = resize_positions(value, _grid_of(target, key), hw_ratio)
+            report.resized.append(key)
+        if value.shape != wanted:
+            report.mismatched.append(f"{key} {tuple(value.shape)} for {tuple(wanted)}")
+            if not may_differ(key):
+                raise UserError(
+                    f"{report.source}: {key} has shape {tuple(value.shape)}, the model's is {tuple(wanted)}: "
+                    "this checkpoint is of another model or setting"
+                )
+            continue
+        fitting[key] = value
+    report.loaded = list(fitting)
+    report.missing = [k for k in own if k not in fitting and not k.endswith("num_batches_tracked")]
+    if not fitting:
+        raise UserError(
+            f"{report.source}: no tensor fits the model (found {', '.join(list(state)[:3]) or 'none'}, ...)"
+        )
+    target.load_state_dict(fitting, strict=False)
+
+
+def _grid_of(module: nn.Module, key: str) -> tuple[int, int]:
+    """The patch grid of the sub-module that owns the position embedding ``key``."""
+    return module.get_submodule(key.rpartition(".")[0]).grid
+
+
+def load_weights(module: nn.Module, source: str | Path | Mapping[str, Any], hw_ratio: int = 1) -> LoadReport:
+    """Loads a whole ReID model, ours or a published one.
+
+    source: a path or a state dict. The model's ``published_state`` maps published names to ours. Parameters under
+    the model's ``optional_keys`` (classifiers, for another number of identities) may differ or be missing. Raises
+    ``UserError`` when the file cannot be read, nothing fits, or another shape is found where it matters.
+    """
+    state, name = as_tensors(source)
+    original = set(state)
+    if hasattr(module, "published_state"):
+        state = module.published_state(state)
+    report = LoadReport(source=name)
+    optional = tuple(getattr(module, "optional_keys", ()))
+    _copy(
+        module,
+        drop_distillation_token(state),
+        report,
+        hw_ratio,
+        lambda key: key.startswith(optional) if optional else False,
+    )
+    report.unexpected += sorted(original - set(state) - set(report.unexpected))
+    return report
+
+
+def require_complete(module: nn.Module, report: LoadReport) -> None:
+    """Raises ``UserError`` when a parameter that retrieval needs was not in the file."""
+    optional = tuple(getattr(module, "optional_keys", ()))
+    needed = [k for k in report.missing if not (optional and k.startswith(optional))]
+    if needed:
+        raise UserError(
+            f"{report.source}: {len(needed)} of the model's tensors are not in it ({', '.join(needed[:3])}, ...): "
+            "this checkpoint is of another model or setting"
+        )
+
+
+def load_pretrained(module: nn.Module, path: str | Path | Mapping[str, Any], hw_ratio: int = 1) -> LoadReport:
+    """Loads backbone weights from elsewhere (ImageNet, DINO, a converted LUPerson file) into ``module.base``.
+
+    Heads of the source are skipped; position embeddings are resized (``resize_positions``). hw_ratio: height over width
+    of the images that the weights were trained on. A distillation token is dropped. Raises as ``load_weights``.
+    """
+    state, name = as_tensors(path)
+    base = getattr(module, "base", module)
+    target = getattr(base, "net", base)
+    if any(key.startswith("base.") for key in state):  # a whole ReID model serves as a backbone file too
+        state = {key.removeprefix("base."): value for key, value in state.items() if key.startswith("base.")}
+    state = drop_distillation_token(state)
+    report = LoadReport(source=name)
+    skipped = [k for k in state if k not in target.state_dict() and _is_head(k)]
+    _copy(target, {k: v for k, v in state.items() if k not in skipped}, report, hw_ratio, lambda key: False)
+    report.unexpected += skipped
+    if hasattr(module, "sync_copies"):
+        module.sync_copies()
+    return report
+
+
+def _is_head(key: str) -> bool:
+    return any(word in key for word in ("head", "pre_logits", "dist_token")) or key.startswith("fc.")
+
+
+def save_atomically(value: Any, path: str | Path) -> None:
+    """``torch.save`` that writes the whole file or nothing. Raises ``UserError`` when the disk refuses."""
+    write_atomically(path, lambda handle: torch.save(value, handle))
+
+
+def write_atomically(path: str | Path, write: Callable[[Any], None]) -> None:
+    """Writes through a temporary file beside ``path``, made durable, then renamed over it."""
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}.", delete=False) as handle:
+            temporary = Path(handle.name)
+            write(handle)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        raise UserError(f"{path}: could not be written ({reason}); OUTPUT_DIR needs room and permission") from None
