@@ -1,0 +1,283 @@
+"""The key tree as data: each key's default, what it means, and which keys nothing reads (yet).
+
+The tree is the union of those of TransReID, TransReID-SSL, CLIP-ReID and SVLL-ReID, so that a YAML written for any of
+them loads unchanged; keys of our own stand beside them. ``python -m configs`` prints this file with the readers.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+from yacs.config import CfgNode
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key: its default and its meaning. The type is the default's, unless the default cannot show it.
+
+    of: the type of the value, or of each element of a list, where the default (None, 'auto', ()) does not tell.
+    several: a list of any length will do (the default's length is binding otherwise); a single value counts as a list
+    of one, but stays what it is where the default is a single value too.
+    """
+
+    default: Any
+    meaning: str
+    of: type | None = None
+    several: bool = False
+
+
+MODEL = {
+    "DEVICE": Key("auto", "where to compute: auto (what is there), cpu, cuda; cuda set by hand and absent is an error"),
+    "DEVICE_ID": Key("0", "upstream's choice of visible GPUs"),
+    "NAME": Key("resnet50", "architecture: transformer, resnet50, resnet50_ibn_a, ViT-B-16, RN50, timm:NAME, "
+                "open_clip:NAME; resnet50 as in all four upstream trees"),
+    "TRANSFORMER_TYPE": Key("None", "which transformer stands behind NAME 'transformer'; 'None' forces a choice"),
+    "VIT_SMALL": Key("auto", "which network vit_small is: transreid (768 wide, 8 blocks), deit (384 wide, 12 blocks); "
+                     "auto tells the two upstream meanings apart"),
+    "LAST_STRIDE": Key(1, "stride of a ResNet's last stage; 1 keeps a finer map, as every published setting does"),
+    "PRETRAIN_CHOICE": Key("imagenet", "imagenet: load PRETRAIN_PATH into the backbone; self: into the whole model; "
+                           "no: random weights"),
+    "PRETRAIN_PATH": Key("", "file of the pre-trained weights; empty: fetched by the library that has them"),
+    "PRETRAIN_HW_RATIO": Key(1, "height over width of the grid the position embeddings were trained on: 1 for "
+                             "ImageNet, 2 for pre-training at 256x128"),
+    "NECK": Key("bnneck", "bnneck or no: batch norm before the classifier of a ResNet"),
+    "IF_WITH_CENTER": Key("no", "upstream's announcement of the center loss"),
+    "ID_LOSS_TYPE": Key("softmax", "classifier: softmax, arcface, cosface, amsoftmax, circle"),
+    "ID_LOSS_WEIGHT": Key(1.0, "weight of the identity loss"),
+    "TRIPLET_LOSS_WEIGHT": Key(1.0, "weight of the triplet loss"),
+    "I2T_LOSS_WEIGHT": Key(1.0, "weight of the image-to-text loss in stage 2 of the prompt method"),
+    "METRIC_LOSS_TYPE": Key("triplet", "triplet, center or triplet_center; center loss is off as in published runs"),
+    "DIST_TRAIN": Key(False, "upstream's switch for several GPUs"),
+    "NO_MARGIN": Key(False, "soft margin instead of SOLVER.MARGIN in the triplet loss"),
+    "IF_LABELSMOOTH": Key("on", "on or off: label smoothing of 0.1 in the identity loss"),
+    "COS_LAYER": Key(False, "upstream's cosine layer"),
+    "DROPOUT_RATE": Key(0.0, "dropout between neck and classifier"),
+    "REDUCE_FEAT_DIM": Key(False, "a linear layer to FEAT_DIM before the neck"),
+    "FEAT_DIM": Key(512, "feature width with REDUCE_FEAT_DIM"),
+    "DROP_PATH": Key(0.1, "stochastic depth of the last block, growing linearly from 0 in the first"),
+    "DROP_OUT": Key(0.0, "dropout in the transformer's embeddings and linear layers"),
+    "ATT_DROP_RATE": Key(0.0, "dropout on the attention weights"),
+    "STRIDE_SIZE": Key([16, 16], "stride of the patch embedding (down, across); below 16 patches overlap"),
+    "GEM_POOLING": Key(False, "add the generalised mean of the patch tokens to the class token"),
+    "STEM_CONV": Key(False, "convolutional stem with instance and batch norm (ICS) in place of the patch embedding"),
+    "JPM": Key(False, "jigsaw patch module: four local branches beside the global one"),
+    "SHIFT_NUM": Key(5, "JPM: patches are rotated by SHIFT_NUM - 1 places; 5 for people, 8 for vehicles"),
+    "SHUFFLE_GROUP": Key(2, "JPM: groups of the patch shuffle"),
+    "DEVIDE_LENGTH": Key(4, "JPM: a local branch sees one DEVIDE_LENGTH-th of the patches"),
+    "RE_ARRANGE": Key(True, "JPM: shift and shuffle the patches before cutting them"),
+    "SIE_COE": Key(3.0, "factor of the side information embedding"),
+    "SIE_CAMERA": Key(False, "embed the camera"),
+    "SIE_VIEW": Key(False, "embed the view (orientation of a vehicle)"),
+    "USE_SSL": Key(False, "prompt method: vision self-supervision in stage 2; False, so that CLIP-ReID's YAMLs, which "
+                   "do not know the key, mean what they meant"),
+    "USE_SSL_STAGE1": Key(None, "prompt method: language self-supervision in stage 1; None: as USE_SSL", of=bool),
+    "SSL_TYPE": Key("SIMCLR", "prompt method: head of the vision self-supervision, SIMCLR or SIMSIAM"),
+    "PROMPT_NOUN": Key("", "prompt method: the noun of the prompt; empty: person or vehicle by the dataset's kind"),
+    "SYNC_BN": Key(False, "batch norm statistics over all processes"),
+    "COMPILE": Key(False, "torch.compile the model; off, since the first step takes minutes"),
+    "GRAD_CHECKPOINT": Key(False, "recompute activations in the backward pass: less memory, more time"),
+}
+
+INPUT = {
+    "SIZE_TRAIN": Key([384, 128], "height and width of training images"),
+    "SIZE_TEST": Key([384, 128], "height and width of test images"),
+    "PROB": Key(0.5, "probability of the horizontal flip"),
+    "RE_PROB": Key(0.5, "probability of random erasing"),
+    "RE_MAX_AREA": Key(1 / 3, "largest share of the image that random erasing takes; 1/3 as in timm's"),
+    "RE_MODE": Key("pixel", "filling of random erasing: pixel (noise) or const (black)"),
+    "PADDING": Key(10, "pixels added on each side before the random crop"),
+    "PIXEL_MEAN": Key([0.485, 0.456, 0.406], "mean of the normalisation; ImageNet's"),
+    "PIXEL_STD": Key([0.229, 0.224, 0.225], "standard deviation of the normalisation; ImageNet's"),
+}
+
+DATASETS = {
+    "NAMES": Key("market1501", "dataset to train on, or several", of=str, several=True),
+    "TARGETS": Key((), "datasets to test on or adapt to, beside or instead of the test splits of NAMES", of=str),
+    "ROOT_DIR": Key("../data", "folder that holds the datasets; upstream's default"),
+    "ROOT_TRAIN_DIR": Key("../data", "training root of a dataset class that upstream never released"),
+    "ROOT_VAL_DIR": Key("../data", "test root of a dataset class that upstream never released"),
+    "USE_ALL": Key(False, "train on train + query + gallery (domain generalisation)"),
+    "VAL_SHARE": Key(0.0, "share of the training identities that is held out for validation"),
+    "TEST_SHARE": Key(0.5, "share of the identities for testing, where a folder comes without split folders"),
+    "SEED": Key(0, "seed of every split that is drawn"),
+    "SYNTHETIC.IDS": Key(64, "built-in data: identities per split"),
+    "SYNTHETIC.CAMERAS": Key(4, "built-in data: cameras"),
+    "SYNTHETIC.IMAGES": Key(4, "built-in data: images per identity and camera"),
+    "SYNTHETIC.SEED": Key(0, "built-in data: seed"),
+    "OPTIONS": Key((), "options for one dataset among several: ['cuhk03.classic', True, ...]"),
+    "VIEW_DIR": Key("", "VeRi: folder of keypoint_train.txt and keypoint_test.txt; empty: the dataset's own folder"),
+    "FILE": Key("", "csv: the table; empty: dataset.csv or dataset.jsonl in ROOT_DIR"),
+    "IMAGE_DIR": Key("", "csv: folder that the paths are relative to; empty: the table's folder"),
+    "CAMERA_PATTERN": Key("", "folder: regular expression with one group that finds the camera in a file name; "
+                          "empty: _c(number), used if every file matches"),
+    "LABELED": Key(None, "CUHK03: hand-drawn boxes; None: the dataset's default", of=bool),
+    "CLASSIC": Key(None, "CUHK03: the classic protocol; None: the dataset's default", of=bool),
+    "SPLIT_ID": Key(None, "CUHK03, PRID: number of the split; None: 0", of=int),
+    "TEST_SIZE": Key(None, "VehicleID: test identities, 800, 1600 or 2400; None: 800", of=int),
+    "TRIAL": Key(None, "VehicleID: number of the gallery draw; None: 0", of=int),
+    "USE_VAL": Key(None, "MSMT17: train on list_val too; None: yes", of=bool),
+    "MISSING_VIEW": Key(None, "VeRi: drop or keep images without a view; None: by MODEL.SIE_VIEW", of=str),
+    "DIRECTION": Key(None, "University-1652: which platform searches which; None: drone to satellite", of=str),
+    "KEEP_NUM": Key(None, "LUPerson: images to keep of the filter list; None: all", of=int),
+}
+
+DATALOADER = {
+    "NUM_WORKERS": Key(8, "processes that load images"),
+    "SAMPLER": Key("softmax", "how batches are drawn: softmax (shuffle), softmax_triplet (P identities x K images), "
+                   "id, id_triplet, img_triplet"),
+    "NUM_INSTANCE": Key(16, "images per identity in a batch (K)"),
+    "REMOVE_TAIL": Key(0, "upstream's threshold for rare identities"),
+    "BAD_IMAGES": Key("raise", "raise or skip: what a damaged training image does; raise, so that none goes unnoticed"),
+}
+
+_OPTIMIZER = {  # what the single-stage solver and both stages of the prompt method have in common
+    "OPTIMIZER_NAME": Key("Adam", "SGD, Adam, AdamW or any other optimizer of torch.optim"),
+    "MAX_EPOCHS": Key(100, "epochs of training"),
+    "BASE_LR": Key(3e-4, "learning rate"),
+    "MOMENTUM": Key(0.9, "momentum of SGD"),
+    "WEIGHT_DECAY": Key(5e-4, "weight decay"),
+    "WEIGHT_DECAY_BIAS": Key(5e-4, "weight decay of biases"),
+    "IMS_PER_BATCH": Key(64, "images per batch, over all processes"),
+    "WARMUP_EPOCHS": Key(5, "epochs of warm-up"),
+    "WARMUP_FACTOR": Key(0.01, "multi-step: share of the rate at which the warm-up starts"),
+    "WARMUP_ITERS": Key(500, "multi-step: length of the warm-up, counted in epochs whatever its name says"),
+    "WARMUP_METHOD": Key("linear", "multi-step: linear or constant"),
+    "WARMUP_LR_INIT": Key(0.01, "cosine: rate at which the warm-up starts"),
+    "LR_MIN": Key(1.6e-5, "cosine: floor of the rate"),
+    "COSINE_MARGIN": Key(0.5, "margin of arcface, cosface, amsoftmax and circle"),
+    "COSINE_SCALE": Key(30.0, "scale of arcface, cosface, amsoftmax and circle"),
+    "CHECKPOINT_PERIOD": Key(10, "epochs between checkpoints; the last epoch is always saved"),
+    "LOG_PERIOD": Key(100, "iterations between log lines"),
+    "EVAL_PERIOD": Key(10, "epochs between evaluations"),
+}
+
+_FINE_TUNING = {  # what the single-stage solver shares with stage 2 only
+    "LARGE_FC_LR": Key(False, "twice the rate for the classifiers"),
+    "BIAS_LR_FACTOR": Key(1.0, "factor on the rate of biases"),
+    "CENTER_LR": Key(0.5, "rate of the centers' own SGD"),
+    "CENTER_LOSS_WEIGHT": Key(5e-4, "weight of the center loss"),
+    "GAMMA": Key(0.1, "multi-step and step: factor of the rate at each step"),
+    "STEPS": Key((40, 70), "multi-step: epochs at which the rate falls", of=int, several=True),
+}
+
+SOLVER = {
+    **_OPTIMIZER,
+    **_FINE_TUNING,
+    "WARMUP_ITERS": Key(0, "multi-step: length of the warm-up in epochs; 0: not given, WARMUP_EPOCHS is. CLIP-ReID's "
+                        "and SVLL-ReID's YAMLs set it, by which they are known"),
+    "WARMUP_METHOD": Key("linear", "linear: TransReID's cosine (multi-step for CLIP models); cosine: TransReID-SSL's, "
+                         "one epoch later; constant: multi-step with a constant warm-up"),
+    "SEED": Key(1234, "seed of everything that is drawn in training; upstream's"),
+    "MARGIN": Key(0.3, "margin of the triplet loss"),
+    "TRP_L2": Key(False, "unit-length features in the triplet loss; without effect with JPM, as upstream"),
+    "SCHEDULER": Key("auto", "learning-rate schedule: cosine, multistep, step, msvit; auto by the rules of "
+                     "docs/configuration.md"),
+    "SCHEDULER_START": Key("auto", "the schedule's t in the first epoch: -1, 0 or 1; auto by the schedule, and then "
+                           "an integer", of=int),
+    "STEP_SIZE": Key(40, "step: epochs between two falls of the rate"),
+    "NESTEROV": Key(False, "Nesterov momentum in SGD"),
+    "PRECISION": Key("auto", "auto (fp16 with a scaler on a GPU, fp32 on a CPU), fp32, fp16, bf16"),
+    "CLIP_GRAD": Key(0.0, "largest norm of the gradient; 0: no clipping"),
+    "ACCUMULATION": Key(1, "batches whose gradients are summed before a step"),
+    "RESUME": Key("auto", "auto: go on with an unfinished run in OUTPUT_DIR; no: start anew; or a path"),
+    "KEEP_BEST": Key("", "keep the best checkpoint by mAP or Rank-1; empty: only the regular ones"),
+    "GATHER": Key(False, "collect the features of batch-coupled losses from all processes, with gradient"),
+    **{f"STAGE1.{name}": key for name, key in _OPTIMIZER.items()},
+    "STAGE1.SSL_LOSS_WEIGHT": Key(2.0, "weight of the language self-supervision"),
+    "STAGE1.PROMPT_AUG_METHOD": Key("mask", "augmentation of the prompts: mask, swap or mix"),
+    "STAGE1.PROMPT_AUG_SCALE": Key(0.5, "strength of the prompts' augmentation: share that is masked, moved or mixed"),
+    **{f"STAGE2.{name}": key for name, key in {**_OPTIMIZER, **_FINE_TUNING}.items()},
+    "STAGE2.SSL_LOSS_WEIGHT": Key(0.8, "weight of the vision self-supervision"),
+}
+
+TEST = {
+    "IMS_PER_BATCH": Key(128, "images per batch"),
+    "WEIGHT": Key("", "checkpoint to test"),
+    "NECK_FEAT": Key("after", "retrieval feature before or after the neck"),
+    "FEAT_NORM": Key("yes", "yes or no: scale features to unit length; upstream normalises either way"),
+    "RE_RANKING": Key(False, "k-reciprocal re-ranking; upstream never does it"),
+    "RERANK": Key((20, 6, 0.3), "k1, k2 and lambda of the re-ranking; the paper's"),
+    "QUERY_EXPANSION": Key((), "average query expansion: (times, k, alpha); (): none"),
+    "DIST_MAT": Key("dist_mat.npy", "upstream's file for the distance matrix"),
+    "EVAL": Key(False, "upstream's switch for evaluation"),
+    "ROC": Key(False, "report verification rates (TAR at FAR) too"),
+    "MAX_RANK": Key(50, "length of the CMC curve"),
+    "PROTOCOL": Key("", "market1501, cuhk03, vehicleid or retrieval; empty: the dataset's"),
+    "AP": Key("rectangle", "area under the precision curve: rectangle, or trapezoid as in MSViT"),
+    "METRIC": Key("euclidean", "distance: euclidean or cosine"),
+    "FLIP": Key(False, "add the feature of the mirrored image"),
+    "REPEATS": Key(10, "draws of the gallery in the cuhk03 and vehicleid protocols"),
+}
+
+_SECTIONS = {"MODEL": MODEL, "INPUT": INPUT, "DATASETS": DATASETS, "DATALOADER": DATALOADER, "SOLVER": SOLVER,
+             "TEST": TEST}
+
+KEYS: dict[str, Key] = {
+    "PROCESSOR.NAME": Key("auto", "method: supervised, prompt, dino, cluster, self_distill, dmmd, mtda_kd; auto: "
+                          "prompt when a SOLVER.STAGE1 key is set, else supervised"),
+    **{f"{section}.{name}": key for section, keys in _SECTIONS.items() for name, key in keys.items()},
+    "EXTRA_MODULES": Key((), "your own Python modules, imported first: they may register models, data and methods",
+                         of=str),
+    "OUTPUT_DIR": Key("", "folder of checkpoints, logs and results; empty: runs/ and the YAML's name"),
+}
+
+#: The dotted names of all sections, such as SOLVER and SOLVER.STAGE1.
+SECTIONS = {name.rsplit(".", depth)[0] for name in KEYS for depth in range(1, name.count(".") + 1)}
+
+_STAGE1_UNREAD = "upstream's stage 1 has it and reads it nowhere"
+_STAGE2_UNREAD = "upstream's stage 2 has it and reads it nowhere: its schedule is multi-step, its losses have no center"
+
+#: Keys that published YAMLs set and nothing reads, with the reason. Setting one is told in one line of the log.
+INERT: dict[str, str] = {
+    "MODEL.DEVICE_ID": "the environment decides which GPUs are visible (CUDA_VISIBLE_DEVICES)",
+    "MODEL.DIST_TRAIN": "torchrun decides: started under it, training uses all its processes",
+    "MODEL.IF_WITH_CENTER": "METRIC_LOSS_TYPE decides about the center loss",
+    "MODEL.COS_LAYER": "upstream crashes with it; use ID_LOSS_TYPE 'cosface' or 'arcface'",
+    "DATALOADER.REMOVE_TAIL": "no upstream code reads it",
+    "DATASETS.ROOT_TRAIN_DIR": "it belongs to a dataset class that was never released; use DATASETS.ROOT_DIR",
+    "DATASETS.ROOT_VAL_DIR": "it belongs to a dataset class that was never released; use DATASETS.ROOT_DIR",
+    "TEST.DIST_MAT": "no upstream code reads it; the distance matrix is never held whole",
+    "TEST.EVAL": "no upstream code reads it; test.py always evaluates",
+    "SOLVER.WARMUP_LR_INIT": "the single-stage tree has it and reads it nowhere; the warm-up starts at 0.01 * BASE_LR",
+    "SOLVER.LR_MIN": "the single-stage tree has it and reads it nowhere; the floor is 0.002 * BASE_LR",
+    **{f"SOLVER.STAGE1.{name}": _STAGE1_UNREAD for name in (
+        "WEIGHT_DECAY_BIAS", "WARMUP_FACTOR", "WARMUP_ITERS", "WARMUP_METHOD", "COSINE_MARGIN", "COSINE_SCALE",
+        "EVAL_PERIOD")},
+    **{f"SOLVER.STAGE2.{name}": _STAGE2_UNREAD for name in (
+        "WARMUP_EPOCHS", "WARMUP_LR_INIT", "LR_MIN", "CENTER_LR", "CENTER_LOSS_WEIGHT", "COSINE_MARGIN",
+        "COSINE_SCALE")},
+}
+
+#: Keys, or sections ending in a dot, that wait for a method or a dataset not built yet. An entry goes when that comes.
+RESERVED: dict[str, str] = {
+    "SOLVER.STAGE1.": "prompt",
+    "SOLVER.STAGE2.": "prompt",
+    "MODEL.USE_SSL": "prompt",
+    "MODEL.USE_SSL_STAGE1": "prompt",
+    "MODEL.SSL_TYPE": "prompt",
+    "MODEL.PROMPT_NOUN": "prompt",
+    "MODEL.I2T_LOSS_WEIGHT": "prompt",
+    "DATASETS.USE_ALL": "self_distill",
+    "DATASETS.TEST_SHARE": "folder",
+    "DATASETS.CAMERA_PATTERN": "folder",
+}
+
+
+def reserved_for(key: str) -> str:
+    """The method or dataset, not built yet, that ``key`` waits for; empty when it waits for none."""
+    return next((owner for name, owner in RESERVED.items()
+                 if key == name or (name.endswith(".") and key.startswith(name))), "")
+
+
+def get_cfg_defaults() -> CfgNode:
+    """A fresh copy of the default tree."""
+    tree: dict = {}
+    for name, key in KEYS.items():
+        *sections, leaf = name.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[leaf] = copy.deepcopy(key.default)
+    return CfgNode(tree)

@@ -1,0 +1,263 @@
+"""From the configuration to loaders: what is trained on, what is tested, and the counts the model needs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from datasets.catalogue import CATALOGUE, ReIDDataset, find_spec, make_dataset
+from datasets.images import Batch, ImageList
+from datasets.records import Records, join
+from datasets.samplers import make_sampler
+from datasets.transforms import build_transforms
+from utils.distributed import rank, world_size
+from utils.errors import UserError
+
+log = logging.getLogger("lineup")
+
+OPTION_KEYS = (
+    "LABELED", "CLASSIC", "SPLIT_ID", "TEST_SIZE", "TRIAL", "USE_VAL", "MISSING_VIEW", "DIRECTION", "KEEP_NUM"
+)  # fmt: skip
+"""Keys of DATASETS that are options of ``make_dataset`` in capitals; None leaves the dataset's own default."""
+
+
+@dataclass
+class TestSet:
+    """One set to be searched: ``loader`` runs over query followed by gallery (the query alone when they are one list)."""
+
+    name: str
+    protocol: str
+    query: Records
+    gallery: Records
+    loader: Any
+    same_list: bool = False
+    held_out: bool = False
+
+    __test__ = False  # not a test class, whatever its name says to pytest
+
+
+@dataclass
+class Data:
+    """What ``make_dataloader`` returns. train: None when only testing. num_*: of the training split."""
+
+    train: TrainLoader | None
+    tests: list[TestSet]
+    num_classes: int
+    num_cameras: int
+    num_views: int
+    kind: str = "person"
+    datasets: list[ReIDDataset] = field(default_factory=list)
+    validation: TestSet | None = None
+
+
+class TrainLoader:
+    """Batches of one epoch after another. on_bad: ``raise`` stops at an image that cannot be read, ``skip`` counts it."""
+
+    def __init__(self, records: Records, transform, sampler, workers: int, on_bad: str = "raise", pin: bool = False):
+        if on_bad not in ("raise", "skip"):
+            raise UserError(f"DATALOADER.BAD_IMAGES: {on_bad!r} is neither 'raise' nor 'skip'")
+        self.records, self.sampler, self.on_bad = records, sampler, on_bad
+        images = ImageList(records, transform)
+        self.loader = DataLoader(
+            images, batch_sampler=sampler, num_workers=workers, collate_fn=images.collate,
+            persistent_workers=workers > 0, pin_memory=pin, worker_init_fn=one_thread, generator=torch.Generator(),
+        )  # fmt: skip
+
+    def epoch(self, number: int) -> EpochBatches:
+        """The batches of an epoch, counted from 1: the same for the same seed, whatever the number of workers."""
+        self.sampler.set_epoch(number)
+        return EpochBatches(self)
+
+
+class EpochBatches:
+    """One pass over a ``TrainLoader``. Empty batches (every image unreadable) are left out and counted."""
+
+    def __init__(self, owner: TrainLoader):
+        self.owner = owner
+
+    def __len__(self) -> int:
+        return len(self.owner.sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        skipped = 0
+        for batch in self.owner.loader:
+            if batch.broken and self.owner.on_bad == "raise":
+                raise UserError(f"{batch.broken[0]}; DATALOADER.BAD_IMAGES 'skip' trains without such images")
+            skipped += len(batch.broken)
+            if len(batch):
+                yield batch
+        if skipped:
+            log.warning("%d images could not be read in this epoch and were skipped", skipped)
+
+
+# Every loader has a generator of its own: starting workers must not draw from the one that training resumes.
+
+
+def one_thread(worker: int) -> None:
+    """Workers share the cores with the training process: one thread each."""
+    torch.set_num_threads(1)
+
+
+class TestLoader:
+    """Batches of a list in order; each of several processes sees its share of the rows."""
+
+    __test__ = False
+
+    def __init__(self, records: Records, transform, batch_size: int, workers: int, pin: bool = False):
+        images = ImageList(records, transform)
+        self.records = records
+        mine = np.array_split(np.arange(len(records)), world_size())[rank()].tolist()
+        self.loader = DataLoader(
+            images, sampler=mine, batch_size=batch_size, num_workers=workers, collate_fn=images.collate,
+            pin_memory=pin, worker_init_fn=one_thread, generator=torch.Generator(),
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.loader:
+            if batch.broken:
+                raise UserError(batch.broken[0])
+            yield batch
+
+
+def names_of(value: str | tuple | list) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def dataset_options(cfg, name: str) -> dict[str, Any]:
+    """Options for one dataset of the run, from ``DATASETS.KEY`` and ``DATASETS.OPTIONS``."""
+    spec = find_spec(name)
+    options = {key.lower(): cfg.DATASETS[key] for key in OPTION_KEYS if cfg.DATASETS[key] is not None}
+    options = {k: v for k, v in options.items() if k in spec.options}
+    if "ids" in spec.options:
+        size = cfg.DATASETS.SYNTHETIC
+        options |= {"ids": size.IDS, "cameras": size.CAMERAS, "images": size.IMAGES, "seed": size.SEED}
+    elif "seed" in spec.options:
+        options["seed"] = cfg.DATASETS.SEED
+    places = {"view_dir": cfg.DATASETS.VIEW_DIR, "file": cfg.DATASETS.FILE, "image_dir": cfg.DATASETS.IMAGE_DIR}
+    options |= {k: v for k, v in places.items() if v and k in spec.options}
+    if cfg.MODEL.SIE_VIEW and "missing_view" in spec.options:
+        options.setdefault("missing_view", "drop")
+    pairs = list(cfg.DATASETS.OPTIONS)
+    if len(pairs) % 2:
+        raise UserError(f"DATASETS.OPTIONS: expected ['dataset.option', value, ...], got {pairs}")
+    for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+        owner, _, option = str(key).partition(".")
+        if find_spec(owner) is spec:
+            options[option] = value
+    return options
+
+
+def refuse_unknown_options(cfg, names: list[str]) -> None:
+    known = set().union(*(find_spec(name).options for name in names))
+    for key in OPTION_KEYS:
+        if cfg.DATASETS[key] is not None and key.lower() not in known:
+            raise UserError(f"DATASETS.{key}: no dataset of this run ({', '.join(names)}) has that option")
+
+
+def join_training(parts: list[ReIDDataset]) -> Records:
+    """Several training lists as one: identities, cameras and views of each shifted past those before it."""
+    shifted, pids, cams, views = [], 0, 0, 0
+    for i, part in enumerate(parts):
+        r = part.train
+        shifted.append(Records.of(r.paths, r.pids + pids, r.camids + cams, r.viewids + views, np.full(len(r), i)))
+        pids, cams = pids + part.num_classes, cams + part.num_cameras
+        views += part.num_views
+    return join(shifted)
+
+
+def hold_out(records: Records, share: float, seed: int) -> tuple[Records, Records, Records]:
+    """Splits training identities: (train with dense labels, query, gallery); one query per identity and camera."""
+    if not 0 < share < 1:
+        raise UserError(f"DATASETS.VAL_SHARE: {share} is no share of the training identities")
+    ids = np.unique(records.pids)
+    held = np.random.default_rng(seed).permutation(ids)[: max(1, round(share * len(ids)))]
+    apart = np.isin(records.pids, held)
+    train, rest = records.take(~apart), records.take(apart)
+    _, first = np.unique(rest.pids * (rest.camids.max(initial=0) + 1) + rest.camids, return_index=True)
+    chosen = np.zeros(len(rest), bool)
+    chosen[first] = True
+    labels = np.unique(train.pids, return_inverse=True)[1]
+    return (
+        Records.of(train.paths, labels, train.camids, train.viewids, train.domain),
+        rest.take(chosen),
+        rest.take(~chosen),
+    )
+
+
+def make_test_set(cfg, name: str, protocol: str, query: Records, gallery: Records, **more) -> TestSet:
+    records = query if more.get("same_list") else join([query, gallery])
+    loader = TestLoader(
+        records,
+        build_transforms(cfg, is_train=False),
+        cfg.TEST.IMS_PER_BATCH,
+        cfg.DATALOADER.NUM_WORKERS,
+        pin=pinned(cfg),
+    )
+    return TestSet(name, cfg.TEST.PROTOCOL or protocol, query, gallery, loader, **more)
+
+
+def pinned(cfg) -> bool:
+    return torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu"
+
+
+def make_dataloader(cfg, training: bool = True) -> Data:
+    """Reads the datasets that the configuration names and makes their loaders.
+
+    training: False leaves out the training loader (the training lists are still read for their counts when they are
+    there). Raises ``UserError`` with one line for whatever is wrong with the data.
+    """
+    names = names_of(cfg.DATASETS.NAMES)
+    targets = names_of(cfg.DATASETS.TARGETS) if cfg.DATASETS.TARGETS else []
+    if not names:
+        raise UserError(f"DATASETS.NAMES is empty. Known: {', '.join(sorted(CATALOGUE))}")
+    refuse_unknown_options(cfg, [*names, *targets])
+    read = {
+        n: make_dataset(n, cfg.DATASETS.ROOT_DIR, **dataset_options(cfg, n)) for n in dict.fromkeys([*names, *targets])
+    }
+    sources = [read[n] for n in names]
+    for dataset in read.values():
+        for line in dataset.statistics():
+            log.info(line)
+    empty = [d for d in sources if not len(d.train)]
+    if empty and training:
+        raise UserError(f"{empty[0].spec.name}: no training images in {empty[0].folder}")
+    train, validation = join_training(sources), None
+    if cfg.DATASETS.VAL_SHARE and training:
+        train, query, gallery = hold_out(train, cfg.DATASETS.VAL_SHARE, cfg.SOLVER.SEED)
+        validation = make_test_set(cfg, "validation", "market1501", query, gallery, held_out=True)
+    loader = None
+    if training:
+        sampler = make_sampler(cfg, train.pids, rank(), world_size())
+        loader = TrainLoader(
+            train,
+            build_transforms(cfg, is_train=True),
+            sampler,
+            cfg.DATALOADER.NUM_WORKERS,
+            cfg.DATALOADER.BAD_IMAGES,
+            pinned(cfg),
+        )
+    tested = [read[n] for n in targets] if targets else [d for d in sources if len(d.query) and len(d.gallery)]
+    tests = [
+        make_test_set(cfg, d.spec.name, d.spec.protocol, d.query, d.gallery, same_list=d.same_list) for d in tested
+    ]
+    if not tests:
+        raise UserError(f"{', '.join(names)}: no query and gallery images to test on; set DATASETS.TARGETS")
+    return Data(
+        train=loader,
+        tests=tests,
+        num_classes=len(np.unique(train.pids)),
+        num_cameras=len(np.unique(train.camids)),
+        num_views=len(np.unique(train.viewids)),
+        kind=sources[0].spec.kind or "person",
+        datasets=list(read.values()),
+        validation=validation,
+    )

@@ -1,0 +1,128 @@
+"""Which images make a batch. Every sampler draws an epoch's batches from (seed, epoch) alone, alike on all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from utils.errors import UserError
+
+Batches = list[np.ndarray]
+
+
+def identity_batches(pids: np.ndarray, batch_size: int, num_instances: int, rng: np.random.Generator) -> Batches:
+    """P x K batches (RandomIdentitySampler, Hermans et al.): P identities, K images of each, until fewer than P remain.
+
+    An identity with fewer than K images is filled up by drawing with replacement; its images are shuffled and cut into
+    groups of K, what is left over is dropped. Each batch takes one group of P identities that still have any.
+    """
+    groups: dict[int, list[np.ndarray]] = {}
+    for pid, rows in rows_by_identity(pids):
+        rows = rng.permutation(rows) if len(rows) >= num_instances else rng.choice(rows, num_instances)
+        whole = len(rows) // num_instances * num_instances
+        groups[pid] = list(rows[:whole].reshape(-1, num_instances))
+    left, batches = list(groups), []
+    while len(left) >= batch_size // num_instances:
+        chosen = rng.choice(len(left), batch_size // num_instances, replace=False)
+        batches.append(np.concatenate([groups[left[i]].pop() for i in chosen]))
+        left = [pid for pid in left if groups[pid]]
+    return batches
+
+
+def once_per_identity(pids: np.ndarray, batch_size: int, num_instances: int, rng: np.random.Generator) -> Batches:
+    """Each identity once per epoch in random order, K of its images; an incomplete last batch is dropped."""
+    found = rows_by_identity(pids)
+    rows = []
+    for i in rng.permutation(len(found)):
+        own = found[i][1]
+        rows.append(rng.choice(own, num_instances, replace=len(own) < num_instances))
+    return whole_batches(np.concatenate(rows), batch_size)
+
+
+def shuffled(pids: np.ndarray, batch_size: int, num_instances: int, rng: np.random.Generator) -> Batches:
+    """Every image once in random order; an incomplete last batch is dropped."""
+    return whole_batches(rng.permutation(len(pids)), batch_size)
+
+
+def rows_by_identity(pids: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    order = np.argsort(pids, kind="stable")
+    ids, first = np.unique(pids[order], return_index=True)
+    return list(zip(ids.tolist(), np.split(order, first[1:]), strict=True))
+
+
+def whole_batches(rows: np.ndarray, batch_size: int) -> Batches:
+    return [rows[i : i + batch_size] for i in range(0, len(rows) - batch_size + 1, batch_size)]
+
+
+RULES = {
+    "softmax_triplet": identity_batches,
+    "img_triplet": identity_batches,
+    "softmax": shuffled,
+    "id": once_per_identity,
+    "id_triplet": once_per_identity,
+}
+
+
+class EpochSampler(Sampler):
+    """Batches of (row, seed) for a ``DataLoader``; ``set_epoch`` first. The seed is for the image's augmentation.
+
+    rule: one of ``RULES``. batch_size: of all ranks together; each rank takes every world-th mini-batch of the one
+    common list, and an incomplete round is dropped.
+    """
+
+    def __init__(
+        self, rule, pids: np.ndarray, batch_size: int, num_instances: int, seed: int, rank: int = 0, world: int = 1
+    ):
+        super().__init__()
+        self.rule, self.pids, self.num_instances, self.seed = rule, pids, num_instances, seed
+        self.per_rank, self.rank, self.world = batch_size // world, rank, world
+        self.set_epoch(1)
+
+    def set_epoch(self, epoch: int) -> None:
+        rng = np.random.default_rng([self.seed, epoch])
+        batches = self.rule(self.pids, self.per_rank, self.num_instances, rng)
+        batches = batches[: len(batches) // self.world * self.world]
+        seeds = rng.integers(2**62, size=(len(batches), self.per_rank))
+        self.batches = [list(zip(b.tolist(), s.tolist(), strict=True)) for b, s in zip(batches, seeds, strict=True)][
+            self.rank :: self.world
+        ]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(self.batches)
+
+
+def make_sampler(cfg, pids: np.ndarray, rank: int, world: int) -> EpochSampler:
+    """The sampler that DATALOADER.SAMPLER names. Raises ``UserError`` for batch sizes that cannot be made."""
+    name, batch, k = cfg.DATALOADER.SAMPLER, cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE
+    name = "softmax_triplet" if name not in RULES and "triplet" in name else name
+    if name not in RULES:
+        raise UserError(f"DATALOADER.SAMPLER: unknown {name!r}. Known: {', '.join(RULES)}")
+    if batch < 1 or batch % world:
+        raise UserError(f"SOLVER.IMS_PER_BATCH: {batch} images cannot be shared by {world} processes alike")
+    if name != "softmax":
+        check_identities(batch // world, k, len(np.unique(pids)))
+    sampler = EpochSampler(RULES[name], pids, batch, k, cfg.SOLVER.SEED, rank, world)
+    if not len(sampler):
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH: {len(pids)} training images give no batch of {batch} under sampler {name!r}"
+        )
+    return sampler
+
+
+def check_identities(batch: int, num_instances: int, identities: int) -> None:
+    """Raises ``UserError`` unless a batch is P x K and there are P identities."""
+    if num_instances < 1 or batch % num_instances:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH: {batch} images a process is no multiple of DATALOADER.NUM_INSTANCE {num_instances}; "
+            "a batch is P identities x K images"
+        )
+    if batch // num_instances > identities:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH: a batch of {batch} needs {batch // num_instances} identities with {num_instances} images "
+            f"each, the training set has {identities}; lower IMS_PER_BATCH or raise DATALOADER.NUM_INSTANCE"
+        )

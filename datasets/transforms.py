@@ -1,0 +1,129 @@
+"""From a PIL image to a normalised tensor. Training draws from Python's and torch's global generators."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from utils.errors import UserError
+
+Resample = Image.Resampling
+
+
+def resize(image: Image.Image, size: Sequence[int], resample: Resample) -> Image.Image:
+    """To (height, width); an image that has the size already is left alone."""
+    size = (size[1], size[0])
+    return image if image.size == size else image.resize(size, resample)
+
+
+class ToNormalized:
+    """uint8 (H, W, 3) -> float32 (3, H, W), ``(x / 255 - mean) / std`` per channel, in two in-place passes."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise UserError(
+                f"INPUT.PIXEL_MEAN, INPUT.PIXEL_STD: expected three values each, deviations above 0, got {mean}, {std}"
+            )
+        self.scale = torch.tensor([1 / (255 * s) for s in std]).view(3, 1, 1)
+        self.shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(3, 1, 1)
+
+    def __call__(self, pixels: np.ndarray) -> Tensor:
+        out = torch.empty(3, *pixels.shape[:2])
+        out.copy_(torch.from_numpy(pixels).permute(2, 0, 1))
+        return out.mul_(self.scale).add_(self.shift)
+
+
+class PadAndCrop:
+    """A random crop of the image's own size from the image with a black border of ``padding`` pixels. (H, W, 3)."""
+
+    def __init__(self, padding: int):
+        self.padding = padding
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        if not self.padding:
+            return pixels
+        down, right = (random.randint(-self.padding, self.padding) for _ in range(2))
+        height, width = pixels.shape[:2]
+        out = np.zeros_like(pixels)
+        out[max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)] = pixels[
+            max(-down, 0) : height + min(-down, 0), max(-right, 0) : width + min(-right, 0)
+        ]
+        return out
+
+
+class RandomErasing:
+    """Fills one random rectangle with noise (Zhong et al., AAAI 2020; the pixel mode of timm's).
+
+    probability: of erasing at all. area: share of the image, uniform in this range. aspect: height over width,
+    log-uniform in [0.3, 1 / 0.3]. Up to ten tries until the rectangle is strictly smaller than the image.
+    mode: ``pixel`` fills with N(0, 1) per pixel and channel, ``const`` with 0 (the mean, as images are normalised).
+    """
+
+    def __init__(self, probability: float, area: tuple[float, float] = (0.02, 1 / 3), mode: str = "pixel"):
+        if not 0 <= probability <= 1:
+            raise UserError(f"INPUT.RE_PROB: {probability} is no probability")
+        if mode not in ("pixel", "const"):
+            raise UserError(f"INPUT.RE_MODE: {mode!r} is neither 'pixel' nor 'const'")
+        if not 0 < area[0] <= area[1] <= 1:
+            raise UserError(f"INPUT.RE_MAX_AREA: {area[1]} must lie between {area[0]} and 1")
+        self.probability, self.area, self.mode = probability, area, mode
+        self.log_aspect = (math.log(0.3), math.log(1 / 0.3))
+
+    def rectangle(self, height: int, width: int) -> tuple[int, int, int, int] | None:
+        """top, left, height, width of the rectangle to fill; None when this image is spared."""
+        if random.random() >= self.probability:
+            return None
+        for _ in range(10):
+            target = random.uniform(*self.area) * height * width
+            aspect = math.exp(random.uniform(*self.log_aspect))
+            h, w = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
+            if h < height and w < width:
+                return random.randint(0, height - h), random.randint(0, width - w), h, w
+        return None
+
+    def __call__(self, image: Tensor) -> Tensor:
+        box = self.rectangle(*image.shape[1:])
+        if box:
+            top, left, h, w = box
+            fill = torch.randn(3, h, w) if self.mode == "pixel" else 0.0
+            image[:, top : top + h, left : left + w] = fill
+        return image
+
+
+class TrainTransform:
+    """Resize (bicubic), flip, pad and crop, normalise, erase: the order of the published ReID code."""
+
+    def __init__(self, size, flip: float, padding: int, normalize: ToNormalized, erase: RandomErasing):
+        self.size, self.flip, self.normalize, self.erase = size, flip, normalize, erase
+        self.crop = PadAndCrop(padding)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        pixels = np.asarray(resize(image, self.size, Resample.BICUBIC))
+        if random.random() < self.flip:
+            pixels = pixels[:, ::-1]
+        return self.erase(self.normalize(self.crop(np.ascontiguousarray(pixels))))
+
+
+class TestTransform:
+    """Resize (bilinear) and normalise."""
+
+    def __init__(self, size, normalize: ToNormalized):
+        self.size, self.normalize = size, normalize
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return self.normalize(np.array(resize(image, self.size, Resample.BILINEAR)))
+
+
+def build_transforms(cfg, is_train: bool) -> Callable[[Image.Image], Tensor]:
+    """The transform of training or of evaluation: PIL image -> float32 (3, H, W)."""
+    normalize = ToNormalized(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)
+    if not is_train:
+        return TestTransform(tuple(cfg.INPUT.SIZE_TEST), normalize)
+    erase = RandomErasing(cfg.INPUT.RE_PROB, (0.02, cfg.INPUT.RE_MAX_AREA), cfg.INPUT.RE_MODE)
+    return TrainTransform(tuple(cfg.INPUT.SIZE_TRAIN), cfg.INPUT.PROB, cfg.INPUT.PADDING, normalize, erase)

@@ -1,0 +1,1 @@
+"""The trainer, the methods as lists of stages, evaluation, and the commands after training."""

@@ -1,0 +1,52 @@
+"""The command line that ``train.py`` and ``test.py`` share, and how a user's mistake ends."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+
+def parse(argv: list[str] | None, purpose: str, example: str) -> argparse.Namespace:
+    """config_file and opts (KEY VALUE ...)."""
+    parser = argparse.ArgumentParser(
+        description=purpose, epilog=f"example: {example}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config_file", "--config-file", default="", metavar="FILE", help="YAML file under configs/")
+    parser.add_argument("--local_rank", "--local-rank", default=0, help="accepted and ignored: torchrun decides")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings that override the file's")
+    return parser.parse_args(argv)
+
+
+def guarded(main: Callable[[], object]) -> None:
+    """Runs ``main``; a user's mistake becomes one line on standard error and exit code 2, never a traceback."""
+    from configs import ConfigError
+    from utils.errors import UserError
+
+    try:
+        main()
+    except (ConfigError, UserError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last complete epoch", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def run_command(argv: list[str] | None, name: str, purpose: str, example: str) -> None:
+    """Parses, loads the configuration and hands over to ``processor.run.train`` or ``.test``."""
+    args = parse(argv, purpose, example)
+
+    def go() -> None:
+        from configs import load_config_with_notes
+
+        cfg, notes = load_config_with_notes(args.config_file, args.opts)
+        from processor import run
+
+        getattr(run, name)(cfg, args.config_file, notes)
+
+    guarded(go)

@@ -1,0 +1,186 @@
+"""From a model and test sets to metrics: features once, then distances, ranks and scores."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from datasets.loaders import TestSet
+from datasets.readers import draw_one_each
+from utils import switch
+from utils.distributed import gather_objects, is_main
+from utils.errors import UserError
+from utils.metrics import evaluate_features, evaluate_retrieval, evaluate_roc
+from utils.reranking import query_expansion
+
+log = logging.getLogger("lineup")
+
+SHOWN_RANKS = (1, 5, 10)
+PROTOCOLS = ("market1501", "cuhk03", "vehicleid", "retrieval")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How features become scores; fields are the keys of the same names under ``TEST``."""
+
+    flip: bool = False
+    normalize: bool = True
+    metric: str = "euclidean"
+    rerank: tuple[int, int, float] | None = None
+    expansion: tuple = ()
+    roc: bool = False
+    ap: str = "rectangle"
+    max_rank: int = 50
+    repeats: int = 10
+    seed: int = 0
+
+    @classmethod
+    def from_cfg(cls, cfg) -> Settings:
+        k1, k2, weight = cfg.TEST.RERANK
+        return cls(
+            flip=cfg.TEST.FLIP,
+            normalize=switch("TEST.FEAT_NORM", cfg.TEST.FEAT_NORM),
+            metric=cfg.TEST.METRIC,
+            rerank=(int(k1), int(k2), float(weight)) if cfg.TEST.RE_RANKING else None,
+            expansion=tuple(cfg.TEST.QUERY_EXPANSION),
+            roc=cfg.TEST.ROC,
+            ap=cfg.TEST.AP,
+            max_rank=max(cfg.TEST.MAX_RANK, max(SHOWN_RANKS)),
+            repeats=cfg.TEST.REPEATS,
+            seed=cfg.DATASETS.SEED,
+        )
+
+
+@torch.no_grad()
+def extract_features(model: nn.Module, loader, device: torch.device, flip: bool = False) -> Tensor:
+    """Retrieval features of a list in its order, in full precision. (N, D) float32 on the CPU, alike on all processes.
+
+    flip: the mean with the mirrored image's features. Raises ``UserError`` naming images whose features are not finite.
+    """
+    training = model.training
+    model.eval()
+    rows, feats = [], []
+    for batch in tqdm(loader, desc="features", leave=False, disable=not (is_main() and sys.stderr.isatty())):
+        batch = batch.to(device)
+        found = model(batch.images, cam_label=batch.camids, view_label=batch.viewids)
+        if flip:
+            mirrored = model(batch.images.flip(3), cam_label=batch.camids, view_label=batch.viewids)
+            found = (found + mirrored) / 2
+        rows.append(batch.rows.cpu())
+        feats.append(found.float().cpu())
+    model.train(training)
+    parts = [p for p in gather_objects((torch.cat(rows), torch.cat(feats)) if rows else None) if p is not None]
+    rows, feats = torch.cat([r for r, _ in parts]), torch.cat([f for _, f in parts])
+    out = torch.empty_like(feats)
+    out[rows] = feats  # features belong to rows of the list, not to the order in which they came
+    bad = (~out.isfinite().all(1)).nonzero().flatten().tolist()
+    if bad:
+        names = ", ".join(loader.records.paths[i] for i in bad[:2])
+        raise UserError(f"features of {len(bad)} images are not finite ({names}, ...): the weights are damaged")
+    return out
+
+
+def score(test: TestSet, feats: Tensor, settings: Settings) -> dict[str, float]:
+    """Metrics of one set from the features of its loader's list, shares of 1."""
+    if test.protocol not in PROTOCOLS:
+        raise UserError(f"TEST.PROTOCOL: unknown {test.protocol!r}. Known: {', '.join(PROTOCOLS)}")
+    if test.protocol == "vehicleid":
+        return drawn_gallery(test, feats, settings)
+    count = len(test.query)
+    qf, gf = feats[:count], feats if test.same_list else feats[count:]
+    if test.protocol == "retrieval":
+        return retrieval(test, qf, gf, settings)
+    return ranking(test, qf, gf, settings, test.query, test.gallery)
+
+
+def ranking(
+    test: TestSet, qf: Tensor, gf: Tensor, settings: Settings, query, gallery, seed: int | None = None
+) -> dict[str, float]:
+    """CMC, mAP and mINP of query against gallery, after query expansion and with re-ranking where asked for."""
+    if settings.expansion:
+        times, k, alpha = settings.expansion
+        qf, gf = query_expansion(qf, gf, int(times), int(k), float(alpha))
+        qf, gf = torch.as_tensor(qf), torch.as_tensor(gf)
+    where = (query.pids, gallery.pids, query.camids, gallery.camids)
+    result = evaluate_features(
+        qf, gf, *where, metric=settings.metric, normalize=settings.normalize, rerank=settings.rerank, ap=settings.ap,
+        protocol="cuhk03" if test.protocol == "cuhk03" else "market1501", max_rank=settings.max_rank,
+        seed=settings.seed, repeats=settings.repeats, same_list=test.same_list,
+    )  # fmt: skip
+    metrics = {"mAP": float(result.mAP), "mINP": float(result.mINP)}
+    metrics |= {f"Rank-{k}": float(result.cmc[k - 1]) for k in SHOWN_RANKS}
+    metrics |= {"queries": int(len(query)), "valid_queries": int(result.num_valid_q)}
+    if settings.roc:
+        metrics |= {f"TAR@FAR={far:g}": float(tar) for far, tar in evaluate_roc(qf, gf, *where).items()}
+    return metrics
+
+
+def drawn_gallery(test: TestSet, feats: Tensor, settings: Settings) -> dict[str, float]:
+    """VehicleID's protocol: one drawn image per vehicle is the gallery; mean and spread over the draws."""
+    pids = np.concatenate([test.query.pids, test.gallery.pids])
+    paths = np.array([*test.query.paths, *test.gallery.paths])
+    order = np.argsort(paths, kind="stable")  # a draw must not depend on how an earlier one split the list
+    results = []
+    for trial in range(settings.repeats):
+        chosen = np.zeros(len(order), bool)
+        chosen[list(draw_one_each(pids[order].tolist(), settings.seed + trial))] = True
+        g, q = order[chosen], order[~chosen]
+        ids = _Ids(pids[q]), _Ids(pids[g], camera=1)
+        results.append(ranking(test, feats[q], feats[g], settings, *ids))
+    out = {k: float(np.mean([r[k] for r in results])) for k in results[0]}
+    return out | {f"{k} std": float(np.std([r[k] for r in results])) for k in ("mAP", "Rank-1", "Rank-5")}
+
+
+class _Ids:
+    """Identities without cameras: one camera for all, another for the other side."""
+
+    def __init__(self, pids: np.ndarray, camera: int = 0):
+        self.pids, self.camids = pids, np.full(len(pids), camera)
+
+    def __len__(self) -> int:
+        return len(self.pids)
+
+
+def retrieval(test: TestSet, qf: Tensor, gf: Tensor, settings: Settings) -> dict[str, float]:
+    """Recall@K and NMI; images of one list are never their own match."""
+    gallery = () if test.same_list else (gf, test.gallery.pids)
+    result = evaluate_retrieval(qf, test.query.pids, *gallery)
+    return {f"Recall@{k}": float(v) for k, v in result.recall.items()} | {"NMI": float(result.nmi)}
+
+
+def evaluate(
+    model: nn.Module, tests: list[TestSet], settings: Settings, device: torch.device
+) -> dict[str, dict[str, float]]:
+    """Name of each test set -> its metrics; logs a table. Every process gets the same answer."""
+    results = {}
+    for test in tests:
+        feats = extract_features(model, test.loader, device, settings.flip)
+        results[test.name] = score(test, feats, settings)
+    for line in table(results):
+        log.info(line)
+    return results
+
+
+def means(results: dict[str, dict[str, float]]) -> dict[str, float]:
+    """The mean over test sets of the values that all of them have; the values themselves when there is one set."""
+    first, *others = results.values()
+    shared = [k for k in first if all(k in r for r in others)]
+    return {k: float(np.mean([r[k] for r in results.values()])) for k in shared}
+
+
+def table(results: dict[str, dict[str, Any]]) -> list[str]:
+    """Lines of a table, in percent."""
+    columns = [k for k in means(results) if k not in ("queries", "valid_queries")]
+    rows = {**results, **({"mean": means(results)} if len(results) > 1 else {})}
+    width = max(len("dataset"), *(len(name) for name in rows))
+    lines = [f"{'dataset':{width}s} " + " ".join(f"{c:>8s}" for c in columns)]
+    for name, row in rows.items():
+        lines.append(f"{name:{width}s} " + " ".join(f"{100 * row[c]:8.1f}" for c in columns))
+    return lines

@@ -1,0 +1,231 @@
+"""What ``train.py`` and ``test.py`` do: from a configuration to a trained or tested model and its files."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from configs import dump
+from datasets.loaders import Data, TestSet, make_dataloader
+from model import make_model
+from model.describe import summary
+from model.pretrained import load_initial_weights
+from processor.evaluate import Settings, evaluate, means
+from processor.stage import Stage
+from processor.supervised import supervised
+from processor.trainer import LAST, Trainer
+from utils.checkpoint import load_weights, require_complete, write_atomically
+from utils.device import choose_device, choose_precision, seed_everything
+from utils.distributed import barrier, is_main, rank, start, stop, world_size
+from utils.errors import UserError, nearest
+from utils.logger import close_logging, set_up_logging
+
+log = logging.getLogger("lineup")
+
+METHODS: dict[str, Callable[[Any, Data, nn.Module], list[Stage]]] = {"supervised": supervised}
+"""PROCESSOR.NAME -> function of (cfg, data, model) that gives the method's stages; ``register_method`` adds one."""
+
+FREE_KEYS = ("SOLVER.RESUME", "OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "SOLVER.LOG_PERIOD", "MODEL.DEVICE")
+"""Keys that may differ between a run and its continuation: they change no weight."""
+
+
+def register_method(name: str):
+    """Decorator: makes ``PROCESSOR.NAME: name`` run the stages that the decorated (cfg, data, model) -> list gives."""
+
+    def add(build):
+        METHODS[name] = build
+        return build
+
+    return add
+
+
+def import_extras(names) -> None:
+    """Imports the user's modules (EXTRA_MODULES): names on the path, or files, looked for in the working directory too."""
+    for name in [names] if isinstance(names, str) else names:
+        try:
+            if str(name).endswith(".py"):
+                spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+                module = importlib.util.module_from_spec(spec)
+                sys.modules[spec.name] = module
+                spec.loader.exec_module(module)
+            else:
+                if "" not in sys.path:
+                    sys.path.insert(0, "")
+                importlib.import_module(name)
+        except (ModuleNotFoundError, FileNotFoundError) as error:
+            raise UserError(f"EXTRA_MODULES: {name!r} cannot be imported ({error})") from None
+
+
+def output_folder(cfg, config_file: str) -> Path:
+    return Path(cfg.OUTPUT_DIR or Path("runs") / (Path(config_file).stem or "default"))
+
+
+def flat(node, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value, tuples as lists."""
+    out = {}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            out |= flat(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = list(value) if isinstance(value, (list, tuple)) else value
+    return out
+
+
+def fingerprint(cfg) -> dict[str, Any]:
+    """The settings that a restart must share with the run it goes on from."""
+    return {k: v for k, v in flat(cfg).items() if k not in FREE_KEYS and not k.startswith("TEST.")}
+
+
+def commit() -> str:
+    """The checkout's commit, with a mark when files differ from it; '' where there is no git."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head + ("+" if dirty.strip() else "")
+
+
+def write_json(path: Path, value: Any) -> None:
+    if is_main():
+        write_atomically(path, lambda handle: handle.write((json.dumps(value, indent=2) + "\n").encode()))
+
+
+def prepare(cfg, config_file: str, notes: list[str], log_name: str):
+    """Device, processes, folder, log and seeds: what training and testing begin with."""
+    device = choose_device(cfg.MODEL.DEVICE)
+    start(device)
+    folder = output_folder(cfg, config_file)
+    set_up_logging(folder, log_name)
+    for note in notes:
+        log.info(note)
+    seed_everything(cfg.SOLVER.SEED)
+    import_extras(cfg.EXTRA_MODULES)
+    log.info("device %s, %d process%s", device, world_size(), "es" if world_size() > 1 else "")
+    return device, folder
+
+
+def train(cfg, config_file: str = "", notes: list[str] | None = None) -> dict[str, Any]:
+    """Trains what the configuration asks for and returns the content of ``metrics.json``."""
+    try:
+        return _train(cfg, config_file, notes or [])
+    finally:
+        stop()
+        close_logging()
+
+
+def _train(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
+    device, folder = prepare(cfg, config_file, notes, "log.txt")
+    dtype = choose_precision(cfg.SOLVER.PRECISION, device)
+    if cfg.PROCESSOR.NAME not in METHODS:
+        hint = nearest(cfg.PROCESSOR.NAME, METHODS)
+        raise UserError(f"PROCESSOR.NAME: unknown {cfg.PROCESSOR.NAME!r}{hint} This version has: {', '.join(METHODS)}")
+    check_keep_best(cfg)
+    if is_main() and not (folder / LAST).exists():
+        write_atomically(folder / "config.yml", lambda handle: handle.write(dump(cfg).encode()))
+    data = make_dataloader(cfg)
+    model = make_model(cfg, data.num_classes, data.num_cameras, data.num_views)
+    log.info("model: %s", summary(model, tuple(cfg.INPUT.SIZE_TRAIN)))
+    if cfg.SOLVER.RESUME != "auto" or not (folder / LAST).exists():
+        load_initial_weights(cfg, model)
+    stages = METHODS[cfg.PROCESSOR.NAME](cfg, data, model)
+    seed_everything(cfg.SOLVER.SEED + rank())
+    settings = Settings.from_cfg(cfg)
+    results: dict[str, Any] = {}
+
+    def evaluate_now(network: nn.Module) -> dict[str, float]:
+        results.clear()
+        results.update(evaluate(network, data.tests, settings, device))
+        return means(held_out(network) if data.validation else results)
+
+    def held_out(network: nn.Module) -> dict[str, dict[str, float]]:
+        return evaluate(network, [data.validation], settings, device)
+
+    trainer = Trainer(
+        device=device, dtype=dtype, folder=folder, model_name=cfg.MODEL.NAME.replace(":", "_"), fingerprint=fingerprint(cfg),
+        evaluate=evaluate_now, resume=cfg.SOLVER.RESUME, keep_best=cfg.SOLVER.KEEP_BEST, clip_grad=cfg.SOLVER.CLIP_GRAD,
+        accumulation=cfg.SOLVER.ACCUMULATION, compiled=cfg.MODEL.COMPILE, writer=scalar_writer(folder),
+    )  # fmt: skip
+    before = (folder / "metrics.json").read_text() if (folder / "metrics.json").exists() else ""
+    progress = trainer.fit(stages)
+    if not results and before:
+        return json.loads(before)  # the run was finished already
+    metrics = {"results": results, "mean": means(results) if results else {}, "history": progress.history}
+    if cfg.SOLVER.KEEP_BEST:
+        metrics["best"] = best_entry(cfg, data.validation, progress)
+    metrics |= {"commit": commit(), "config_file": config_file, "seed": cfg.SOLVER.SEED, "method": cfg.PROCESSOR.NAME}
+    write_json(folder / "metrics.json", metrics)
+    log.info("done: %s", folder)
+    return metrics
+
+
+def check_keep_best(cfg) -> None:
+    if cfg.SOLVER.KEEP_BEST not in ("", "mAP", "Rank-1"):
+        raise UserError(f"SOLVER.KEEP_BEST: {cfg.SOLVER.KEEP_BEST!r} is none of '' (off), 'mAP', 'Rank-1'")
+    if cfg.SOLVER.ACCUMULATION < 1:
+        raise UserError(f"SOLVER.ACCUMULATION: {cfg.SOLVER.ACCUMULATION} must be at least 1")
+
+
+def best_entry(cfg, validation: TestSet | None, progress) -> dict[str, Any]:
+    """What ``best.pth`` is, and on which images it was chosen: choosing on the test set flatters the figure."""
+    chosen_on = "identities held out of training" if validation else "the test set"
+    log.info("best.pth: %s %.4f at %s, chosen on %s", cfg.SOLVER.KEEP_BEST, progress.best, progress.best_at, chosen_on)
+    return {"by": cfg.SOLVER.KEEP_BEST, "value": progress.best, "at": progress.best_at, "chosen_on": chosen_on}
+
+
+def scalar_writer(folder: Path):
+    """TensorBoard's writer on the first process, None elsewhere."""
+    if not is_main():
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder / "tensorboard"))
+
+
+def test(cfg, config_file: str = "", notes: list[str] | None = None) -> dict[str, Any]:
+    """Tests ``TEST.WEIGHT`` and returns the content of ``metrics.json``."""
+    try:
+        return _test(cfg, config_file, notes or [])
+    finally:
+        stop()
+        close_logging()
+
+
+def _test(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
+    if not cfg.TEST.WEIGHT:
+        raise UserError(
+            "TEST.WEIGHT is empty: name the checkpoint to test, such as TEST.WEIGHT runs/market1501/transformer_120.pth"
+        )
+    if not Path(cfg.TEST.WEIGHT).is_file():
+        raise UserError(f"TEST.WEIGHT: {cfg.TEST.WEIGHT}: no such file")
+    device, folder = prepare(cfg, config_file, notes, "test_log.txt")
+    data = make_dataloader(cfg, training=False)
+    model = make_model(cfg, data.num_classes, data.num_cameras, data.num_views)
+    report = load_weights(model, cfg.TEST.WEIGHT)
+    log.info("%s", report)
+    require_complete(model, report)
+    results = evaluate(model.to(device), data.tests, Settings.from_cfg(cfg), device)
+    metrics = {
+        "results": results,
+        "mean": means(results),
+        "weight": cfg.TEST.WEIGHT,
+        "commit": commit(),
+        "config_file": config_file,
+    }
+    write_json(folder / "metrics.json", metrics)
+    barrier()
+    return metrics

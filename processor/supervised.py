@@ -1,0 +1,99 @@
+"""Supervised training with identity and metric losses: TransReID and the ResNet baseline."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import loss
+from processor.stage import Stage
+from solver import make_optimizer, make_scheduler
+from utils.distributed import is_distributed, world_size
+from utils.errors import UserError
+
+
+class Centers(nn.Module):
+    """The centers of the center loss, one row per identity, and their own plain SGD.
+
+    weight: of the center term. The term's weight acts on the features only: the centers' gradient is divided by it
+    again (Wen et al., ECCV 2016, as the strong baseline has it).
+    """
+
+    def __init__(self, num_class: int, width: int, weight: float, lr: float):
+        super().__init__()
+        if weight <= 0:
+            raise UserError(f"SOLVER.CENTER_LOSS_WEIGHT: {weight} must be above 0 for a center loss")
+        self.weight, self.lr = weight, lr
+        self.centers = nn.Parameter(torch.randn(num_class, width))
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+    def forward(self, feats: Tensor, labels: Tensor) -> Tensor:
+        return self.weight * loss.center(feats, labels, self.centers)
+
+    def rescale_gradient(self) -> None:
+        grad = self.centers.grad
+        grad.div_(self.weight)
+        if is_distributed():
+            torch.distributed.all_reduce(grad)
+            grad.div_(world_size())
+
+
+class Supervised(Stage):
+    """P x K batches, identity and triplet terms over one or five parts, all weights trained."""
+
+    name = "supervised"
+
+    def __init__(
+        self, model: nn.Module, loader, loss_function, epochs: int, make_solver, centers: Centers | None = None
+    ):
+        super().__init__(model, epochs)
+        self.loader, self.loss_function, self.make_solver, self.centers = loader, loss_function, make_solver, centers
+        self.accuracy = 0.0
+
+    @classmethod
+    def from_cfg(cls, cfg, data, model: nn.Module) -> Supervised:
+        def make_solver(module: nn.Module):
+            optimizer = make_optimizer(cfg, module)
+            return optimizer, make_scheduler(cfg, optimizer)
+
+        centers = None
+        if "center" in cfg.MODEL.METRIC_LOSS_TYPE:
+            centers = Centers(data.num_classes, model.width, cfg.SOLVER.CENTER_LOSS_WEIGHT, cfg.SOLVER.CENTER_LR)
+        loss_function = loss.make_loss(cfg, data.num_classes)
+        stage = cls(model, data.train, loss_function, cfg.SOLVER.MAX_EPOCHS, make_solver, centers)
+        stage.eval_period = cfg.SOLVER.EVAL_PERIOD
+        stage.checkpoint_period = cfg.SOLVER.CHECKPOINT_PERIOD
+        stage.log_period = cfg.SOLVER.LOG_PERIOD
+        return stage
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"model": self.model} | ({"centers": self.centers} if self.centers else {})
+
+    def begin(self) -> None:
+        optimizer, self.scheduler = self.make_solver(self.model)
+        self.optimizers = [optimizer] + ([self.centers.optimizer()] if self.centers else [])
+
+    def batches(self, epoch: int):
+        return self.loader.epoch(epoch)
+
+    def losses(self, batch) -> dict[str, Tensor]:
+        out = self.net(batch.images, label=batch.pids, cam_label=batch.camids, view_label=batch.viewids)
+        self.accuracy = (out.scores[0].detach().argmax(1) == batch.pids).float().mean()
+        terms = self.loss_function(out, batch.pids)
+        if self.centers:
+            terms["center"] = self.centers(out.feats[0], batch.pids)
+        return terms
+
+    def logs(self) -> dict[str, float]:
+        return {"acc": float(self.accuracy)}
+
+    def before_step(self) -> None:
+        if self.centers:
+            self.centers.rescale_gradient()
+
+
+def supervised(cfg, data, model: nn.Module) -> list[Stage]:
+    """The stages of ``PROCESSOR.NAME: supervised``."""
+    return [Supervised.from_cfg(cfg, data, model)]

@@ -1,0 +1,43 @@
+"""The pages that speak of keys, YAML files and weights speak of those that exist, and of all of them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from configs import load_config
+from configs.defaults import INERT, KEYS
+from tests.configs.published import TRANSREID, TRANSREID_SSL
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = ("configuration", "weights", "transreid", "migrate", "responsible_use")
+PAGES = [ROOT / "docs" / f"{name}.md" for name in NAMES]
+KEY = re.compile(r"\b(?:PROCESSOR|MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST)\.[A-Z][A-Z0-9_.]*[A-Z0-9]")
+WRONG_ON_PURPOSE = {"MODEL.JMP"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_keys_and_files_that_a_page_names_exist(page):
+    text = page.read_text()
+    sections = {key.rpartition(".")[0] for key in KEYS}
+    assert set(KEY.findall(text)) - KEYS.keys() - sections - WRONG_ON_PURPOSE == set()
+    files = re.findall(r"configs/(?:transreid|transreid_ssl|baseline)/[a-z][\w*]*\.yml", text)
+    assert [file for file in files if not list(ROOT.glob(file))] == []
+    for link in re.findall(r"\]\((?!http)([\w.]+)", text):
+        assert (page.parent / link).exists(), link
+
+
+def test_every_key_of_both_systems_is_on_the_page_for_those_who_come_from_them():
+    rows = [line for line in (ROOT / "docs/migrate.md").read_text().splitlines() if line.startswith("| `")]
+    fates = {key: row.rsplit("|", 2)[1].strip() for row in rows for key in KEY.findall(row.split(" | ")[0])}
+    upstream = {key for row in (*TRANSREID, *TRANSREID_SSL) for key in row if "." in key}
+    assert upstream <= fates.keys()
+    told_inert = {key for key, fate in fates.items() if fate.startswith("inert")}
+    assert told_inert == {key for key in fates if key in INERT}
+
+
+def test_every_pre_trained_file_that_a_shipped_yaml_reads_is_listed():
+    read = {Path(load_config(path).MODEL.PRETRAIN_PATH).name for path in (ROOT / "configs").glob("*/*.yml")} - {""}
+    assert set(re.findall(r"^\| `([\w.-]+\.pth)`", (ROOT / "docs/weights.md").read_text(), re.M)) == read

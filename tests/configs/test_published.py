@@ -1,0 +1,127 @@
+"""Every published YAML of the four systems loads unchanged and means what it meant; every shipped YAML is its row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from configs import ConfigError, dump, load_config, load_config_with_notes
+from configs.loader import lookup
+from tests.configs.published import CLIP, TRANSREID, TRANSREID_SSL, keys, upstream_yaml
+
+SHIPPED = Path(__file__).resolve().parents[2] / "configs"
+BEST = ("market1501", "dukemtmc", "msmt17", "occ_duke", "veri", "vehicleid")
+
+
+def ids(row: dict) -> str:
+    return row["file"]
+
+
+def check(cfg, row: dict, **expected) -> None:
+    """Each key of the row, and what the auto keys must stand for."""
+    wrong = {key: (lookup(cfg, key), value) for key, value in keys(row).items() if lookup(cfg, key) != value}
+    assert not wrong
+    auto = {"processor": cfg.PROCESSOR.NAME, "vit_small": cfg.MODEL.VIT_SMALL, "schedule": cfg.SOLVER.SCHEDULER,
+            "start": cfg.SOLVER.SCHEDULER_START}
+    assert auto == expected
+
+
+def check_weights(cfg, row: dict) -> None:
+    assert Path(cfg.MODEL.PRETRAIN_PATH).stem == row["weights"]
+
+
+def write(folder: Path, row: dict, **extra) -> Path:
+    path = folder / f"{row['file']}.yml"
+    settings = {"MODEL.DEVICE_ID": "0", **keys(row), "TEST.EVAL": True, "OUTPUT_DIR": "../logs", **extra}
+    path.write_text(upstream_yaml(settings))
+    return path
+
+
+def test_tables_are_complete():
+    assert (len(TRANSREID), len(TRANSREID_SSL), len(CLIP)) == (43, 11, 15)
+    assert len({row["file"] for row in TRANSREID}) == 43
+
+
+@pytest.mark.parametrize("row", TRANSREID, ids=ids)
+def test_transreid_file_means_what_it_meant(row, tmp_path):
+    warmup = {} if row["file"] == "msmt17_deit_small" else {"SOLVER.WARMUP_METHOD": "linear"}
+    path = write(tmp_path, row, **warmup, **{"MODEL.PRETRAIN_PATH": f"/home/author/{row['weights']}.pth",
+                                             "DATASETS.ROOT_DIR": "../../data"})
+    assert "WEIGHT_DECAY: 1e-4" in path.read_text() and "DEVICE_ID: ('0')" in path.read_text()
+    assert "NAMES: ('market1501')" in path.read_text() or row["DATASETS.NAMES"] != "market1501"
+    cfg = load_config(path)
+    check(cfg, row, processor="supervised", vit_small="transreid", schedule="cosine", start=1)
+    check_weights(cfg, row)
+
+
+@pytest.mark.parametrize("row", TRANSREID_SSL, ids=ids)
+def test_transreid_ssl_file_means_what_it_meant(row, tmp_path):
+    cfg = load_config(write(tmp_path, row, **{"SOLVER.WARMUP_METHOD": "cosine"}))
+    check(cfg, row, processor="supervised", vit_small="deit", schedule="cosine", start=0)
+
+
+@pytest.mark.parametrize("row", CLIP, ids=ids)
+def test_clip_family_file_means_what_it_meant(row, tmp_path):
+    path = write(tmp_path, row)
+    assert "\nDATASETS: \n#" in path.read_text() or "DATASETS.NAMES" in row       # the section that is left empty
+    processor = "prompt" if "SOLVER.STAGE1.MAX_EPOCHS" in row else "supervised"
+    check(load_config(path), row, processor=processor, vit_small="transreid", schedule="multistep", start=1)
+
+
+def test_the_file_with_the_misspelt_section_is_refused_with_the_hint(tmp_path):
+    path = tmp_path / "vit_transreid_384.yml"
+    path.write_text("tMODEL:\n  PRETRAIN_CHOICE: 'imagenet'\n")
+    with pytest.raises(ConfigError, match=r"tMODEL: unknown section.*did you mean 'MODEL'\?.*vit_transreid_384\.yml"):
+        load_config(path)
+
+
+@pytest.mark.parametrize("row", TRANSREID, ids=ids)
+def test_shipped_transreid_file_is_its_row(row):
+    cfg, notes = load_config_with_notes(SHIPPED / "transreid" / f"{row['file']}.yml")
+    check(cfg, row, processor="supervised", vit_small="transreid", schedule="cosine", start=1)
+    check_weights(cfg, row)
+    assert (cfg.DATASETS.ROOT_DIR, cfg.TEST.RERANK, notes) == ("./data", (50, 15, 0.3), [])
+
+
+@pytest.mark.parametrize("row", [row for row in TRANSREID_SSL if "debug" not in row["file"]], ids=ids)
+def test_shipped_transreid_ssl_file_is_its_row(row):
+    cfg, notes = load_config_with_notes(SHIPPED / "transreid_ssl" / f"{row['file']}.yml")
+    check(cfg, row, processor="supervised", vit_small="deit", schedule="cosine", start=0)
+    check_weights(cfg, row)
+    assert (cfg.DATASETS.ROOT_DIR, cfg.TEST.RERANK, notes) == ("./data", (20, 6, 0.3), [])
+
+
+@pytest.mark.parametrize("dataset", BEST)
+def test_the_file_named_after_a_dataset_is_its_best_row(dataset):
+    folder = SHIPPED / "transreid"
+    assert load_config(folder / f"{dataset}.yml") == load_config(folder / f"{dataset}_vit_transreid_stride.yml")
+
+
+def test_shipped_baseline():
+    cfg = load_config(SHIPPED / "baseline" / "market1501_resnet50.yml")
+    settings = {"MODEL.NAME": "resnet50", "MODEL.PRETRAIN_PATH": "", "MODEL.IF_LABELSMOOTH": "on",
+                "MODEL.NO_MARGIN": False, "MODEL.LAST_STRIDE": 1, "INPUT.SIZE_TRAIN": [256, 128],
+                "INPUT.SIZE_TEST": [256, 128], "INPUT.PIXEL_MEAN": [0.485, 0.456, 0.406],
+                "DATALOADER.SAMPLER": "softmax_triplet", "DATALOADER.NUM_INSTANCE": 4, "SOLVER.IMS_PER_BATCH": 64,
+                "SOLVER.OPTIMIZER_NAME": "Adam", "SOLVER.BASE_LR": 3.5e-4, "SOLVER.MAX_EPOCHS": 120,
+                "SOLVER.STEPS": (40, 70), "SOLVER.WARMUP_EPOCHS": 10, "SOLVER.MARGIN": 0.3}
+    check(cfg, settings, processor="supervised", vit_small="transreid", schedule="multistep", start=0)
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*/*.yml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_shipped_file_is_short_and_survives_dumping(path, tmp_path):
+    cfg = load_config(path)
+    (tmp_path / "resolved.yml").write_text(dump(cfg))
+    assert load_config_with_notes(tmp_path / "resolved.yml") == (cfg, [])
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    assert path.stem == "_base" or path.parent.name == "baseline" or len(lines) <= 12
+    assert "auto" not in (cfg.PROCESSOR.NAME, cfg.MODEL.VIT_SMALL, cfg.SOLVER.SCHEDULER, cfg.SOLVER.SCHEDULER_START)
+
+
+def test_every_shipped_file_is_checked_here():
+    rows = {f"transreid/{row['file']}" for row in TRANSREID} | {f"transreid/{name}" for name in BEST}
+    rows |= {f"transreid_ssl/{row['file']}" for row in TRANSREID_SSL if "debug" not in row["file"]}
+    found = {f"{path.parent.name}/{path.stem}" for folder in ("transreid", "transreid_ssl")
+             for path in (SHIPPED / folder).glob("*.yml") if path.stem != "_base"}
+    assert found == rows

@@ -1,0 +1,49 @@
+"""Log lines on the terminal and in a file."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from utils.distributed import is_main
+from utils.errors import UserError
+
+
+class _ThroughProgressBar(logging.StreamHandler):
+    """Writes above a running progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=self.stream)
+        self.flush()
+
+
+def set_up_logging(folder: str | Path, name: str = "log.txt") -> logging.Logger:
+    """The ``lineup`` logger: the first process writes to standard output and to ``folder/name``, the others warn only."""
+    log = logging.getLogger("lineup")
+    log.propagate = False
+    close_logging()
+    log.setLevel(logging.INFO if is_main() else logging.ERROR)
+    terminal = _ThroughProgressBar(sys.stdout)
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(terminal)
+    if is_main():
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            file = logging.FileHandler(Path(folder) / name)
+        except OSError as error:
+            raise UserError(
+                f"OUTPUT_DIR: {folder} cannot be written ({error.strerror}); set OUTPUT_DIR elsewhere"
+            ) from None
+        file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        log.addHandler(file)
+    return log
+
+
+def close_logging() -> None:
+    log = logging.getLogger("lineup")
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
