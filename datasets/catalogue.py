@@ -7,10 +7,11 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from datasets.readers import SPLITS, read_folders, read_msmt17, read_vehicleid, read_veri
-from datasets.records import RawSplits, Records, number
+from datasets.records import RawSplits, Records, number, settle
 from datasets.synthetic import NAMES as SYNTHETIC_NAMES
 from datasets.synthetic import ensure_synthetic
 from datasets.table import find_table, read_table
@@ -137,14 +138,23 @@ ENTRIES = (
         read=read_veri,
         marker="image_train",
     ),
-    DatasetSpec(
-        "vehicleid",
-        ("VehicleID_V1.0", "vehicleid", "vehicleid/VehicleID_V1.0"),
-        cite="Liu et al., CVPR 2016",
-        kind="vehicle",
-        protocol="vehicleid",
-        read=read_vehicleid,
-        marker="train_test_split",
+    *(
+        DatasetSpec(
+            name,
+            ("VehicleID_V1.0", "vehicleid", "vehicleid/VehicleID_V1.0"),
+            cite="Liu et al., CVPR 2016",
+            aliases=aliases,
+            kind="vehicle",
+            protocol="vehicleid",
+            read=partial(read_vehicleid, test_size=test_size),
+            marker="train_test_split",
+        )
+        for name, aliases, test_size in (
+            ("vehicleid", (), 800),
+            ("vehicleid_small", ("SmallVehicleID",), 800),
+            ("vehicleid_medium", ("MediumVehicleID",), 1600),
+            ("vehicleid_large", ("LargeVehicleID",), 2400),
+        )
     ),
     DatasetSpec("csv", (), cite="your own table", kind="", read=read_table, find=find_table),
     *(
@@ -181,10 +191,11 @@ def find_spec(name: str) -> DatasetSpec:
 
 
 def locate(spec: DatasetSpec, root: Path) -> Path:
-    """The dataset's folder: each candidate below the root, then below ``root/<accepted name>``, then the root itself."""
+    """The dataset's folder: each candidate below the root, then below a folder of an accepted name, then the root."""
     if not root.is_dir():
         raise UserError(f"{spec.name}: DATASETS.ROOT_DIR {str(root)!r} is no folder; set it to where your datasets are")
-    below = [root, *(root / alias for alias in (spec.name, *spec.aliases))]
+    names = {fold(name) for name in (spec.name, *spec.aliases)}
+    below = [root, *sorted(place for place in root.iterdir() if fold(place.name) in names and place.is_dir())]
     places = [base / folder for base in below for folder in spec.folders]
     fitting = [p for p in [*places, root] if (p / spec.marker).exists() or (p / spec.splits[0]).exists()]
     if fitting:
@@ -224,11 +235,14 @@ class ReIDDataset:
 
 
 def number_splits(raw: RawSplits) -> dict[str, Records]:
-    """Raw ids to numbers: training ids and cameras and views 0-based and dense in raw order, the tests by the same map."""
-    pids = number(row.pid for row in raw.train)
+    """Raw ids to numbers: training ids, cameras and views 0-based and dense in raw order, the tests by the same map."""
     tested = [*raw.query, *raw.gallery]
-    as_given = all(isinstance(row.pid, int) or row.pid.lstrip("-").isdigit() for row in tested)
-    test_pids = {row.pid: int(row.pid) for row in tested} if as_given else number(row.pid for row in tested)
+    everything = raw.train + tested
+    for rows, column in ((raw.train, "pid"), (tested, "pid"), (everything, "cam"), (everything, "view")):
+        settle(rows, column)
+    pids = number(row.pid for row in raw.train)
+    as_given = all(isinstance(row.pid, int) for row in tested)
+    test_pids = {row.pid: row.pid for row in tested} if as_given else number(row.pid for row in tested)
     cams = number((r.cam for r in tested), number(r.cam for r in raw.train))
     views = number((r.view for r in tested), number(r.view for r in raw.train))
     return {

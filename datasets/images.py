@@ -25,7 +25,8 @@ def load_image(path: str) -> Image.Image:
     """An RGB image. Raises ``BadImage`` for a missing, empty, damaged or foreign file."""
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")
     except FileNotFoundError:
         raise BadImage(f"{path}: the image is missing") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -29,7 +29,7 @@ OPTION_KEYS = (
 
 @dataclass
 class TestSet:
-    """One set to be searched: ``loader`` runs over query followed by gallery (the query alone when they are one list)."""
+    """One set to be searched: ``loader`` runs over query and then gallery (the query alone when they are one list)."""
 
     name: str
     protocol: str
@@ -57,7 +57,7 @@ class Data:
 
 
 class TrainLoader:
-    """Batches of one epoch after another. on_bad: ``raise`` stops at an image that cannot be read, ``skip`` counts it."""
+    """Batches of one epoch after another. on_bad: at an image that cannot be read, ``raise`` stops, ``skip`` counts."""
 
     def __init__(self, records: Records, transform, sampler, workers: int, on_bad: str = "raise", pin: bool = False):
         if on_bad not in ("raise", "skip"):
@@ -174,6 +174,24 @@ def join_training(parts: list[ReIDDataset]) -> Records:
     return join(shifted)
 
 
+def as_trained(records: Records, name: str, sources: list[ReIDDataset]) -> Records:
+    """A test list with cameras and views numbered as ``join_training`` numbers them, unknown ones after all others.
+
+    So side information is looked up in the rows that were trained for a camera. name: of the dataset tested.
+    """
+    names = [part.spec.name for part in sources]
+
+    def numbered(labels: np.ndarray, counts: list[int]) -> np.ndarray:
+        if name not in names:
+            return labels + sum(counts)
+        i = names.index(name)
+        return labels + np.where(labels < counts[i], sum(counts[:i]), sum(counts))
+
+    camids = numbered(records.camids, [part.num_cameras for part in sources])
+    viewids = numbered(records.viewids, [part.num_views for part in sources])
+    return Records.of(records.paths, records.pids, camids, viewids, records.domain)
+
+
 def hold_out(records: Records, share: float, seed: int) -> tuple[Records, Records, Records]:
     """Splits training identities: (train with dense labels, query, gallery); one query per identity and camera."""
     if not 0 < share < 1:
@@ -231,6 +249,7 @@ def make_dataloader(cfg, training: bool = True) -> Data:
     if empty and training:
         raise UserError(f"{empty[0].spec.name}: no training images in {empty[0].folder}")
     train, validation = join_training(sources), None
+    num_cameras, num_views = len(np.unique(train.camids)), len(np.unique(train.viewids))
     if cfg.DATASETS.VAL_SHARE and training:
         train, query, gallery = hold_out(train, cfg.DATASETS.VAL_SHARE, cfg.SOLVER.SEED)
         validation = make_test_set(cfg, "validation", "market1501", query, gallery, held_out=True)
@@ -246,17 +265,21 @@ def make_dataloader(cfg, training: bool = True) -> Data:
             pinned(cfg),
         )
     tested = [read[n] for n in targets] if targets else [d for d in sources if len(d.query) and len(d.gallery)]
-    tests = [
-        make_test_set(cfg, d.spec.name, d.spec.protocol, d.query, d.gallery, same_list=d.same_list) for d in tested
-    ]
+    tests = []
+    for d in tested:
+        query, gallery = (as_trained(part, d.spec.name, sources) for part in (d.query, d.gallery))
+        unknown = int((query.camids >= num_cameras).sum() + (gallery.camids >= num_cameras).sum())
+        if cfg.MODEL.SIE_CAMERA and unknown:
+            log.warning("%s: %d images of cameras without training images; no camera is embedded", d.spec.name, unknown)
+        tests.append(make_test_set(cfg, d.spec.name, d.spec.protocol, query, gallery, same_list=d.same_list))
     if not tests:
         raise UserError(f"{', '.join(names)}: no query and gallery images to test on; set DATASETS.TARGETS")
     return Data(
         train=loader,
         tests=tests,
         num_classes=len(np.unique(train.pids)),
-        num_cameras=len(np.unique(train.camids)),
-        num_views=len(np.unique(train.viewids)),
+        num_cameras=num_cameras,
+        num_views=num_views,
         kind=sources[0].spec.kind or "person",
         datasets=list(read.values()),
         validation=validation,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import re
@@ -10,6 +11,8 @@ from pathlib import Path
 
 from datasets.records import RawSplits, Row, relative_order
 from utils.errors import UserError
+
+log = logging.getLogger("lineup")
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".webp")
 SPLITS = ("train", "query", "gallery")
@@ -77,8 +80,10 @@ def read_msmt17(spec, folder: Path, use_val: bool = True, **options) -> RawSplit
     """MSMT17 (Wei, CVPR 2018): ``list_*.txt`` over ``train/`` and ``test/``, or the flat Market-1501 layout."""
     if not (folder / "list_train.txt").exists() and (folder / "bounding_box_train").exists():
         return read_folders(spec, folder)
-    masked = (folder / "mask_train_v2").exists()
+    masked = spec.name == "msmt17v2" or (spec.name != "msmt17v1" and (folder / "mask_train_v2").exists())
     train, test = ("mask_train_v2", "mask_test_v2") if masked else ("train", "test")
+    for sub in (train, test):
+        require(folder / sub, "folder", spec)
 
     def rows(which: str, sub: str) -> list[Row]:
         found = []
@@ -105,15 +110,19 @@ def read_veri(spec, folder: Path, missing_view: str = "keep", view_dir: str = ""
     views = veri_views(spec, [p for p in (folder, view_dir and Path(view_dir)) if p])
     if not views and missing_view == "drop":
         raise UserError(
-            f"{spec.name}: no keypoint_train.txt in {folder} (nor in DATASETS.VIEW_DIR {view_dir!r}), and views are asked for; "
-            "put the key-point lists there or set MODEL.SIE_VIEW False"
+            f"{spec.name}: no keypoint_train.txt in {folder} (nor in DATASETS.VIEW_DIR {view_dir!r}), and views are "
+            "asked for; put the key-point lists there or set MODEL.SIE_VIEW False"
         )
+    if not views:
+        log.warning("%s: no keypoint_train.txt in %s nor in DATASETS.VIEW_DIR: all views are 0", spec.name, folder)
     for split in SPLITS:
         rows = getattr(found, split)
         for row in rows:
             row.view = views.get(Path(row.path).name, 0)
         if missing_view == "drop":
             setattr(found, split, [row for row in rows if Path(row.path).name in views])
+        if not getattr(found, split):
+            raise UserError(f"{spec.name}: the key-point lists name no image of the {split} split in {folder}")
     return found
 
 
@@ -123,7 +132,9 @@ def veri_views(spec, places: list[Path]) -> dict[str, int]:
     for place in places:
         for name in ("keypoint_train.txt", "keypoint_test.txt"):
             if (place / name).exists():
-                for words in read_lines(place / name, spec):
+                for line, words in enumerate(read_lines(place / name, spec), 1):
+                    if not words[-1].isdigit():
+                        raise UserError(f"{spec.name}: {place / name}, line {line}: the last word is no orientation")
                     views.setdefault(re.split(r"[/\\]", words[0])[-1], int(words[-1]))
         if views:
             break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,19 +79,23 @@ class RawSplits:
     same_list: bool = False
 
 
-def raw_order(values: Iterable[int | str]) -> list:
-    """Distinct raw ids in the one order every process agrees on: as integers when all are digits, else as text."""
-    values = set(values)
-    try:
-        return sorted(values, key=int)
-    except ValueError:
-        return sorted(values, key=str)
+def settle(rows: Sequence[Row], column: str) -> None:
+    """Makes a column's raw ids integers when all of them are whole numbers (``007`` is 7), else text."""
+    values = {getattr(row, column) for row in rows}
+    whole = all(isinstance(v, int) or re.fullmatch(r"-?[0-9]{1,18}", v) for v in values)
+    kind = int if whole else str
+    if not all(isinstance(v, kind) for v in values):
+        for row in rows:
+            setattr(row, column, kind(getattr(row, column)))
 
 
-def number(values: Iterable[int | str], first: dict | None = None) -> dict:
-    """Raw id -> 0-based number; ids that ``first`` knows keep their number, others follow in raw order."""
+def number(values: Iterable, first: dict | None = None) -> dict:
+    """Raw id -> 0-based number; ids that ``first`` knows keep their number, others follow in ascending order.
+
+    Sorted, so that every process numbers alike.
+    """
     numbers = dict(first or {})
-    for value in raw_order(values):
+    for value in sorted(set(values)):
         numbers.setdefault(value, len(numbers))
     return numbers
 

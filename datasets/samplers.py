@@ -118,11 +118,11 @@ def check_identities(batch: int, num_instances: int, identities: int) -> None:
     """Raises ``UserError`` unless a batch is P x K and there are P identities."""
     if num_instances < 1 or batch % num_instances:
         raise UserError(
-            f"SOLVER.IMS_PER_BATCH: {batch} images a process is no multiple of DATALOADER.NUM_INSTANCE {num_instances}; "
-            "a batch is P identities x K images"
+            f"SOLVER.IMS_PER_BATCH: {batch} images a process is no multiple of DATALOADER.NUM_INSTANCE "
+            f"{num_instances}; a batch is P identities x K images"
         )
     if batch // num_instances > identities:
         raise UserError(
-            f"SOLVER.IMS_PER_BATCH: a batch of {batch} needs {batch // num_instances} identities with {num_instances} images "
-            f"each, the training set has {identities}; lower IMS_PER_BATCH or raise DATALOADER.NUM_INSTANCE"
+            f"SOLVER.IMS_PER_BATCH: a batch of {batch} needs {batch // num_instances} identities with {num_instances} "
+            f"images each, the training set has {identities}; lower IMS_PER_BATCH or raise DATALOADER.NUM_INSTANCE"
         )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import logging
 from pathlib import Path
 
 from datasets.records import RawSplits, Row
 from utils.errors import UserError
+
+log = logging.getLogger("lineup")
 
 COLUMNS = ("path", "pid", "camid", "viewid", "split")
 SPLIT_WORDS = ("train", "query", "gallery", "test", "val", "ignore")
@@ -22,6 +25,27 @@ def find_table(root: str | Path, file: str = "") -> Path:
     raise UserError(f"csv: no table found (looked for {', '.join(map(str, tried))}); set DATASETS.FILE to it")
 
 
+def table_lines(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """The names of the columns, and each row with its line number in the file."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as handle:
+            reader = csv.DictReader(handle, delimiter="\t" if path.suffix == ".tsv" else ",")
+            header = ["viewid" if name.strip() == "view" else name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = header
+            lines = [(reader.line_num, {k: (v or "").strip() for k, v in line.items() if k}) for line in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a table in UTF-8 ({error})") from None
+    missing = [name for name in ("path", "pid", "split") if name not in header]
+    if missing:
+        raise UserError(
+            f"{path}: no column {missing[0]!r} (found: {', '.join(header) or 'nothing'}); a header line is needed"
+        )
+    unused = [name for name in header if name not in COLUMNS]
+    if unused:
+        log.warning("%s: nothing reads the columns %s", path, ", ".join(unused))
+    return header, lines
+
+
 def read_table(spec, path: Path, image_dir: str = "", **options) -> RawSplits:
     """Rows of path, pid, split and, if known, camid and viewid; ids may be text; pid -1 is junk.
 
@@ -29,34 +53,26 @@ def read_table(spec, path: Path, image_dir: str = "", **options) -> RawSplits:
     once, an image never its own match. Training rows are sorted by path, the others keep their order.
     """
     folder = Path(image_dir) if image_dir else path.parent
-    with open(path, newline="", encoding="utf-8-sig") as handle:
-        reader = csv.DictReader(handle, delimiter="\t" if path.suffix == ".tsv" else ",")
-        header = [name.strip() for name in reader.fieldnames or ()]
-        reader.fieldnames = ["viewid" if name == "view" else name for name in header]
-        missing = [name for name in ("path", "pid", "split") if name not in header]
-        if missing:
-            raise UserError(
-                f"{path}: no column {missing[0]!r} (found: {', '.join(header) or 'nothing'}); a header line is needed"
-            )
-        table = list(reader)
-    found, cameras = RawSplits(), "camid" in header
-    tested = []
-    for number, line in enumerate(table, 2):
-        line = {k: (v or "").strip() for k, v in line.items() if k}
+    header, lines = table_lines(path)
+    needed = [name for name in ("path", "pid", "camid") if name in header]
+    found, tested = RawSplits(), False
+    for number, line in lines:
         word = line["split"].lower()
         if word not in SPLIT_WORDS:
             raise UserError(f"{path}, line {number}: split {line['split']!r} is none of {', '.join(SPLIT_WORDS)}")
-        if not line["path"] or not line["pid"]:
-            raise UserError(f"{path}, line {number}: path and pid must not be empty")
+        empty = [name for name in needed if not line[name]]
+        if empty:
+            raise UserError(f"{path}, line {number}: {empty[0]} must not be empty")
         if word in ("val", "ignore") or line["pid"] == "-1":
             continue
-        camera = line["camid"] if cameras else int(word == "gallery")
-        row = Row(str(folder / line["path"]), line["pid"], camera, line.get("viewid") or 0)
-        (tested if word == "test" else getattr(found, word)).append(row)
-    if tested and (found.query or found.gallery):
+        tested |= word == "test"
+        for split in ("query", "gallery") if word == "test" else (word,):
+            camera = line.get("camid", int(split == "gallery"))
+            row = Row(str(folder / line["path"]), line["pid"], camera, line.get("viewid") or "0")
+            getattr(found, split).append(row)
+    if tested and any(line["split"].lower() in ("query", "gallery") for _, line in lines):
         raise UserError(f"{path}: split 'test' stands for query and gallery at once; do not mix it with them")
-    if tested:
-        found.query, found.gallery, found.same_list = tested, list(tested), True
+    found.same_list = tested
     found.train.sort(key=lambda row: row.path)
     if not (found.train or found.query):
         raise UserError(f"{path}: no row with split train, query or test")

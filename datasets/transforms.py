@@ -8,22 +8,39 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from utils.errors import UserError
 
-Resample = Image.Resampling
+
+def to_pixels(image: Image.Image) -> Tensor:
+    """RGB image -> uint8 (3, H, W), a view of (H, W, 3) in memory."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def resize(image: Image.Image, size: Sequence[int], resample: Resample) -> Image.Image:
-    """To (height, width); an image that has the size already is left alone."""
-    size = (size[1], size[0])
-    return image if image.size == size else image.resize(size, resample)
+def resize(image: Image.Image, size: Sequence[int]) -> Tensor:
+    """Evaluation's resize, bilinear by Pillow as in the published code. size: (H, W). Returns uint8 (3, H, W)."""
+    height, width = size
+    return to_pixels(
+        image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
+    )
+
+
+def quick_resize(image: Image.Image, size: Sequence[int]) -> Tensor:
+    """Training's resize, bicubic: Pillow's filter in torch's vectorised form, at most two grey levels from it.
+
+    size: (H, W). Returns uint8 (3, H, W).
+    """
+    pixels = to_pixels(image)
+    if pixels.shape[1:] == tuple(size):
+        return pixels
+    return F.interpolate(pixels[None], size=tuple(size), mode="bicubic", antialias=True)[0]
 
 
 class ToNormalized:
-    """uint8 (H, W, 3) -> float32 (3, H, W), ``(x / 255 - mean) / std`` per channel, in two in-place passes."""
+    """uint8 (3, H, W) -> float32, ``(x / 255 - mean) / std`` per channel, in two in-place passes."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
@@ -33,28 +50,26 @@ class ToNormalized:
         self.scale = torch.tensor([1 / (255 * s) for s in std]).view(3, 1, 1)
         self.shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(3, 1, 1)
 
-    def __call__(self, pixels: np.ndarray) -> Tensor:
-        out = torch.empty(3, *pixels.shape[:2])
-        out.copy_(torch.from_numpy(pixels).permute(2, 0, 1))
-        return out.mul_(self.scale).add_(self.shift)
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return torch.empty(pixels.shape).copy_(pixels).mul_(self.scale).add_(self.shift)
 
 
 class PadAndCrop:
-    """A random crop of the image's own size from the image with a black border of ``padding`` pixels. (H, W, 3)."""
+    """A random crop of the image's own size from the image with a black border of ``padding`` pixels. (3, H, W)."""
 
     def __init__(self, padding: int):
+        if padding < 0:
+            raise UserError(f"INPUT.PADDING: {padding} is below 0")
         self.padding = padding
 
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+    def __call__(self, pixels: Tensor) -> Tensor:
         if not self.padding:
             return pixels
-        down, right = (random.randint(-self.padding, self.padding) for _ in range(2))
-        height, width = pixels.shape[:2]
-        out = np.zeros_like(pixels)
-        out[max(down, 0) : height + min(down, 0), max(right, 0) : width + min(right, 0)] = pixels[
-            max(-down, 0) : height + min(-down, 0), max(-right, 0) : width + min(-right, 0)
-        ]
-        return out
+        pad, (height, width) = self.padding, pixels.shape[1:]
+        padded = pixels.new_zeros(3, height + 2 * pad, width + 2 * pad)
+        padded[:, pad : pad + height, pad : pad + width] = pixels
+        top, left = random.randint(0, 2 * pad), random.randint(0, 2 * pad)
+        return padded[:, top : top + height, left : left + width]
 
 
 class RandomErasing:
@@ -100,24 +115,28 @@ class TrainTransform:
     """Resize (bicubic), flip, pad and crop, normalise, erase: the order of the published ReID code."""
 
     def __init__(self, size, flip: float, padding: int, normalize: ToNormalized, erase: RandomErasing):
+        if not 0 <= flip <= 1:
+            raise UserError(f"INPUT.PROB: {flip} is no probability")
         self.size, self.flip, self.normalize, self.erase = size, flip, normalize, erase
         self.crop = PadAndCrop(padding)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        pixels = np.asarray(resize(image, self.size, Resample.BICUBIC))
+        pixels = quick_resize(image, self.size)
         if random.random() < self.flip:
-            pixels = pixels[:, ::-1]
-        return self.erase(self.normalize(self.crop(np.ascontiguousarray(pixels))))
+            pixels = pixels.flip(2)
+        return self.erase(self.normalize(self.crop(pixels)))
 
 
 class TestTransform:
     """Resize (bilinear) and normalise."""
 
+    __test__ = False  # not a test class, whatever its name says to pytest
+
     def __init__(self, size, normalize: ToNormalized):
         self.size, self.normalize = size, normalize
 
     def __call__(self, image: Image.Image) -> Tensor:
-        return self.normalize(np.array(resize(image, self.size, Resample.BILINEAR)))
+        return self.normalize(resize(image, self.size))
 
 
 def build_transforms(cfg, is_train: bool) -> Callable[[Image.Image], Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -10,4 +11,5 @@ def center(feats: Tensor, labels: Tensor, centers: Tensor) -> Tensor:
 
     feats: (B, D). labels: (B,) in 0..C-1. centers: (C, D). Returns a scalar.
     """
-    return (feats.float() - centers[labels]).square().sum(1).clamp(1e-12, 1e12).mean()
+    wide = torch.promote_types(feats.dtype, torch.float32)
+    return (feats.to(wide) - centers[labels]).square().sum(1).clamp(1e-12, 1e12).mean()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -9,6 +10,7 @@ from torch import Tensor
 def cross_entropy(scores: Tensor, labels: Tensor, epsilon: float = 0.0) -> Tensor:
     """Mean cross-entropy; the targets are ``(1 - epsilon) * onehot + epsilon / C``, spread over all C classes.
 
-    scores: (B, C) logits. labels: (B,) in 0..C-1. epsilon: in [0, 1). Returns a scalar, in float32.
+    scores: (B, C) logits. labels: (B,) in 0..C-1. epsilon: in [0, 1). Returns a scalar, in float32 or wider.
     """
-    return F.cross_entropy(scores.float(), labels, label_smoothing=epsilon)
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    return F.cross_entropy(scores.to(wide), labels, label_smoothing=epsilon)

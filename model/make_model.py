@@ -16,7 +16,7 @@ from utils import switch
 from utils.errors import UserError, nearest
 
 BACKBONES: dict = {}
-"""Backbones from outside the repository: name -> function of (cfg, camera_num, view_num). See ``docs/your_method.md``."""
+"""Backbones from outside the repository: name -> function of (cfg, camera_num, view_num)."""
 
 
 def register_backbone(name: str):
@@ -86,8 +86,8 @@ def jigsaw_layout(cfg, base: nn.Module) -> dict | None:
     layout = {"shift": cfg.MODEL.SHIFT_NUM, "groups": cfg.MODEL.SHUFFLE_GROUP, "divide": cfg.MODEL.DEVIDE_LENGTH}
     if layout["groups"] < 1 or not 1 <= layout["divide"] <= patches:
         raise UserError(
-            f"MODEL.SHUFFLE_GROUP must be at least 1 and MODEL.DEVIDE_LENGTH between 1 and the {patches} patches of an image, "
-            f"got {layout['groups']} and {layout['divide']}"
+            f"MODEL.SHUFFLE_GROUP must be at least 1 and MODEL.DEVIDE_LENGTH between 1 and the {patches} patches "
+            f"of an image, got {layout['groups']} and {layout['divide']}"
         )
     return layout | {"shuffled": cfg.MODEL.RE_ARRANGE}
 

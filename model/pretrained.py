@@ -32,7 +32,7 @@ ELSEWHERE = {
 
 
 def fetch_imagenet(name: str, transformer_type: str) -> dict:
-    """ImageNet weights through torchvision or timm, kept in their usual cache. Raises ``UserError`` when none has them."""
+    """ImageNet weights through torchvision or timm, kept in their usual cache; ``UserError`` when none has them."""
     wanted = transformer_type if name == "transformer" else name
     way_out = "set MODEL.PRETRAIN_PATH to the file, or MODEL.PRETRAIN_CHOICE 'no' to start from random weights"
     try:
@@ -49,8 +49,8 @@ def fetch_imagenet(name: str, transformer_type: str) -> dict:
         reason = str(error).strip().split("\n")[0][:100] or type(error).__name__
         source = "torchvision" if name in TORCHVISION_SOURCES else "timm"
         raise UserError(
-            f"MODEL.PRETRAIN_PATH is empty and the ImageNet weights of {wanted!r} could not be fetched through {source} "
-            f"({reason}); {way_out}"
+            f"MODEL.PRETRAIN_PATH is empty and the ImageNet weights of {wanted!r} could not be fetched through "
+            f"{source} ({reason}); {way_out}"
         ) from None
     file = ELSEWHERE.get(wanted, "no file known to us")
     raise UserError(
@@ -70,5 +70,7 @@ def load_initial_weights(cfg, model: nn.Module) -> None:
             raise UserError("MODEL.PRETRAIN_PATH is empty, and PRETRAIN_CHOICE 'self' loads a whole model from it")
         log.info("%s", load_weights(model, path, cfg.MODEL.PRETRAIN_HW_RATIO))
     elif choice == "imagenet":
-        source = path or fetch_imagenet(cfg.MODEL.NAME, cfg.MODEL.TRANSFORMER_TYPE)
+        source = path
+        if not path or path.startswith("timm:"):
+            source = fetch_imagenet(path or cfg.MODEL.NAME, cfg.MODEL.TRANSFORMER_TYPE)
         log.info("%s", load_pretrained(model, source, cfg.MODEL.PRETRAIN_HW_RATIO))

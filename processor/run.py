@@ -6,12 +6,15 @@ import importlib
 import importlib.util
 import json
 import logging
+import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from configs import dump
@@ -49,7 +52,7 @@ def register_method(name: str):
 
 
 def import_extras(names) -> None:
-    """Imports the user's modules (EXTRA_MODULES): names on the path, or files, looked for in the working directory too."""
+    """Imports the user's modules (EXTRA_MODULES): names on the path or in the working directory, or files."""
     for name in [names] if isinstance(names, str) else names:
         try:
             if str(name).endswith(".py"):
@@ -100,6 +103,21 @@ def commit() -> str:
     return head + ("+" if dirty.strip() else "")
 
 
+def resolved(cfg, folder: Path) -> str:
+    """The YAML that gives the same run again, in the same folder."""
+    copy = cfg.clone()
+    copy.defrost()
+    copy.OUTPUT_DIR = str(folder)
+    return dump(copy)
+
+
+def machine(device) -> str:
+    """What a process computes on: the GPU's name, or cores and architecture."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{os.cpu_count()} cores {platform.machine()}"
+
+
 def write_json(path: Path, value: Any) -> None:
     if is_main():
         write_atomically(path, lambda handle: handle.write((json.dumps(value, indent=2) + "\n").encode()))
@@ -136,7 +154,7 @@ def _train(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
         raise UserError(f"PROCESSOR.NAME: unknown {cfg.PROCESSOR.NAME!r}{hint} This version has: {', '.join(METHODS)}")
     check_keep_best(cfg)
     if is_main() and not (folder / LAST).exists():
-        write_atomically(folder / "config.yml", lambda handle: handle.write(dump(cfg).encode()))
+        write_atomically(folder / "config.yml", lambda handle: handle.write(resolved(cfg, folder).encode()))
     data = make_dataloader(cfg)
     model = make_model(cfg, data.num_classes, data.num_cameras, data.num_views)
     log.info("model: %s", summary(model, tuple(cfg.INPUT.SIZE_TRAIN)))
@@ -156,7 +174,8 @@ def _train(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
         return evaluate(network, [data.validation], settings, device)
 
     trainer = Trainer(
-        device=device, dtype=dtype, folder=folder, model_name=cfg.MODEL.NAME.replace(":", "_"), fingerprint=fingerprint(cfg),
+        device=device, dtype=dtype, folder=folder, model_name=cfg.MODEL.NAME.replace(":", "_"),
+        fingerprint=fingerprint(cfg),
         evaluate=evaluate_now, resume=cfg.SOLVER.RESUME, keep_best=cfg.SOLVER.KEEP_BEST, clip_grad=cfg.SOLVER.CLIP_GRAD,
         accumulation=cfg.SOLVER.ACCUMULATION, compiled=cfg.MODEL.COMPILE, writer=scalar_writer(folder),
     )  # fmt: skip
@@ -167,7 +186,10 @@ def _train(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
     metrics = {"results": results, "mean": means(results) if results else {}, "history": progress.history}
     if cfg.SOLVER.KEEP_BEST:
         metrics["best"] = best_entry(cfg, data.validation, progress)
-    metrics |= {"commit": commit(), "config_file": config_file, "seed": cfg.SOLVER.SEED, "method": cfg.PROCESSOR.NAME}
+    metrics |= {
+        "commit": commit(), "config_file": config_file, "seed": cfg.SOLVER.SEED, "method": cfg.PROCESSOR.NAME,
+        "seconds": round(progress.seconds, 1), "machine": f"{world_size()} x {machine(device)}",
+    }  # fmt: skip
     write_json(folder / "metrics.json", metrics)
     log.info("done: %s", folder)
     return metrics

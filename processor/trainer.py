@@ -31,11 +31,15 @@ LAST = "last"
 
 @dataclass
 class Progress:
-    """Where a run stands. stage, epoch: completed so far; a finished run has all stages behind it."""
+    """Where a run stands. stage, epoch: completed so far; a finished run has all stages behind it.
+
+    seconds: spent so far, evaluation included. history: metrics of each evaluation.
+    """
 
     stage: int = 0
     epoch: int = 0
     step: int = 0
+    seconds: float = 0.0
     best: float = -1.0
     best_at: str = ""
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -46,8 +50,9 @@ class Trainer:
 
     device, dtype: where and in which precision (float16 with a gradient scaler). folder: OUTPUT_DIR. model_name: for
     the names of saved files. fingerprint: the settings that a restart must share. evaluate: model -> named shares, or
-    None for no evaluation. resume: ``auto``, ``never`` or a path. keep_best: '' or the name of the value to keep the
-    best by. clip_grad: largest gradient norm, 0 for none. accumulation: micro-batches per update.
+    None for no evaluation; evaluate_before: the untrained model too. resume: ``auto``, ``never`` or a path.
+    keep_best: '' or the name of the value to keep the best by. clip_grad: largest gradient norm, 0 for
+    none. accumulation: micro-batches per update.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class Trainer:
         model_name: str,
         fingerprint: dict[str, Any],
         evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+        evaluate_before: bool = False,
         resume: str = "auto",
         keep_best: str = "",
         clip_grad: float = 0.0,
@@ -69,13 +75,14 @@ class Trainer:
         self.device, self.dtype, self.folder, self.model_name = device, dtype, Path(folder), model_name
         self.fingerprint, self.evaluate, self.resume, self.keep_best = fingerprint, evaluate, resume, keep_best
         self.clip_grad, self.accumulation, self.compiled, self.writer = clip_grad, accumulation, compiled, writer
+        self.evaluate_before = evaluate_before
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.progress = Progress()
 
     # ---------------------------------------------------------------- the loop
 
     def fit(self, stages: list[Stage]) -> Progress:
-        """Trains every stage to its end, from the beginning or from where an earlier run of the same command stopped."""
+        """Trains every stage to its end, from the beginning or from where the same command stopped before."""
         state = self._read_last(stages)
         if state and self.progress.stage == len(stages):
             log.info("this run is finished already (%s); SOLVER.RESUME never starts it anew", self.folder)
@@ -96,7 +103,10 @@ class Trainer:
         if state:
             self._restore(stage, state)
         log.info("stage %s: epochs %d to %d", stage.name, self.progress.epoch + 1, stage.epochs)
+        if self.evaluate and self.evaluate_before and not self.progress.step:
+            self._evaluate(stage, epoch=0)
         for epoch in range(self.progress.epoch + 1, stage.epochs + 1):
+            began = time.perf_counter()
             self._run_epoch(stage, epoch)
             self.progress.epoch = epoch
             final = epoch == stage.epochs
@@ -104,6 +114,7 @@ class Trainer:
                 self._evaluate(stage, epoch)
             if due(epoch, stage.checkpoint_period, final):
                 self._save_weights(stage, f"{self.model_name}{stage.suffix}_{epoch}.pth")
+            self.progress.seconds += time.perf_counter() - began
             if final:
                 self.progress.stage, self.progress.epoch = index + 1, 0
             self._save_last(stages[index + 1] if final and index + 1 < len(stages) else stage, begun=not final)

@@ -41,7 +41,7 @@ def step(base: float, t: float, *, size: int, gamma: float) -> float:
 
 
 class Schedule:
-    """Sets every group's rate; ``step(epoch)`` before each epoch, counted from 1, which runs at t = epoch - 1 + start."""
+    """Sets every group's rate: ``step(epoch)`` before each epoch, counted from 1; it runs at t = epoch - 1 + start."""
 
     def __init__(self, optimizer: Optimizer, rule: Rule, start: int = 0):
         self.optimizer, self.rule, self.start = optimizer, rule, start

@@ -74,7 +74,7 @@ class Distances:
         if metric == "euclidean":
             if _loses_neighbours(a, b):
                 a, b = a.double(), b.double()
-            self.norms = a.square().sum(1, keepdim=True), b.square().sum(1)
+            self.norms = _squared_norms(a)[:, None], _squared_norms(b)
             if not (torch.isfinite(self.norms[0]).all() and torch.isfinite(self.norms[1]).all()):
                 raise UserError("features are too large for squared distances in float32; normalise them")
         self.a = a
@@ -119,14 +119,23 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 def _loses_neighbours(a: Tensor, b: Tensor, sample: int = 16) -> bool:
     """Whether squared norms are over 1e5 times the distances to nearest neighbours, told from a few rows of ``a``."""
-    some = a[torch.linspace(0, len(a) - 1, min(sample, len(a))).long()].double()
-    norm = some.square().sum(1, keepdim=True)
+    some = a[torch.linspace(0, len(a) - 1, min(sample, len(a))).long()]
+    norm = _squared_norms(some)[:, None]
+    rough = torch.cat([norm + _squared_norms(part) - 2 * _product(some, part) for part in b.split(CHUNK)], dim=1)
+    if (rough.amin(1, keepdim=True) > 1e-4 * norm).all():
+        return False
+    some, norm = some.double(), norm.double()
     nearest = torch.full_like(norm, float("inf"))
     for part in b.split(CHUNK):
-        dist = norm + part.double().square().sum(1) - 2 * some @ part.double().T
+        part = part.double()
+        dist = _squared_norms(some)[:, None] + _squared_norms(part) - 2 * some @ part.T
         dist[dist <= 1e-12 * norm] = float("inf")  # the image itself and its copies
         nearest = torch.minimum(nearest, dist.amin(1, keepdim=True))
     return bool((norm / nearest).median() > 1e5)
+
+
+def _squared_norms(feats: Tensor) -> Tensor:
+    return torch.cat([part.square().sum(1) for part in feats.split(TILE)])
 
 
 def each_block(

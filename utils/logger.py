@@ -21,7 +21,7 @@ class _ThroughProgressBar(logging.StreamHandler):
 
 
 def set_up_logging(folder: str | Path, name: str = "log.txt") -> logging.Logger:
-    """The ``lineup`` logger: the first process writes to standard output and to ``folder/name``, the others warn only."""
+    """The ``lineup`` logger: the first process writes to the terminal and to ``folder/name``, others only errors."""
     log = logging.getLogger("lineup")
     log.propagate = False
     close_logging()

@@ -124,7 +124,7 @@ def rank_blocks(
     num_q, num_g = len(matching.q_pids), len(matching.g_pids)
     scores = {"AP": np.full(num_q, -1.0), "INP": np.full(num_q, -1.0), "first_match_rank": np.full(num_q, -1)}
     tied = np.zeros(num_q, bool)
-    curves = np.zeros(max_rank)
+    curves = np.zeros((num_q, max_rank if protocol == "cuhk03" else 0))
     rng = np.random.RandomState(seed)
 
     def work(start: int, stop: int) -> None:
@@ -135,7 +135,7 @@ def rank_blocks(
         for name, of_query in _scores(query, rank, ap).items():
             scores[name][valid] = of_query
         if protocol == "cuhk03":
-            curves[:] += single_shot_cmc(block, pairs, matching.g_pids, max_rank, rng, repeats)
+            curves[start:stop] = single_shot_cmc(block, pairs, matching.g_pids, max_rank, rng, repeats)
 
     each_block(num_q, num_g, block_size, work, "ranking")
     valid = matching.num_positives > 0
@@ -147,11 +147,13 @@ def rank_blocks(
             tied.sum(),
             num_valid,
         )
-    if protocol == "market1501":
+    if protocol == "cuhk03":
+        cmc = curves[valid].mean(0)
+    else:
         first = np.minimum(scores["first_match_rank"][valid], max_rank + 1)
-        curves = np.cumsum(np.bincount(first, minlength=max_rank + 2)[1 : max_rank + 1])
+        cmc = np.cumsum(np.bincount(first, minlength=max_rank + 2)[1 : max_rank + 1]) / num_valid
     return RankResult(
-        cmc=curves / num_valid,
+        cmc=cmc,
         mAP=float(scores["AP"][valid].mean()),
         mINP=float(scores["INP"][valid].mean()),
         num_valid_q=num_valid,

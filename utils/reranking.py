@@ -24,7 +24,8 @@ from utils.distances import (
 from utils.errors import UserError
 
 ROWS = 4096  # rows of a sparse product at a time
-PAIRS = 4096  # pairs of features subtracted at a time, so that they stay in cache
+PAIRS = 512  # pairs of features subtracted at a time, so that they stay in cache
+GATHERED = 2**22  # numbers of gathered features at a time in query expansion
 
 
 def re_ranking(qf: object, gf: object, k1: int = 20, k2: int = 6, lambda_value: float = 0.3) -> np.ndarray:
@@ -139,8 +140,8 @@ class Overlaps:
         first = self.indptr[codes.indices[own]]
         count = self.indptr[codes.indices[own] + 1] - first
         where = np.arange(count.sum()) + np.repeat(first - (np.cumsum(count) - count), count)
-        minima = np.minimum(self.weights[where], np.repeat(codes.data[own], count))
-        shared = np.bincount(self.rows[where], weights=minima, minlength=self.num)
+        minima = np.minimum(self.weights.take(where), np.repeat(codes.data[own], count))
+        shared = np.bincount(self.rows.take(where), weights=minima, minlength=self.num)
         near = np.flatnonzero(shared)
         shared = shared[near]
         return near, np.maximum(1 - shared / (2 - shared), 0).astype(np.float32)
@@ -200,7 +201,8 @@ def _pair_distances(feats: Tensor, rows: np.ndarray, columns: np.ndarray) -> np.
     out = torch.empty(len(rows), device=feats.device)
     for top in range(0, len(rows), PAIRS):
         some = slice(top, top + PAIRS)
-        out[some] = (feats[rows[some]] - feats[columns[some]]).square_().sum(1)
+        gap = feats.index_select(0, rows[some]).sub_(feats.index_select(0, columns[some]))
+        out[some] = gap.square_().sum(1)
     return out.cpu().numpy()
 
 
@@ -229,7 +231,8 @@ def query_expansion(
         weights = (cosines if alpha == int(alpha) else cosines.clip(0)) ** alpha / ranks.shape[1]
         weights = torch.from_numpy(weights.astype(np.float32)).to(feats.device)
         ranks = torch.from_numpy(ranks).to(feats.device)
-        parts = zip(weights.split(ROWS // 4), ranks.split(ROWS // 4), strict=True)
-        feats = torch.cat([(w[:, None] @ feats[r.long()])[:, 0] for w, r in parts])
+        step = max(GATHERED // (ranks.shape[1] * feats.shape[1]), 1)
+        parts = zip(weights.split(step), ranks.split(step), strict=True)
+        feats = torch.cat([(w[:, :, None] * feats[r.long()]).sum(1) for w, r in parts])
     qf, gf = feats[: len(qf)], feats[len(qf) :]
     return (qf.numpy(), gf.numpy()) if as_arrays else (qf, gf)

@@ -15,12 +15,12 @@ from utils.matching import Pairs
 def single_shot_cmc(
     block: Tensor, pairs: Pairs, g_pids: np.ndarray, max_rank: int, rng: np.random.RandomState, repeats: int | None
 ) -> np.ndarray:
-    """Sum of the curves of a block's valid queries, (max_rank,).
+    """Curves of a block of queries, (B, max_rank); zeros for a query without a match.
 
     block: (B, G) distances. Draws, for each valid query in order: ``repeats`` times, for every identity in the order
     in which it first comes up in the query's ranking, ``rng.choice`` over the places of its images.
     """
-    total = np.zeros(max_rank)
+    curves = np.zeros((len(block), max_rank))
     starts = np.searchsorted(pairs.query, np.arange(len(block) + 1))
     for row in range(len(block)):
         own = slice(starts[row], starts[row + 1])
@@ -32,10 +32,11 @@ def single_shot_cmc(
         _, first, identity = np.unique(g_pids[order], return_index=True, return_inverse=True)
         identity = np.argsort(np.argsort(first))[identity]  # numbered as they come up
         match = identity[np.flatnonzero(order == pairs.gallery[own][positive][0])[0]]
-        total += (
-            _exact(identity, match, max_rank) if repeats is None else _drawn(identity, match, max_rank, rng, repeats)
-        )
-    return total
+        if repeats is None:
+            curves[row] = _exact(identity, match, max_rank)
+        else:
+            curves[row] = _drawn(identity, match, max_rank, rng, repeats)
+    return curves
 
 
 def _drawn(identity: np.ndarray, match: int, max_rank: int, rng: np.random.RandomState, repeats: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""ResNets of the ReID baselines, on torchvision's (Luo et al., "Bag of Tricks", CVPRW 2019; IBN-a: Pan et al., ECCV 2018).
+"""ResNets of the ReID baselines, on torchvision's (Luo et al., CVPRW 2019; IBN-a: Pan et al., ECCV 2018).
 
 Parameter names are torchvision's and those of the published files.
 """

@@ -174,8 +174,8 @@ class ViT(nn.Module):
         rates = torch.linspace(0, drop_path, spec.depth).tolist()
         self.blocks = nn.ModuleList(
             Block(
-                width, spec.heads, mlp_ratio=spec.mlp_ratio, qkv_bias=spec.qkv_bias, proj_drop=drop, attn_drop=attn_drop,
-                drop_path=rate, norm_layer=partial(nn.LayerNorm, eps=1e-6),
+                width, spec.heads, mlp_ratio=spec.mlp_ratio, qkv_bias=spec.qkv_bias,
+                proj_drop=drop, attn_drop=attn_drop, drop_path=rate, norm_layer=partial(nn.LayerNorm, eps=1e-6),
             )
             for rate in rates
         )  # fmt: skip
@@ -203,8 +203,9 @@ class ViT(nn.Module):
         x = self.patch_embed(images)
         if x.shape[1] + 1 != self.pos_embed.shape[1]:
             raise UserError(
-                f"images of {tuple(images.shape[2:])} give {x.shape[1]} patches, the model was built for {self.image_size} "
-                f"({self.pos_embed.shape[1] - 1} patches): set INPUT.SIZE_TRAIN and INPUT.SIZE_TEST alike"
+                f"images of {tuple(images.shape[2:])} give {x.shape[1]} patches, the model was built for "
+                f"{self.image_size} ({self.pos_embed.shape[1] - 1} patches): "
+                "set INPUT.SIZE_TRAIN and INPUT.SIZE_TEST alike"
             )
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
         if self.side.rows:

@@ -127,7 +127,7 @@ def check_schedule(case) -> None:
     for variant, spec in case.params["variants"].items():
         extra = [] if spec["schedule"] == "cosine" else ["SOLVER.SCHEDULER", spec["schedule"]]
         cfg = load_config(opts=[*spec["config"], *extra])
-        assert cfg.SOLVER.SCHEDULER == spec["schedule"] and int(cfg.SOLVER.SCHEDULER_START) == spec["first_t"]
+        assert spec["schedule"] == cfg.SOLVER.SCHEDULER and int(cfg.SOLVER.SCHEDULER_START) == spec["first_t"]
         module = module_of(case.params)
         optimizer = make_optimizer(cfg, module)
         assert type(optimizer).__name__ == spec["optimizer"]["class"]

@@ -1,0 +1,152 @@
+"""Images per second of a training step, against the same model with plain attention and a loop over JPM's branches.
+
+``python -m benchmarks.train_step [--arch NAME ...] [--batch 16] [--size 256 128] [--precision fp32 bf16] [--compile]``
+
+Prints a ratio against the baseline of the same run, and the share of what the machine's matrix product allows: model
+FLOPs (forward and backward) over the measured rate of square matrix products in the same precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import torch
+from timm.models.vision_transformer import Attention
+from torch.utils.flop_counter import FlopCounterMode
+
+import loss
+from configs import load_config
+from model import make_model
+from model.jpm import jigsaw_pieces
+from solver import make_optimizer
+
+TRIPLET = ["DATALOADER.SAMPLER", "softmax_triplet"]
+VIT = ["MODEL.NAME", "transformer", "MODEL.NO_MARGIN", True, "MODEL.IF_LABELSMOOTH", "off", *TRIPLET]
+ARCHITECTURES = {
+    "vit_base+jpm": [*VIT, "MODEL.TRANSFORMER_TYPE", "vit_base_patch16_224_TransReID", "MODEL.JPM", True],
+    "vit_base": [*VIT, "MODEL.TRANSFORMER_TYPE", "vit_base_patch16_224_TransReID"],
+    "deit_small": [*VIT, "MODEL.TRANSFORMER_TYPE", "deit_small_patch16_224_TransReID"],
+    "resnet50": ["MODEL.NAME", "resnet50", *TRIPLET],
+}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def plain_attention(self: Attention, x: torch.Tensor, attn_mask=None, is_causal: bool = False) -> torch.Tensor:
+    """Softmax written out, as the published code has it: the baseline."""
+    batch, length, width = x.shape
+    q, k, v = self.qkv(x).reshape(batch, length, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+    weights = (self.q_norm(q) @ k.transpose(-2, -1) * self.scale).softmax(-1)
+    return self.proj((self.attn_drop(weights) @ v).transpose(1, 2).reshape(batch, length, width))
+
+
+def branch_loop(tokens, whole, local, pool, **layout):
+    """One pass of the local branch per piece: the baseline."""
+    return [pool(whole(tokens)), *(pool(local(piece)) for piece in jigsaw_pieces(tokens, **layout))]
+
+
+class baseline:
+    """Inside, models run with plain attention and a loop over JPM's branches."""
+
+    def __enter__(self) -> None:
+        import model.reid
+
+        self.kept = Attention.forward, model.reid.jigsaw_features
+        Attention.forward, model.reid.jigsaw_features = plain_attention, branch_loop
+
+    def __exit__(self, *error) -> None:
+        import model.reid
+
+        Attention.forward, model.reid.jigsaw_features = self.kept
+
+
+def median_time(step: Callable[[], object], device: torch.device, seconds: float) -> float:
+    """Median seconds of a call over about ``seconds``, after a warm-up."""
+    times: list[float] = []
+    for _ in range(2):
+        step()
+    while sum(times) < seconds or len(times) < 3:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return sorted(times)[len(times) // 2]
+
+
+def gemm_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
+    """FLOP/s of a square matrix product."""
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / median_time(lambda: a @ b, device, 2.0)
+
+
+class Step:
+    """A training step on random images: forward, losses, backward, update."""
+
+    def __init__(
+        self, arch: str, batch: int, size: list[int], device: torch.device, dtype: torch.dtype, compiled=False
+    ):
+        opts = [*ARCHITECTURES[arch], "SOLVER.OPTIMIZER_NAME", "SGD"]
+        cfg = load_config(opts=[*opts, "INPUT.SIZE_TRAIN", size, "INPUT.SIZE_TEST", size])
+        torch.manual_seed(0)
+        self.model = make_model(cfg, 751).to(device).train()
+        if compiled:
+            self.model.compile()
+        self.optimizer = make_optimizer(cfg, self.model)
+        self.terms = loss.make_loss(cfg, 751)
+        self.images = torch.randn(batch, 3, *size, device=device)
+        self.labels = torch.arange(batch, device=device) // 4
+        self.device, self.dtype = device, dtype
+
+    def __call__(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            total = sum(self.terms(self.model(self.images, label=self.labels), self.labels).values())
+        total.backward()
+        self.optimizer.step()
+
+    def flops(self) -> int:
+        """Of one step, matrix products and convolutions alone."""
+        with FlopCounterMode(display=False) as counter:
+            self()
+        return counter.get_total_flops()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", nargs="+", default=["vit_base+jpm"], choices=ARCHITECTURES)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--size", type=int, nargs=2, default=[256, 128])
+    parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=DTYPES)
+    parser.add_argument("--compile", action="store_true", help="a third row with torch.compile")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of measuring per row")
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    height, width = args.size
+    print(f"{torch.get_num_threads()} threads on {device}, batch {args.batch}, {height} x {width}, {torch.__version__}")
+    print(f"{'architecture':14s} precision {'variant':10s} {'images/s':>9s} {'against baseline':>17s} {'of GEMM':>8s}")
+    for arch in args.arch:
+        for precision in args.precision:
+            dtype = DTYPES[precision]
+            rate = gemm_rate(device, dtype, 8192 if device.type == "cuda" else 2048)
+            rows: dict[str, float] = {}
+            with baseline():
+                step = Step(arch, args.batch, args.size, device, dtype)
+                flops = step.flops()
+                rows["baseline"] = median_time(step, device, args.seconds)
+            rows["ours"] = median_time(Step(arch, args.batch, args.size, device, dtype), device, args.seconds)
+            if args.compile:
+                step = Step(arch, args.batch, args.size, device, dtype, compiled=True)
+                rows["compiled"] = median_time(step, device, args.seconds)
+            for variant, seconds in rows.items():
+                ratio, share = rows["baseline"] / seconds, flops / seconds / rate
+                speed = args.batch / seconds
+                print(f"{arch:14s} {precision:9s} {variant:10s} {speed:9.2f} {ratio:17.2f} {share:8.1%}", flush=True)
+            print(f"{'':14s} {precision:9s} GEMM {rate / 1e9:.0f} GFLOP/s, {flops / 1e9:.0f} GFLOP a step", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+"""Fixtures for all tests. They run on the CPU with one thread, so that they share a small machine."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+import pytest  # noqa: E402
+
+from tests.tiny import write_market  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def market(tmp_path_factory):
+    """A data root with a tiny Market-1501: 4 training and 4 test identities, 2 cameras, 2 images of each."""
+    return write_market(tmp_path_factory.mktemp("data"))

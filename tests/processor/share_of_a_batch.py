@@ -1,0 +1,58 @@
+"""One process of several, each with its slice of one global batch: writes the gradients of the supervised losses.
+
+``python -m tests.processor.share_of_a_batch FOLDER`` (alone), or the same under ``torchrun``.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+import loss
+from configs import load_config
+from model import make_model
+from processor.supervised import Supervised
+from processor.trainer import Trainer
+from solver import make_optimizer, make_scheduler
+from utils.distributed import is_main, rank, start, stop, world_size
+
+SETTINGS = [
+    "MODEL.NAME", "transformer", "MODEL.TRANSFORMER_TYPE", "vit_micro_patch8_TransReID", "MODEL.STEM_CONV", True,
+    "MODEL.DROP_PATH", 0.0, "MODEL.JPM", True, "MODEL.SHIFT_NUM", 2, "INPUT.SIZE_TRAIN", [64, 32],
+    "DATALOADER.SAMPLER", "softmax_triplet", "SOLVER.GATHER", True, "MODEL.SYNC_BN", True,
+    "SOLVER.OPTIMIZER_NAME", "SGD",
+]  # fmt: skip
+
+
+def main(folder: Path) -> None:
+    torch.manual_seed(0)
+    cpu = torch.device("cpu")
+    start(cpu)
+    cfg = load_config(opts=SETTINGS)
+    model = make_model(cfg, 4)
+    images, labels = torch.randn(8, 3, 64, 32), torch.arange(4).repeat_interleave(2)
+    share = slice(rank() * 8 // world_size(), (rank() + 1) * 8 // world_size())
+    batch = SimpleNamespace(images=images[share], pids=labels[share], camids=None, viewids=None)
+
+    def make_solver(module):
+        optimizer = make_optimizer(cfg, module)
+        return optimizer, make_scheduler(cfg, optimizer)
+
+    stage = Supervised(model, None, loss.make_loss(cfg, 4), 1, make_solver)
+    trainer = Trainer(device=cpu, dtype=torch.float32, folder=folder, model_name="", fingerprint={})
+    stage.begin()
+    trainer._wrap(stage)
+    model.train()
+    trainer._update(stage, [batch], "here")
+    if is_main():
+        grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        buffers = {n: b for n, b in model.named_buffers() if "running" in n}
+        torch.save({"grads": grads, "buffers": buffers}, folder / f"world_{world_size()}.pt")
+    stop()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

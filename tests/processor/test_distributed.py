@@ -1,0 +1,55 @@
+"""Two processes on gloo: the gradient of one process with the whole batch, and a whole run by ``torchrun``."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.tiny import options
+
+ROOT = Path(__file__).resolve().parents[2]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+def run(*command) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    return subprocess.run([str(word) for word in command], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_gathered_losses_and_synchronised_norms_have_the_gradient_of_one_process(tmp_path):
+    worker = ["-m", "tests.processor.share_of_a_batch", tmp_path]
+    for command in ([sys.executable, *worker], [*TORCHRUN, *worker]):
+        done = run(*command)
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (torch.load(tmp_path / f"world_{n}.pt", weights_only=True) for n in (1, 2))
+    assert one["grads"].keys() == two["grads"].keys() and len(one["grads"]) > 40
+    for kind in ("grads", "buffers"):
+        for name, wanted in one[kind].items():
+            torch.testing.assert_close(two[kind][name], wanted, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    largest = max(float(g.abs().max()) for g in one["grads"].values())
+    assert largest > 0.1, "the gradients are too small for the comparison to mean anything"
+
+
+def test_a_run_by_torchrun_trains_evaluates_and_goes_on(market, tmp_path):
+    words = options(
+        market, tmp_path, SOLVER__IMS_PER_BATCH=8, SOLVER__MAX_EPOCHS=2, MODEL__METRIC_LOSS_TYPE="triplet_center"
+    )
+    done = run(*TORCHRUN, "train.py", *words)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("stage supervised") == 1  # the first process alone speaks
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["results"]["market1501"]["queries"] == 8
+    one = run(
+        sys.executable, "test.py", *options(market, tmp_path / "one", TEST__WEIGHT=tmp_path / "transformer_2.pth")
+    )
+    assert one.returncode == 0, one.stderr
+    alone = json.loads((tmp_path / "one" / "metrics.json").read_text())["results"]["market1501"]
+    for key, value in metrics["results"]["market1501"].items():
+        assert abs(alone[key] - value) < 1e-6, key
+    again = run(*TORCHRUN, "train.py", *words)
+    assert again.returncode == 0 and "finished already" in again.stdout

@@ -1,0 +1,200 @@
+"""The trainer: exact resume, accumulation, precision, checkpoints, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from processor import run
+from processor.supervised import Supervised
+from tests.tiny import config
+from utils.errors import UserError
+
+
+def weights(folder, epoch: int, name: str = "transformer") -> dict[str, torch.Tensor]:
+    return torch.load(folder / f"{name}_{epoch}.pth", weights_only=True)
+
+
+def assert_same_bytes(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_at(monkeypatch, step: int) -> None:
+    """The process dies in the given step of training, counted over the run from 1."""
+    count, real = iter(range(1, 10**6)), Supervised.losses
+
+    def losses(self, batch):
+        if next(count) == step:
+            raise Killed
+        return real(self, batch)
+
+    monkeypatch.setattr(Supervised, "losses", losses)
+
+
+VARIANTS = {
+    "jpm with dropout and drop path": {
+        "MODEL__JPM": True, "MODEL__SIE_CAMERA": True, "MODEL__DROP_OUT": 0.1, "MODEL__DROPOUT_RATE": 0.2,
+        "MODEL__SHIFT_NUM": 2,
+    },
+    "center loss and adam": {"MODEL__METRIC_LOSS_TYPE": "triplet_center", "SOLVER__OPTIMIZER_NAME": "Adam"},
+    "bf16, accumulation, clipping": {
+        "SOLVER__PRECISION": "bf16", "SOLVER__ACCUMULATION": 2, "SOLVER__CLIP_GRAD": 1.0,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_killed_run_ends_with_the_same_bytes(market, tmp_path, monkeypatch, variant):
+    changes = VARIANTS[variant] | {"SOLVER__MAX_EPOCHS": 3}
+    run.train(config(market, tmp_path / "whole", **changes))
+    for step in (2, 5):  # in the first epoch and in a later one
+        folder = tmp_path / f"killed_{step}"
+        with monkeypatch.context() as patch:
+            kill_at(patch, step)
+            with pytest.raises(Killed):
+                run.train(config(market, folder, **changes))
+        random.seed(step), np.random.seed(step), torch.manual_seed(step)  # what another process would start from
+        run.train(config(market, folder, **changes))
+        assert_same_bytes(weights(tmp_path / "whole", 3), weights(folder, 3))
+    whole, resumed = (json.loads((tmp_path / f / "metrics.json").read_text()) for f in ("whole", "killed_5"))
+    assert whole["results"] == resumed["results"] and whole["history"] == resumed["history"]
+
+
+def test_the_number_of_workers_changes_nothing(market, tmp_path):
+    for workers in (0, 2):
+        run.train(config(market, tmp_path / str(workers), DATALOADER__NUM_WORKERS=workers))
+    assert_same_bytes(weights(tmp_path / "0", 2), weights(tmp_path / "2", 2))
+
+
+def test_another_seed_gives_other_weights(market, tmp_path):
+    for seed in (1, 2):
+        run.train(config(market, tmp_path / str(seed), SOLVER__SEED=seed, SOLVER__MAX_EPOCHS=1))
+    a, b = (weights(tmp_path / str(seed), 1) for seed in (1, 2))
+    assert not torch.equal(a["base.cls_token"], b["base.cls_token"])
+
+
+def test_a_finished_run_says_so_and_is_left_alone(market, tmp_path, capsys):
+    first = run.train(config(market, tmp_path))
+    before = (tmp_path / "transformer_2.pth").stat().st_mtime_ns
+    again = run.train(config(market, tmp_path))
+    assert "finished already" in capsys.readouterr().out
+    assert again["results"] == first["results"]
+    assert (tmp_path / "transformer_2.pth").stat().st_mtime_ns == before
+
+
+def test_another_configuration_is_refused_and_named(market, tmp_path):
+    run.train(config(market, tmp_path))
+    with pytest.raises(UserError, match=r"SOLVER\.BASE_LR 0\.01, now 0\.02.*OUTPUT_DIR"):
+        run.train(config(market, tmp_path, SOLVER__BASE_LR=0.02))
+    run.train(config(market, tmp_path, SOLVER__BASE_LR=0.02, SOLVER__RESUME="never"))
+
+
+def test_resume_from_a_named_file(market, tmp_path, monkeypatch):
+    run.train(config(market, tmp_path / "whole", SOLVER__MAX_EPOCHS=2))
+    with monkeypatch.context() as patch:
+        kill_at(patch, 6)
+        with pytest.raises(Killed):
+            run.train(config(market, tmp_path / "a", SOLVER__MAX_EPOCHS=2))
+    run.train(config(market, tmp_path / "b", SOLVER__MAX_EPOCHS=2, SOLVER__RESUME=str(tmp_path / "a" / "last")))
+    assert_same_bytes(weights(tmp_path / "whole", 2), weights(tmp_path / "b", 2))
+    with pytest.raises(UserError, match="no file that a run can go on from"):
+        run.train(config(market, tmp_path / "c", SOLVER__RESUME=str(tmp_path / "whole" / "transformer_2.pth")))
+
+
+def test_files_of_a_run(market, tmp_path):
+    metrics = run.train(config(market, tmp_path, SOLVER__CHECKPOINT_PERIOD=0, SOLVER__EVAL_PERIOD=0))
+    names = {p.name for p in tmp_path.iterdir()}
+    assert names == {"config.yml", "log.txt", "metrics.json", "last", "tensorboard", "transformer_2.pth"}
+    assert len(metrics["history"]) == 1  # the last epoch is always saved and evaluated
+    assert set(metrics["results"]["market1501"]) >= {"mAP", "mINP", "Rank-1", "Rank-5", "Rank-10"}
+    assert (tmp_path / "last").stat().st_mode & 0o044  # readable by others as any other file
+
+
+def gradient(market, tmp_path, batch: int, accumulation: int) -> dict[str, torch.Tensor]:
+    """The first update with plain SGD and losses that are means over images, batch norm and dropout at rest."""
+    cfg = config(
+        market, tmp_path / f"{accumulation}", SOLVER__IMS_PER_BATCH=batch, SOLVER__ACCUMULATION=accumulation,
+        DATALOADER__SAMPLER="softmax", SOLVER__MAX_EPOCHS=1, MODEL__DROP_PATH=0.0, SOLVER__MOMENTUM=0.0,
+        INPUT__PROB=0.0, INPUT__RE_PROB=0.0, INPUT__PADDING=0, SOLVER__WEIGHT_DECAY=0.0, SOLVER__WEIGHT_DECAY_BIAS=0.0,
+    )  # fmt: skip
+    run.train(cfg)
+    return weights(tmp_path / f"{accumulation}", 1)
+
+
+def test_accumulation_equals_the_large_batch(market, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.nn.Module, "train", lambda self, mode=True: self)  # evaluation mode throughout
+    monkeypatch.setattr(
+        "model.reid.ReIDModel.forward",
+        lambda self, images, label=None, cam_label=None, view_label=None: _scores(self, images),
+    )
+    whole, parts = gradient(market, tmp_path, 16, 1), gradient(market, tmp_path, 4, 4)
+    for key in whole:
+        if whole[key].is_floating_point() and "running" not in key:
+            torch.testing.assert_close(parts[key], whole[key], rtol=0, atol=1e-6, msg=key)
+
+
+def _scores(model, images):
+    from model import ReIDOutput
+
+    feat = model.base(images)
+    model.bottleneck.training = False
+    return ReIDOutput([model.classifier(model.bottleneck(feat))], [feat]) if torch.is_grad_enabled() else feat
+
+
+@pytest.mark.parametrize(
+    "changes", [{"SOLVER__ACCUMULATION": 2}, {"MODEL__COMPILE": True}], ids=["accumulation", "compile"]
+)
+def test_loss_is_finite_and_falls(market, tmp_path, changes, capsys):
+    run.train(config(market, tmp_path, SOLVER__MAX_EPOCHS=6, SOLVER__EVAL_PERIOD=0, SOLVER__BASE_LR=0.05, **changes))
+    losses = [
+        float(line.split(" loss ")[1].split()[0]) for line in capsys.readouterr().out.splitlines() if " loss " in line
+    ]
+    assert np.isfinite(losses).all() and losses[-1] < losses[0]
+
+
+def test_compiled_checkpoints_have_the_plain_names(market, tmp_path):
+    run.train(config(market, tmp_path / "a", SOLVER__MAX_EPOCHS=1, MODEL__COMPILE=True))
+    run.train(config(market, tmp_path / "b", SOLVER__MAX_EPOCHS=1))
+    assert weights(tmp_path / "a", 1).keys() == weights(tmp_path / "b", 1).keys()
+
+
+def test_keep_best_says_what_it_was_chosen_on(market, tmp_path):
+    on_test = run.train(config(market, tmp_path / "a", SOLVER__KEEP_BEST="mAP"))
+    assert on_test["best"]["chosen_on"] == "the test set"
+    assert on_test["best"]["value"] == max(entry["mAP"] for entry in on_test["history"])
+    held = run.train(config(market, tmp_path / "b", SOLVER__KEEP_BEST="Rank-1", DATASETS__VAL_SHARE=0.5))
+    assert held["best"]["chosen_on"] == "identities held out of training"
+    assert (tmp_path / "b" / "best.pth").exists()
+    assert "held out of training" in (tmp_path / "b" / "log.txt").read_text()
+    assert weights(tmp_path / "b", 2)["classifier.weight"].shape[0] == 2  # two of four identities were held out
+
+
+def test_non_finite_loss_says_step_terms_and_rate(market, tmp_path):
+    with pytest.raises(UserError, match=r"not finite at epoch \d, step \d.*id .*triplet .*learning rate"):
+        run.train(config(market, tmp_path, SOLVER__BASE_LR=1e30, SOLVER__WARMUP_EPOCHS=0, SOLVER__MAX_EPOCHS=3))
+
+
+def test_a_full_disk_while_saving_leaves_nothing_half_written(market, tmp_path, monkeypatch):
+    import errno
+    import os
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run.train(config(market, tmp_path, SOLVER__MAX_EPOCHS=1))
+    names = {p.name for p in tmp_path.iterdir()}
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"No space left on device.*OUTPUT_DIR"):
+        run.train(config(market, tmp_path, SOLVER__MAX_EPOCHS=1, SOLVER__RESUME="never"))
+    assert {p.name for p in tmp_path.iterdir()} == names
+    torch.load(tmp_path / "last", weights_only=True)

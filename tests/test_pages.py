@@ -1,0 +1,120 @@
+"""README and docs: commands and example run, links lead somewhere, tables are those of the results."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from processor import record, run
+from tests.processor.test_commands import call
+from tests.tiny import options, write_market
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+COMMAND = re.compile(r"(?:python|torchrun(?: --\S+ \d+)*) (train|test)\.py (--config_file configs/[^`\n#]+)")
+SHELL_VALUES = {
+    "${1}": "[16, 16]", "${2}": "True", "${3}": "False", "${4}": "True", "${OUTPUT_DIR}": "out",
+    "${5}": "deit_small_patch16_224_TransReID",
+}  # fmt: skip
+
+
+def commands() -> list[tuple[str, str]]:
+    """(train or test, arguments) of every command of ours on any page, once each."""
+    found: dict[tuple[str, str], None] = {}
+    for page in PAGES:
+        for line in page.read_text().splitlines():
+            if line.startswith("|"):
+                line = "|".join(line.split(" | ")[1:])  # a table's first column is another system's command
+            found |= dict.fromkeys((name, arguments.strip()) for name, arguments in COMMAND.findall(line))
+    return list(found)
+
+
+def tiny_run(root: Path, folder: Path, **changes) -> list:
+    """What makes any command's run a matter of a second; the page's own settings stand before it."""
+    small = {
+        "MODEL__STRIDE_SIZE": [16, 16], "INPUT__SIZE_TRAIN": [64, 32], "INPUT__SIZE_TEST": [64, 32],
+        "SOLVER__MAX_EPOCHS": 1, "DATASETS__SYNTHETIC__IDS": 8, "MODEL__VIT_SMALL": "deit",
+    }  # fmt: skip
+    return options(root, folder, **(small | changes))
+
+
+@pytest.mark.parametrize(("name", "arguments"), commands(), ids=lambda word: word[-60:])
+def test_a_command_of_the_pages_runs(name, arguments, market, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for variable, value in SHELL_VALUES.items():
+        arguments = arguments.replace(variable, value)
+    words = shlex.split(arguments)
+    extra = {"MODEL__NAME": "resnet10"} if "baseline" in words[1] else {}
+    trained = tmp_path / "trained"
+    assert call("train", [*words, *tiny_run(market, trained, **extra)]) == 0
+    if name == "test":
+        weight = next(trained.glob("*_1.pth"))
+        assert call("test", [*words, *tiny_run(market, tmp_path / "tested", TEST__WEIGHT=weight, **extra)]) == 0
+
+
+def test_the_pages_show_commands():
+    assert len(commands()) > 20
+
+
+def fenced(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+
+
+def test_the_method_from_outside_the_repository_runs(tmp_path, monkeypatch):
+    (code,), (settings,) = fenced("your_method.md", "python"), fenced("your_method.md", "yaml")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 45
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    (tmp_path / "my_method.py").write_text(code)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "my_method.yml").write_text(settings)
+    root = write_market(tmp_path / "data")
+    (root / "market1501").rename(root / "my_store")
+    for image in (root / "my_store").glob("*/*.jpg"):
+        image.rename(image.with_name(re.sub(r"^(\d+)_c(\d)", r"item\1_cam\2", image.name)))
+    own = {"DATASETS.NAMES", "MODEL.NAME", "MODEL.TRANSFORMER_TYPE"}
+    words = options(root, tmp_path / "out")
+    kept = [w for key, value in zip(words[::2], words[1::2], strict=True) if key not in own for w in (key, value)]
+    assert call("train", ["--config_file", "my_method.yml", *kept]) == 0
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert "stage with_entropy" in log and " entropy -" in log
+    weight = tmp_path / "out" / "my_net_2.pth"
+    assert call("test", ["--config_file", "my_method.yml", *kept, "TEST.WEIGHT", weight]) == 0
+    run.METHODS.pop("my_method")
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+            if not target.startswith(("http://", "https://", "mailto:")):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_pictures_are_small():
+    for picture in (ROOT / "docs").rglob("*.png"):
+        assert picture.stat().st_size < 200_000, picture.name
+
+
+def test_tables_are_those_of_the_results():
+    for page in PAGES:
+        for match in record.MARKS.finditer(page.read_text()):
+            rows = record.read(ROOT / "results" / f"{match['method']}.csv")
+            wanted = match[1] + record.table(rows) + match[3]
+            assert match[0] == wanted, f"{page.name}: run python -m processor.record --tables"
+
+
+def test_yaml_examples_of_the_pages_are_yaml():
+    for page in PAGES:
+        for block in re.findall(r"```ya?ml\n(.*?)```", page.read_text(), re.DOTALL):
+            yaml.safe_load(block)
+
+
+def test_the_project_names_no_device_and_no_machine():
+    for path in ROOT.rglob("*.py"):
+        if ".venv" not in path.parts and "tests" not in path.parts:
+            assert not re.search(r"\.cuda\(|cuda:0|device_ids=\[0\]", path.read_text()), path
