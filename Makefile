@@ -2,20 +2,17 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-CONFIG := configs/quickstart.yml
-RUN := runs/quickstart
 
 .PHONY: quickstart test lint parity clean
 
 quickstart: $(VENV)/.installed
-	$(BIN)/python train.py --config_file $(CONFIG)
-	$(BIN)/python test.py --config_file $(CONFIG) TEST.WEIGHT $(RUN)/transformer_$$($(BIN)/python -c \
-	  "from configs import load_config; print(load_config('$(CONFIG)').SOLVER.MAX_EPOCHS)").pth OUTPUT_DIR $(RUN)/test
+	$(BIN)/python train.py --config_file configs/quickstart.yml
+	$(BIN)/python test.py --config_file configs/quickstart.yml TEST.WEIGHT runs/quickstart/resnet10_12.pth OUTPUT_DIR runs/quickstart/test
 	@echo
-	@echo "Trained and tested on built-in data. Where to look next:"
-	@echo "  $(RUN)/metrics.json, log.txt      the numbers; tensorboard --logdir $(RUN) draws them"
-	@echo "  data/                             the images (docs/img/ has contact sheets)"
-	@echo "  configs/transreid/                the published settings; docs/your_data.md for your own images"
+	@echo "A network learnt to tell drawn pedestrians apart. Where to look next:"
+	@echo "  runs/quickstart/    metrics.json, log.txt, the weights; tensorboard --logdir runs draws the curves"
+	@echo "  data/               the images it saw"
+	@echo "  configs/transreid/  the published settings;  docs/your_data.md  your own images"
 
 test: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest -q

@@ -251,7 +251,8 @@ def ensure_synthetic(
     seed: from 0. workers: processes that draw.
 
     The folder is ``<root>/<name>_<hash8>``; the hash is of everything that changes the files. It appears whole or not
-    at all: it is written beside its place and then renamed, so several processes may ask for it at once.
+    at all: it is written beside its place and then renamed, so several processes may ask for it at once. A process
+    that is killed outright leaves a hidden folder ``.<name>_<hash8>.*`` behind, which nothing reads.
     Raises UserError for wrong sizes, an unknown name or a root that cannot be written.
     """
     _domain(name)

@@ -369,8 +369,8 @@ OCCLUDERS: Mapping[Callable, int] = {_bars: 2, _car: 3, _plant: 2, _crate: 2, _p
 def expose(canvas: np.ndarray, camera: Camera, rng: Rng) -> np.ndarray:
     """What the camera makes of a canvas (SS*H, SS*W, 3): averaged down, lit, cast, blurred, noisy. (H, W, 3) uint8."""
     height, width = canvas.shape[0] // SS, canvas.shape[1] // SS
-    parts = canvas.reshape(height, SS, width, SS, 3).astype(np.int32)
-    image = (parts.sum((1, 3)) + SS * SS // 2) // (SS * SS)
+    total = sum(canvas[dy::SS, dx::SS].astype(np.int32) for dy in range(SS) for dx in range(SS))
+    image = (total + SS * SS // 2) // (SS * SS)
 
     across = 256 + camera.slope[0] * (2 * np.arange(width) - width) // width + between(rng, -20, 20)
     down = 256 + camera.slope[1] * (2 * np.arange(height) - height) // height

@@ -98,6 +98,8 @@ def make_model(cfg, num_class: int, camera_num: int = 0, view_num: int = 0) -> n
     num_class: training identities. camera_num, view_num: their numbers in the training split, for side information.
     Raises ``UserError`` for unknown names and for keys that cannot go together.
     """
+    if cfg.MODEL.NECK not in ("bnneck", "no"):
+        raise UserError(f"MODEL.NECK: {cfg.MODEL.NECK!r} is neither 'bnneck' nor 'no'")
     base = make_backbone(cfg, camera_num, view_num)
     head = partial(
         make_head,

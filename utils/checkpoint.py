@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
+import re
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -61,8 +64,6 @@ def read_state(path: str | Path) -> dict[str, Any]:
             return load_file(path)
         with torch.serialization.safe_globals(_allowed_globals()):
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        return _read_archive(path, error)
     except Exception as error:  # noqa: BLE001 - torch, zipfile and safetensors raise many kinds for a damaged file
         return _read_archive(path, error)
     if not isinstance(state, Mapping):
@@ -72,28 +73,26 @@ def read_state(path: str | Path) -> dict[str, Any]:
 
 def _allowed_globals() -> list:
     """NumPy scalars, which checkpoints of the torchreid family hold beside their weights (epoch, rank1)."""
-    from numpy.dtypes import Float32DType, Float64DType, Int64DType
-
     scalar = np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar
-    return [(scalar, "numpy.core.multiarray.scalar"), scalar, np.dtype, Float32DType, Float64DType, Int64DType]
+    kinds = {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
+    return [(scalar, "numpy.core.multiarray.scalar"), scalar, np.dtype, *kinds]
 
 
 def _read_archive(path: Path, error: Exception) -> dict[str, Any]:
     """The state of a TorchScript archive; for any other file, the reason why it cannot be read."""
-    with suppress(Exception):
+    with suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls its own format deprecated
         return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
     text = " ".join(str(error).split())
-    if isinstance(error, pickle.UnpicklingError) and "Unsupported" in text or "GLOBAL" in text:
+    refused = re.search(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)", text)
+    if refused:
         raise UserError(
-            f"{path}: refused: the file asks to run code ({_offender(text)}); only tensors and plain values are read"
+            f"{path}: refused: the file asks to run code ({refused[1]}); only tensors and plain values are read"
         ) from None
-    raise UserError(f"{path}: not a readable checkpoint ({type(error).__name__}: {text[:120]})") from None
-
-
-def _offender(text: str) -> str:
-    """The name that a weights-only read refused, out of torch's long message."""
-    words = text.split("GLOBAL ")
-    return words[1].split()[0] if len(words) > 1 else "an object that is not a tensor"
+    reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({type(error).__name__}: {text[:120]})"
+    raise UserError(
+        f"{path}: not a readable checkpoint: damaged, or no file of torch.save or safetensors{reason}"
+    ) from None
 
 
 def unwrap(state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -119,17 +118,16 @@ def as_tensors(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Tensor
 
 
 def resize_positions(old: Tensor, grid: tuple[int, int], hw_ratio: int = 1) -> Tensor:
-    """Position embeddings of another grid, bilinear, corners not aligned, no antialiasing. (1, 1 + n, D) -> (1, 1 + N, D).
+    """Position embeddings of another grid, bilinear, corners not aligned, no antialiasing.
 
-    The first token is kept. The old grid has ``int(sqrt(n * hw_ratio))`` rows; equal lengths are left alone even if
-    the grids differ in shape, as published.
+    (1, 1 + n, D) -> (1, 1 + N, D). The first token is kept. The old grid has ``int(sqrt(n * hw_ratio))`` rows; equal
+    lengths are left alone even if the grids differ in shape, as published.
     """
     new_length = grid[0] * grid[1]
     if old.shape[1] == 1 + new_length:
         return old
     count = old.shape[1] - 1
-    rows = int((count * hw_ratio) ** 0.5)
-    columns = rows // hw_ratio
+    rows, columns = _grid(count, hw_ratio)
     if rows * columns != count:
         raise UserError(
             f"position embeddings for {count} patches are no grid at MODEL.PRETRAIN_HW_RATIO {hw_ratio} "
@@ -140,17 +138,27 @@ def resize_positions(old: Tensor, grid: tuple[int, int], hw_ratio: int = 1) -> T
     return torch.cat([old[:, :1], patches.flatten(2).transpose(1, 2).to(old.dtype)], dim=1)
 
 
-def drop_distillation_token(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """DeiT's distilled files have a second token before the grid: known by ``dist_token``, or by a count n + 2."""
-    out = dict(state)
+def drop_distillation_token(state: dict[str, Tensor], target: nn.Module, hw_ratio: int = 1) -> dict[str, Tensor]:
+    """DeiT's distilled files have a second token before the grid: known by ``dist_token``, or by a count n + 2.
+
+    By the count only where the tokens are no grid without it: neither the target's own nor one of ``hw_ratio``.
+    """
+    out, own = dict(state), target.state_dict()
+    named = any(key.endswith("dist_token") for key in state.keys() - own.keys())
     for key, value in state.items():
         if key.rpartition(".")[2] != "pos_embed" or value.dim() != 3:
             continue
-        two_more = (value.shape[1] - 2) ** 0.5
-        one_more = (value.shape[1] - 1) ** 0.5
-        if any(k.endswith("dist_token") for k in state) or (two_more.is_integer() and not one_more.is_integer()):
+        count = value.shape[1] - 1
+        fits = (key in own and value.shape == own[key].shape) or math.prod(_grid(count, hw_ratio)) == count
+        if named or (not fits and math.isqrt(count - 1) ** 2 == count - 1):
             out[key] = torch.cat([value[:, :1], value[:, 2:]], dim=1)
     return out
+
+
+def _grid(count: int, hw_ratio: int) -> tuple[int, int]:
+    """Rows and columns of ``count`` patches of images ``hw_ratio`` times as high as wide."""
+    rows = int((count * hw_ratio) ** 0.5)
+    return rows, rows // hw_ratio
 
 
 def _copy(
@@ -189,7 +197,8 @@ def _copy(
 
 def _grid_of(module: nn.Module, key: str) -> tuple[int, int]:
     """The patch grid of the sub-module that owns the position embedding ``key``."""
-    return module.get_submodule(key.rpartition(".")[0]).grid
+    owner = module.get_submodule(key.rpartition(".")[0])
+    return owner.grid if hasattr(owner, "grid") else owner.patch_embed.grid_size  # ours, timm's
 
 
 def load_weights(module: nn.Module, source: str | Path | Mapping[str, Any], hw_ratio: int = 1) -> LoadReport:
@@ -207,7 +216,7 @@ def load_weights(module: nn.Module, source: str | Path | Mapping[str, Any], hw_r
     optional = tuple(getattr(module, "optional_keys", ()))
     _copy(
         module,
-        drop_distillation_token(state),
+        drop_distillation_token(state, module, hw_ratio),
         report,
         hw_ratio,
         lambda key: key.startswith(optional) if optional else False,
@@ -238,7 +247,7 @@ def load_pretrained(module: nn.Module, path: str | Path | Mapping[str, Any], hw_
     target = getattr(base, "net", base)
     if any(key.startswith("base.") for key in state):  # a whole ReID model serves as a backbone file too
         state = {key.removeprefix("base."): value for key, value in state.items() if key.startswith("base.")}
-    state = drop_distillation_token(state)
+    state = drop_distillation_token(state, target, hw_ratio)
     report = LoadReport(source=name)
     skipped = [k for k in state if k not in target.state_dict() and _is_head(k)]
     _copy(target, {k: v for k, v in state.items() if k not in skipped}, report, hw_ratio, lambda key: False)
@@ -270,8 +279,10 @@ def write_atomically(path: str | Path, write: Callable[[Any], None]) -> None:
             os.fsync(handle.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
-    except (OSError, RuntimeError) as error:
+    except BaseException as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        if not isinstance(error, OSError | RuntimeError):
+            raise
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: could not be written ({reason}); OUTPUT_DIR needs room and permission") from None

@@ -52,6 +52,7 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory that it did not write
     warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
 
 

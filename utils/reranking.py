@@ -98,6 +98,7 @@ def jaccard_distance(feats: object, k1: int = 30, k2: int = 6, max_distance: flo
     num = len(feats)
     ranks, _, _ = nearest_rows(Distances(feats, feats), max(k1, k2))
     codes = _encode(feats, ranks, k1, k2, half=round(k1 / 2) + 1)
+    codes.sort_indices()  # both directions of a pair then add up in one order: symmetric to the last bit
     overlaps = Overlaps(codes)
 
     def work(start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -177,7 +178,6 @@ def _encode(
     if k2 != 1:
         k2 = min(k2, ranks.shape[1])
         codes = _lists_to_matrix(ranks[:, :k2], np.float32(1 / k2)) @ codes
-    codes.sort_indices()
     return codes
 
 

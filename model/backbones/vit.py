@@ -171,7 +171,7 @@ class ViT(nn.Module):
         if self.side.rows:
             self.sie_embed = nn.Parameter(torch.zeros(self.side.rows, 1, width))
         self.pos_drop = nn.Dropout(drop)
-        rates = torch.linspace(0, drop_path, spec.depth).tolist()
+        rates = [drop_path * i / max(spec.depth - 1, 1) for i in range(spec.depth)]
         self.blocks = nn.ModuleList(
             Block(
                 width, spec.heads, mlp_ratio=spec.mlp_ratio, qkv_bias=spec.qkv_bias,

@@ -255,6 +255,12 @@ def test_copies_tie_whatever_their_place(normalize):
             assert (np.ptp(dist[:, kinds == kind], axis=1) == 0).all() or not (kinds == kind).any()
 
 
+def test_no_squared_distance_is_negative():
+    feats = torch.from_numpy(features(13)[1])
+    dist = distances.Distances(feats, feats + 1e-7).rows(0, len(feats))
+    assert dist.min() == 0 and (dist.diagonal() < 1e-4).all()
+
+
 def test_tiles_of_full_size_agree_with_one_matrix():
     data = features(3, num_q=600, num_g=5000, width=8, num_ids=200)
     qf, gf, *ids = data
@@ -340,13 +346,14 @@ def slow_recall(feats, labels, k):
     return np.mean(hits)
 
 
+@pytest.mark.parametrize("block_size", [None, 1])
 @pytest.mark.parametrize("copies", [False, True])
-def test_recall_matches_the_slow_version(copies, small_tiles):
+def test_recall_matches_the_slow_version(copies, block_size, small_tiles):
     feats, _, labels, *_ = features(9, num_q=70)
     if copies:
         feats = feats[np.random.default_rng(0).integers(0, 25, 70)]
     labels[:3] = [100, 101, 102]  # one image each: misses
-    result = evaluate_retrieval(feats, labels, ks=(1, 2, 5, 70, 1000), nmi=False)
+    result = evaluate_retrieval(feats, labels, ks=(1, 2, 5, 70, 1000), nmi=False, block_size=block_size)
     for k, recall in result.recall.items():
         assert recall == pytest.approx(slow_recall(feats, labels, k), abs=1e-12)
     assert result.recall[1000] == pytest.approx(1 - result.num_unmatched / 70)
