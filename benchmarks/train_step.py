@@ -21,6 +21,7 @@ from configs import load_config
 from model import make_model
 from model.jpm import jigsaw_pieces
 from solver import make_optimizer
+from utils.device import quick_attention
 
 TRIPLET = ["DATALOADER.SAMPLER", "softmax_triplet"]
 VIT = ["MODEL.NAME", "transformer", "MODEL.NO_MARGIN", True, "MODEL.IF_LABELSMOOTH", "off", *TRIPLET]
@@ -61,26 +62,27 @@ class baseline:
         Attention.forward, model.reid.jigsaw_features = self.kept
 
 
-def median_time(step: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Median seconds of a call over about ``seconds``, after a warm-up."""
-    times: list[float] = []
-    for _ in range(2):
-        step()
-    while sum(times) < seconds or len(times) < 3:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return sorted(times)[len(times) // 2]
+def median_times(calls: dict[str, Callable[[], object]], device: torch.device, seconds: float) -> dict[str, float]:
+    """Median seconds of each call over about ``seconds``, taken in turns so that a busy machine slows all alike."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    while sum(map(sum, times.values())) < seconds or len(next(iter(times.values()))) < 3:
+        for name, call in calls.items():
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            began = time.perf_counter()
+            call()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times[name].append(time.perf_counter() - began)
+    return {name: sorted(found)[len(found) // 2] for name, found in times.items()}
 
 
-def gemm_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
-    """FLOP/s of a square matrix product."""
+def matrix_product(device: torch.device, dtype: torch.dtype, size: int) -> Callable[[], torch.Tensor]:
+    """A square matrix product of 2 * size ** 3 FLOPs."""
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return 2 * size**3 / median_time(lambda: a @ b, device, 2.0)
+    return lambda: a @ b
 
 
 class Step:
@@ -103,9 +105,10 @@ class Step:
 
     def __call__(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            total = sum(self.terms(self.model(self.images, label=self.labels), self.labels).values())
-        total.backward()
+        with quick_attention(self.device, self.dtype):
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                total = sum(self.terms(self.model(self.images, label=self.labels), self.labels).values())
+            total.backward()
         self.optimizer.step()
 
     def flops(self) -> int:
@@ -128,24 +131,33 @@ def main() -> None:
     height, width = args.size
     print(f"{torch.get_num_threads()} threads on {device}, batch {args.batch}, {height} x {width}, {torch.__version__}")
     print(f"{'architecture':14s} precision {'variant':10s} {'images/s':>9s} {'against baseline':>17s} {'of GEMM':>8s}")
+    side = 8192 if device.type == "cuda" else 4096
     for arch in args.arch:
         for precision in args.precision:
             dtype = DTYPES[precision]
-            rate = gemm_rate(device, dtype, 8192 if device.type == "cuda" else 2048)
-            rows: dict[str, float] = {}
-            with baseline():
-                step = Step(arch, args.batch, args.size, device, dtype)
-                flops = step.flops()
-                rows["baseline"] = median_time(step, device, args.seconds)
-            rows["ours"] = median_time(Step(arch, args.batch, args.size, device, dtype), device, args.seconds)
+            steps = {"baseline": Step(arch, args.batch, args.size, device, dtype)}
+            steps["ours"] = Step(arch, args.batch, args.size, device, dtype)
             if args.compile:
-                step = Step(arch, args.batch, args.size, device, dtype, compiled=True)
-                rows["compiled"] = median_time(step, device, args.seconds)
-            for variant, seconds in rows.items():
-                ratio, share = rows["baseline"] / seconds, flops / seconds / rate
+                steps["compiled"] = Step(arch, args.batch, args.size, device, dtype, compiled=True)
+            with baseline():
+                flops = steps["baseline"].flops()
+            calls = {name: in_baseline(step) if name == "baseline" else step for name, step in steps.items()}
+            calls["product"] = matrix_product(device, dtype, side)
+            times = median_times(calls, device, args.seconds)
+            rate = 2 * side**3 / times.pop("product")
+            for variant, seconds in times.items():
+                ratio, share = times["baseline"] / seconds, flops / seconds / rate
                 speed = args.batch / seconds
                 print(f"{arch:14s} {precision:9s} {variant:10s} {speed:9.2f} {ratio:17.2f} {share:8.1%}", flush=True)
             print(f"{'':14s} {precision:9s} GEMM {rate / 1e9:.0f} GFLOP/s, {flops / 1e9:.0f} GFLOP a step", flush=True)
+
+
+def in_baseline(step: Step) -> Callable[[], None]:
+    def call() -> None:
+        with baseline():
+            step()
+
+    return call
 
 
 if __name__ == "__main__":

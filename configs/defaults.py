@@ -204,6 +204,8 @@ TEST = {
     "DIST_MAT": Key("dist_mat.npy", "upstream's file for the distance matrix"),
     "EVAL": Key(False, "upstream's switch for evaluation"),
     "ROC": Key(False, "report verification rates (TAR at FAR) too"),
+    "MAX_MEMORY_GB": Key(0.0, "memory for distances in evaluation, in GB (10^9 bytes); 0: a quarter of what is free when "
+                         "it starts"),
     "MAX_RANK": Key(50, "length of the CMC curve"),
     "PROTOCOL": Key("", "market1501, cuhk03, vehicleid or retrieval; empty: the dataset's"),
     "AP": Key("rectangle", "area under the precision curve: rectangle, or trapezoid as in MSViT"),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import logging
+import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +18,10 @@ from tqdm import tqdm
 
 from datasets.loaders import TestSet
 from datasets.readers import draw_one_each
+from datasets.records import Records
 from utils import switch
+from utils.blocks import free_memory
+from utils.checkpoint import write_atomically
 from utils.distributed import gather_objects, is_main
 from utils.errors import UserError
 from utils.metrics import evaluate_features, evaluate_retrieval, evaluate_roc
@@ -28,7 +35,7 @@ PROTOCOLS = ("market1501", "cuhk03", "vehicleid", "retrieval")
 
 @dataclass(frozen=True)
 class Settings:
-    """How features become scores; fields are the keys of the same names under ``TEST``."""
+    """How features become scores; fields are the keys of the same names under ``TEST``. max_memory: bytes."""
 
     flip: bool = False
     normalize: bool = True
@@ -40,9 +47,12 @@ class Settings:
     max_rank: int = 50
     repeats: int = 10
     seed: int = 0
+    max_memory: int | None = None
 
     @classmethod
     def from_cfg(cls, cfg) -> Settings:
+        if cfg.TEST.MAX_MEMORY_GB < 0:
+            raise UserError(f"TEST.MAX_MEMORY_GB: {cfg.TEST.MAX_MEMORY_GB} is negative; 0 is a quarter of what is free")
         k1, k2, weight = cfg.TEST.RERANK
         return cls(
             flip=cfg.TEST.FLIP,
@@ -55,6 +65,7 @@ class Settings:
             max_rank=max(cfg.TEST.MAX_RANK, max(SHOWN_RANKS)),
             repeats=cfg.TEST.REPEATS,
             seed=cfg.DATASETS.SEED,
+            max_memory=int(cfg.TEST.MAX_MEMORY_GB * 1e9) or None,
         )
 
 
@@ -87,10 +98,22 @@ def extract_features(model: nn.Module, loader, device: torch.device, flip: bool 
     return out
 
 
-def score(test: TestSet, feats: Tensor, settings: Settings) -> dict[str, float]:
-    """Metrics of one set from the features of its loader's list, shares of 1."""
+@dataclass(frozen=True)
+class Scored:
+    """metrics: shares of 1 by name. per_query: ``AP``, ``INP`` (not for retrieval) and ``first_match_rank``, (Q,) each,
+    -1 for a query without a match; those queries are ``query``."""
+
+    metrics: dict[str, float]
+    query: Records
+    per_query: dict[str, np.ndarray]
+
+
+def score(test: TestSet, feats: Tensor, settings: Settings) -> Scored:
+    """Metrics of one set from the features of its loader's list."""
     if test.protocol not in PROTOCOLS:
         raise UserError(f"TEST.PROTOCOL: unknown {test.protocol!r}. Known: {', '.join(PROTOCOLS)}")
+    if settings.max_memory is None:
+        settings = replace(settings, max_memory=free_memory() // 4)
     if test.protocol == "vehicleid":
         return drawn_gallery(test, feats, settings)
     count = len(test.query)
@@ -100,30 +123,31 @@ def score(test: TestSet, feats: Tensor, settings: Settings) -> dict[str, float]:
     return ranking(test, qf, gf, settings, test.query, test.gallery)
 
 
-def ranking(
-    test: TestSet, qf: Tensor, gf: Tensor, settings: Settings, query, gallery, seed: int | None = None
-) -> dict[str, float]:
+def ranking(test: TestSet, qf: Tensor, gf: Tensor, settings: Settings, query: Records, gallery: Records) -> Scored:
     """CMC, mAP and mINP of query against gallery, after query expansion and with re-ranking where asked for."""
     if settings.expansion:
         times, k, alpha = settings.expansion
         qf, gf = query_expansion(qf, gf, int(times), int(k), float(alpha))
-        qf, gf = torch.as_tensor(qf), torch.as_tensor(gf)
     where = (query.pids, gallery.pids, query.camids, gallery.camids)
+    shared = {"same_list": test.same_list, "max_memory": settings.max_memory}
     result = evaluate_features(
         qf, gf, *where, metric=settings.metric, normalize=settings.normalize, rerank=settings.rerank, ap=settings.ap,
         protocol="cuhk03" if test.protocol == "cuhk03" else "market1501", max_rank=settings.max_rank,
-        seed=settings.seed, repeats=settings.repeats, same_list=test.same_list,
+        seed=settings.seed, repeats=settings.repeats, **shared,
     )  # fmt: skip
     metrics = {"mAP": float(result.mAP), "mINP": float(result.mINP)}
     metrics |= {f"Rank-{k}": float(result.cmc[k - 1]) for k in SHOWN_RANKS}
     metrics |= {"queries": int(len(query)), "valid_queries": int(result.num_valid_q)}
     if settings.roc:
-        metrics |= {f"TAR@FAR={far:g}": float(tar) for far, tar in evaluate_roc(qf, gf, *where).items()}
-    return metrics
+        metrics |= {f"TAR@FAR={far:g}": float(tar) for far, tar in evaluate_roc(qf, gf, *where, **shared).items()}
+    return Scored(metrics, query, result.per_query)
 
 
-def drawn_gallery(test: TestSet, feats: Tensor, settings: Settings) -> dict[str, float]:
-    """VehicleID's protocol: one drawn image per vehicle is the gallery; mean and spread over the draws."""
+def drawn_gallery(test: TestSet, feats: Tensor, settings: Settings) -> Scored:
+    """VehicleID's protocol: one drawn image per vehicle is the gallery; mean and spread over the draws.
+
+    The scores of single queries are those of the first draw.
+    """
     pids = np.concatenate([test.query.pids, test.gallery.pids])
     paths = np.array([*test.query.paths, *test.gallery.paths])
     order = np.argsort(paths, kind="stable")  # a draw must not depend on how an earlier one split the list
@@ -132,40 +156,63 @@ def drawn_gallery(test: TestSet, feats: Tensor, settings: Settings) -> dict[str,
         chosen = np.zeros(len(order), bool)
         chosen[list(draw_one_each(pids[order].tolist(), settings.seed + trial))] = True
         g, q = order[chosen], order[~chosen]
-        ids = _Ids(pids[q]), _Ids(pids[g], camera=1)
-        results.append(ranking(test, feats[q], feats[g], settings, *ids))
-    out = {k: float(np.mean([r[k] for r in results])) for k in results[0]}
-    return out | {f"{k} std": float(np.std([r[k] for r in results])) for k in ("mAP", "Rank-1", "Rank-5")}
+        apart = Records.of(paths[q], pids[q]), Records.of(paths[g], pids[g], np.ones(len(g)))  # no camera in common
+        results.append(ranking(test, feats[q], feats[g], settings, *apart))
+    rows = [result.metrics for result in results]
+    out = {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
+    out |= {f"{k} std": float(np.std([row[k] for row in rows])) for k in ("mAP", "Rank-1", "Rank-5")}
+    return replace(results[0], metrics=out)
 
 
-class _Ids:
-    """Identities without cameras: one camera for all, another for the other side."""
-
-    def __init__(self, pids: np.ndarray, camera: int = 0):
-        self.pids, self.camids = pids, np.full(len(pids), camera)
-
-    def __len__(self) -> int:
-        return len(self.pids)
-
-
-def retrieval(test: TestSet, qf: Tensor, gf: Tensor, settings: Settings) -> dict[str, float]:
+def retrieval(test: TestSet, qf: Tensor, gf: Tensor, settings: Settings) -> Scored:
     """Recall@K and NMI; images of one list are never their own match."""
     gallery = () if test.same_list else (gf, test.gallery.pids)
-    result = evaluate_retrieval(qf, test.query.pids, *gallery)
-    return {f"Recall@{k}": float(v) for k, v in result.recall.items()} | {"NMI": float(result.nmi)}
+    result = evaluate_retrieval(qf, test.query.pids, *gallery, max_memory=settings.max_memory)
+    metrics = {f"Recall@{k}": float(v) for k, v in result.recall.items()} | {"NMI": float(result.nmi)}
+    return Scored(metrics, test.query, {"first_match_rank": result.first_match_rank})
 
 
 def evaluate(
-    model: nn.Module, tests: list[TestSet], settings: Settings, device: torch.device
+    model: nn.Module, tests: list[TestSet], settings: Settings, device: torch.device, folder: Path | None = None
 ) -> dict[str, dict[str, float]]:
-    """Name of each test set -> its metrics; logs a table. Every process gets the same answer."""
+    """Name of each test set -> its metrics; logs a table. Every process gets the same answer.
+
+    folder: where the first process writes ``per_query.csv`` (``per_query_NAME.csv`` with several sets), None: nowhere.
+    """
     results = {}
     for test in tests:
         feats = extract_features(model, test.loader, device, settings.flip)
-        results[test.name] = score(test, feats, settings)
+        scored = score(test, feats.to(device) if fits(feats, device) else feats, settings)
+        results[test.name] = scored.metrics
+        if folder is not None and is_main():
+            name = f"per_query_{re.sub(r'[^A-Za-z0-9._-]', '_', test.name)}.csv" if len(tests) > 1 else "per_query.csv"
+            write_atomically(Path(folder) / name, lambda handle, scored=scored: handle.write(per_query_csv(scored)))
     for line in table(results):
         log.info(line)
     return results
+
+
+def fits(feats: Tensor, device: torch.device) -> bool:
+    """Whether ``device`` is an accelerator with room for the features four times over and for blocks of distances."""
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return 4 * feats.nbytes + 2**30 < free
+
+
+def per_query_csv(scored: Scored) -> bytes:
+    """A row per query in the order of the list; scores are empty for a query without a match."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "pid", "camid", "AP", "INP", "first_match_rank", "valid"])
+    first = scored.per_query["first_match_rank"]
+    shares = [scored.per_query.get(name) for name in ("AP", "INP")]
+    for i, path in enumerate(scored.query.paths):
+        valid = bool(first[i] > 0)
+        scores = ["" if share is None or not valid else f"{share[i]:.6f}" for share in shares]
+        row = [path, scored.query.pids[i], scored.query.camids[i], *scores, first[i] if valid else "", int(valid)]
+        writer.writerow(row)
+    return text.getvalue().encode()
 
 
 def means(results: dict[str, dict[str, float]]) -> dict[str, float]:

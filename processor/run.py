@@ -167,18 +167,27 @@ def _train(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
 
     def evaluate_now(network: nn.Module) -> dict[str, float]:
         results.clear()
-        results.update(evaluate(network, data.tests, settings, device))
+        results.update(evaluate(network, data.tests, settings, device, folder))
         return means(held_out(network) if data.validation else results)
 
     def held_out(network: nn.Module) -> dict[str, dict[str, float]]:
         return evaluate(network, [data.validation], settings, device)
 
     trainer = Trainer(
-        device=device, dtype=dtype, folder=folder, model_name=cfg.MODEL.NAME.replace(":", "_"),
+        device=device,
+        dtype=dtype,
+        folder=folder,
+        model_name=cfg.MODEL.NAME.replace(":", "_"),
         fingerprint=fingerprint(cfg),
-        evaluate=evaluate_now, resume=cfg.SOLVER.RESUME, keep_best=cfg.SOLVER.KEEP_BEST, clip_grad=cfg.SOLVER.CLIP_GRAD,
-        accumulation=cfg.SOLVER.ACCUMULATION, compiled=cfg.MODEL.COMPILE, writer=scalar_writer(folder),
-    )  # fmt: skip
+        evaluate=evaluate_now,
+        evaluate_before=cfg.SOLVER.EVAL_BEFORE,
+        resume=cfg.SOLVER.RESUME,
+        keep_best=cfg.SOLVER.KEEP_BEST,
+        clip_grad=cfg.SOLVER.CLIP_GRAD,
+        accumulation=cfg.SOLVER.ACCUMULATION,
+        compiled=cfg.MODEL.COMPILE,
+        writer=scalar_writer(folder),
+    )
     before = (folder / "metrics.json").read_text() if (folder / "metrics.json").exists() else ""
     progress = trainer.fit(stages)
     if not results and before:
@@ -240,7 +249,7 @@ def _test(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
     report = load_weights(model, cfg.TEST.WEIGHT)
     log.info("%s", report)
     require_complete(model, report)
-    results = evaluate(model.to(device), data.tests, Settings.from_cfg(cfg), device)
+    results = evaluate(model.to(device), data.tests, Settings.from_cfg(cfg), device, folder)
     metrics = {
         "results": results,
         "mean": means(results),

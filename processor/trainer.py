@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from processor.stage import Stage
 from utils.checkpoint import read_state, save_atomically
-from utils.device import random_states, restore_random_states
+from utils.device import quick_attention, random_states, restore_random_states
 from utils.distributed import barrier, gather_objects, is_distributed, is_main, rank, world_size
 from utils.errors import UserError
 
@@ -165,7 +165,7 @@ class Trainer:
             quiet = (
                 stage.net.no_sync() if is_distributed() and not last and stage.net is not stage.model else nullcontext()
             )
-            with quiet:
+            with quiet, quick_attention(self.device, self.dtype):
                 with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                     terms = stage.losses(batch)
                 total = sum(terms.values()) / len(group)

@@ -84,12 +84,16 @@ def _read_archive(path: Path, error: Exception) -> dict[str, Any]:
         warnings.simplefilter("ignore")  # torch calls its own format deprecated
         return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
     text = " ".join(str(error).split())
+    unpickling = isinstance(error, pickle.UnpicklingError)
     refused = re.search(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)", text)
-    if refused:
+    with open(path, "rb") as handle:
+        pickled = handle.read(1) == pickle.PROTO
+    if refused or (unpickling and pickled):
+        what = refused[1] if refused else "a bare pickle"
         raise UserError(
-            f"{path}: refused: the file asks to run code ({refused[1]}); only tensors and plain values are read"
+            f"{path}: refused: the file may ask to run code ({what}); only tensors and plain values are read"
         ) from None
-    reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({type(error).__name__}: {text[:120]})"
+    reason = "" if unpickling else f" ({type(error).__name__}: {text[:120]})"
     raise UserError(
         f"{path}: not a readable checkpoint: damaged, or no file of torch.save or safetensors{reason}"
     ) from None

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import random
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from utils.distributed import local_rank, rank
 from utils.errors import UserError
@@ -42,6 +45,25 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "fp16" and device.type == "cpu":
         raise UserError("SOLVER.PRECISION: 'fp16' needs a GPU; on a CPU use 'bf16' or 'fp32'")
     return DTYPES[name]
+
+
+@contextmanager
+def quick_attention(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Inside, forward and backward, attention takes the form that is quicker where they run.
+
+    On a CPU in bf16 that is matrix products: the fused kernel's backward takes several times as long at the lengths
+    of ReID (``benchmarks/train_step.py`` measures it). Everywhere else nothing changes.
+    """
+    if device.type != "cpu" or dtype != torch.bfloat16:
+        yield
+        return
+    allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # the name says cuda, the flag rules CPUs too
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(allowed)
 
 
 def seed_everything(seed: int) -> None:

@@ -1,30 +1,21 @@
-"""Distances between two lists of features, a block of rows at a time, and the nearest neighbours they give.
+"""Distances between two lists of features, a block of rows at a time.
 
 Nothing here ever holds a (Q, G) matrix. A row has the same bits whatever block it is asked for in: the product is
-always cut into the same tiles, at the same places and of the same shapes, and their sides are padded so that equal
-features get equal products (BLAS kernels for odd edges add in another order). Ties are therefore ties in every block.
+always cut into tiles at the same places, whose sides are padded so that equal features get equal products (BLAS
+kernels for odd edges add in another order). Ties are therefore ties in every block.
 """
 
 from __future__ import annotations
 
-import logging
-import sys
-import time
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from utils.blocks import EDGE, in_threads, strip_height
 from utils.errors import UserError
 
-logger = logging.getLogger("lineup")
-
-TILE = 256  # rows of one matrix product; every block is a whole number of these
-CHUNK = 4096  # columns of one matrix product: a tile of float32 products (4 MB) stays in cache while it is finished
-EDGE = 16  # sides of a product are padded to a multiple of this
-BLOCK_BYTES = 128 * 2**20  # distances held at once when no block size is asked for
+CHUNK = 512  # columns of one matrix product on a processor: the tile stays in cache while it is finished
+GPU_CHUNK = 4096  # the same on an accelerator
 
 
 def as_features(feats: object, name: str) -> Tensor:
@@ -57,44 +48,94 @@ def same_place(a: Tensor, b: Tensor, names: tuple[str, str] = ("query", "gallery
 
 def unit_length(feats: Tensor) -> Tensor:
     """Rows of ``feats`` (n, D) divided by max(length, 1e-12); a zero vector stays zero."""
-    length = torch.linalg.vector_norm(feats, dim=1, keepdim=True, dtype=torch.float64)  # 1e20 squared is no float32
-    return feats / length.clamp_(min=1e-12).to(feats.dtype)
+    if feats.device.type != "cpu":
+        length = torch.linalg.vector_norm(feats, dim=1, keepdim=True, dtype=torch.float64)
+        return feats / length.clamp_(min=1e-12).to(feats.dtype)
+    array = feats.numpy()
+    out = np.empty(array.shape, array.dtype)
+
+    def work(start: int, stop: int) -> None:
+        out[start:stop] = unit_rows(array[start:stop])
+
+    in_threads([(start, min(start + CHUNK, len(array))) for start in range(0, len(array), CHUNK)], work)
+    return torch.from_numpy(out)
+
+
+def unit_rows(feats: np.ndarray) -> np.ndarray:
+    """As ``unit_length``, for a few rows in an array."""
+    length = np.sqrt(squared_norms(feats.astype(np.float64)))  # 1e20 squared is no float32
+    return feats / np.maximum(length, 1e-12).astype(feats.dtype)[:, None]
+
+
+def squared_norms(feats: np.ndarray) -> np.ndarray:
+    """(n,) of feats (n, D); the same bits for equal rows."""
+    return np.einsum("ij,ij->i", feats, feats)
 
 
 class Distances:
-    """Distances between the rows of ``a`` (Q, D) and of ``b`` (G, D).
+    """Distances between the rows of ``a`` (Q, D) and of ``b`` (G, D), tensors on one device.
 
     ``metric``: ``euclidean`` is the squared distance, clipped at 0; ``cosine`` is 1 - a.b and ``dot`` is -a.b, both for
     rows of unit length. float32, but float64 where the squared norms are so much larger than the distances between
-    neighbours that |a|^2 + |b|^2 - 2 a.b would lose them.
+    neighbours that |a|^2 + |b|^2 - 2 a.b would lose them. ``max_memory``: bytes that the rows in work may take.
     """
 
-    def __init__(self, a: Tensor, b: Tensor, metric: str = "euclidean"):
+    def __init__(self, a: Tensor, b: Tensor, metric: str = "euclidean", max_memory: int | None = None):
         self.metric, self.shape, self.device = metric, (len(a), len(b)), b.device
+        self.one_list, self.max_memory = a is b, max_memory
+        self.strip = strip_height(len(a), len(b), max_memory)
+        self.on_cpu = b.device.type == "cpu"
         if metric == "euclidean":
-            if _loses_neighbours(a, b):
-                a, b = a.double(), b.double()
-            self.norms = _squared_norms(a)[:, None], _squared_norms(b)
-            if not (torch.isfinite(self.norms[0]).all() and torch.isfinite(self.norms[1]).all()):
-                raise UserError("features are too large for squared distances in float32; normalise them")
-        self.a = a
-        self.chunks = [(c, min(c + CHUNK, len(b)), _padded(b[c : c + CHUNK])) for c in range(0, len(b), CHUNK)]
+            self.norms = self._norms(a, b)
+            if _loses_neighbours(a, b, *self.norms):
+                a = a.double()
+                b = a if self.one_list else b.double()
+                self.norms = self._norms(a, b)
+        self.a, self.b = a, b
+        width = CHUNK if self.on_cpu else GPU_CHUNK
+        self.chunks = [(c, min(c + width, len(b)), _padded(b[c : c + width])) for c in range(0, len(b), width)]
+
+    def _norms(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        of_b = _squared_norms(b)
+        of_a = of_b if self.one_list else _squared_norms(a)
+        if not (torch.isfinite(of_a).all() and torch.isfinite(of_b).all()):
+            raise UserError("features are too large for squared distances in float32; normalise them")
+        return of_a, of_b
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Distances of rows ``start`` to ``stop`` of ``a``, (stop - start, G); ``start`` is a multiple of TILE."""
-        assert start % TILE == 0, "blocks begin where tiles begin"
+        """Distances of rows ``start`` to ``stop`` of ``a``, (stop - start, G); ``start`` is a multiple of ``strip``."""
+        assert start % self.strip == 0, "blocks begin where strips begin"
         out = torch.empty(stop - start, self.shape[1], dtype=self.a.dtype, device=self.device)
-        for top in range(start, stop, TILE):
-            bottom = min(top + TILE, self.shape[0])
-            tile = _padded(self.a[top:bottom])
-            for left, right, chunk in self.chunks:
-                part = _product(tile, chunk)[: bottom - top, : right - left]
-                if self.metric == "euclidean":
-                    part.mul_(-2).add_(self.norms[1][left:right]).add_(self.norms[0][top:bottom]).clamp_(min=0)
-                else:
-                    part.neg_().add_(1.0 if self.metric == "cosine" else 0.0)
-                out[top - start : bottom - start, left:right] = part[: stop - top]
+        for top in range(start, stop, self.strip):
+            bottom = min(top + self.strip, self.shape[0])
+            part = out[top - start : min(bottom, stop) - start]
+            (self._strip_on_cpu if self.on_cpu else self._strip)(top, bottom, part)
         return out
+
+    def _strip(self, top: int, bottom: int, out: Tensor) -> None:
+        tile = _padded(self.a[top:bottom])
+        for left, right, chunk in self.chunks:
+            part = _product(tile, chunk)[: bottom - top, : right - left]
+            if self.metric == "euclidean":
+                part.mul_(-2).add_(self.norms[0][top:bottom, None] + self.norms[1][left:right]).clamp_(min=0)
+            else:
+                part.neg_().add_(1.0 if self.metric == "cosine" else 0.0)
+            out[:, left:right] = part[: len(out)]
+
+    def _strip_on_cpu(self, top: int, bottom: int, out: Tensor) -> None:
+        tile = (-2 if self.metric == "euclidean" else -1) * _padded(self.a[top:bottom]).numpy()
+        out, height = out.numpy(), len(out)
+        if self.metric == "euclidean":
+            of_a, of_b = self.norms[0][top : top + height, None].numpy(), self.norms[1].numpy()
+            sums = np.empty((height, CHUNK), tile.dtype)
+        for left, right, chunk in self.chunks:
+            part = (tile @ chunk.numpy().T)[:height, : right - left]
+            target = out[:, left:right]
+            if self.metric == "euclidean":
+                both = np.add(of_a, of_b[left:right], out=sums[:, : right - left])
+                np.maximum(np.add(part, both, out=target), 0, out=target)
+            else:
+                np.add(part, 1 if self.metric == "cosine" else 0, out=target)
 
 
 def _padded(rows: Tensor) -> Tensor:
@@ -117,110 +158,28 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
         setattr(matmul, name, before)
 
 
-def _loses_neighbours(a: Tensor, b: Tensor, sample: int = 16) -> bool:
+def _loses_neighbours(a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor, sample: int = 16) -> bool:
     """Whether squared norms are over 1e5 times the distances to nearest neighbours, told from a few rows of ``a``."""
-    some = a[torch.linspace(0, len(a) - 1, min(sample, len(a))).long()]
-    norm = _squared_norms(some)[:, None]
-    rough = torch.cat([norm + _squared_norms(part) - 2 * _product(some, part) for part in b.split(CHUNK)], dim=1)
-    if (rough.amin(1, keepdim=True) > 1e-4 * norm).all():
+    places = torch.linspace(0, len(a) - 1, min(sample, len(a))).long().to(a.device)
+    some, norm, of_b = a[places], of_a[places].cpu().numpy()[:, None], of_b.cpu().numpy()
+    rough = np.full_like(norm, np.inf)
+    for left in range(0, len(b), GPU_CHUNK):
+        part = _product(some, b[left : left + GPU_CHUNK]).cpu().numpy()
+        rough = np.minimum(rough, (of_b[left : left + GPU_CHUNK] - 2 * part).min(1, keepdims=True))
+    if (rough + norm > 1e-4 * norm).all():
         return False
-    some, norm = some.double(), norm.double()
-    nearest = torch.full_like(norm, float("inf"))
-    for part in b.split(CHUNK):
-        part = part.double()
-        dist = _squared_norms(some)[:, None] + _squared_norms(part) - 2 * some @ part.T
-        dist[dist <= 1e-12 * norm] = float("inf")  # the image itself and its copies
-        nearest = torch.minimum(nearest, dist.amin(1, keepdim=True))
-    return bool((norm / nearest).median() > 1e5)
+    some = some.cpu().double().numpy()
+    norm = squared_norms(some)[:, None]
+    nearest = np.full_like(norm, np.inf)
+    for part in b.split(GPU_CHUNK):
+        part = part.cpu().double().numpy()
+        dist = norm + squared_norms(part) - 2 * some @ part.T
+        dist[dist <= 1e-12 * norm] = np.inf  # the image itself and its copies
+        nearest = np.minimum(nearest, dist.min(1, keepdims=True))
+    return bool(np.quantile(norm / nearest, 0.5, method="lower") > 1e5)
 
 
 def _squared_norms(feats: Tensor) -> Tensor:
-    return torch.cat([part.square().sum(1) for part in feats.split(TILE)])
-
-
-def each_block(
-    total: int, width: int, block_size: int | None, work: Callable[[int, int], object], what: str
-) -> list[object]:
-    """``[work(start, stop), ...]`` over ``range(total)`` in order, for rows of ``width`` distances.
-
-    A block has ``block_size`` rows, rounded up to whole tiles, or what fits in ``BLOCK_BYTES``; one that does not fit
-    in memory is halved, so ``work`` must not change anything before it has all it needs. Work of over 5 seconds shows
-    a bar on a terminal and a line a minute in the log elsewhere; ``what`` names it.
-    """
-    if block_size is not None and block_size < 1:
-        raise UserError(f"block_size: {block_size} is not a number of rows, use 1 or more, or None")
-    tiles = -(-block_size // TILE) if block_size else min(max(BLOCK_BYTES // (4 * width * TILE), 1), 8)
-    results, start, last = [], 0, time.monotonic()
-    with tqdm(total=total, desc=what, unit="row", disable=None, delay=5, leave=False) as bar:
-        while start < total:
-            stop = min(start + tiles * TILE, total)
-            try:
-                results.append(work(start, stop))
-            except (MemoryError, RuntimeError) as error:
-                if tiles == 1 or not _out_of_memory(error):
-                    raise
-                tiles = -(-min(tiles, -(-(stop - start) // TILE)) // 2)
-                logger.warning("%s: out of memory, going on with blocks of %d rows", what, tiles * TILE)
-                continue
-            bar.update(stop - start)
-            start = stop
-            if time.monotonic() - last > 60 and not sys.stderr.isatty():
-                last = time.monotonic()
-                logger.info("%s: %d of %d rows", what, start, total)
-    return results
-
-
-def _out_of_memory(error: Exception) -> bool:
-    # torch has a class for a full accelerator, but a plain RuntimeError for a full host.
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
-
-
-def nearest_rows(dist: Distances, k: int, block_size: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The ``k`` nearest of ``b`` for each row of ``a``, ordered by (distance, index).
-
-    Returns their indices (Q, k) int32, their distances (Q, k) float32, and the largest distance of each whole row
-    (Q,) float32. ``k`` beyond G gives G columns.
-    """
-    num_rows, width = dist.shape
-    k = min(k, width)
-    indices = np.empty((num_rows, k), np.int32)
-    values = np.empty((num_rows, k), np.float32)
-    farthest = np.empty(num_rows, np.float32)
-
-    def work(start: int, stop: int) -> None:
-        for top in range(start, stop, TILE):
-            block = dist.rows(top, min(top + TILE, stop))
-            rows, columns, found = _smallest(block, k)
-            order = np.lexsort((found, rows))  # stable, and columns come in order: ties go to the lower index
-            take = order[np.searchsorted(rows, np.arange(len(block)))[:, None] + np.arange(k)]
-            indices[top : top + len(block)] = columns[take]
-            values[top : top + len(block)] = found[take]
-            farthest[top : top + len(block)] = block.amax(1).cpu().numpy()
-
-    each_block(num_rows, width, block_size, work, "nearest neighbours")
-    return indices, values, farthest
-
-
-def _smallest(block: Tensor, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows, columns and values of a few entries of ``block``, the k smallest of each row and all their ties among them.
-
-    The k-th smallest of the minima of groups is at least the k-th smallest entry, so one pass for the minima and one
-    comparison do what a partial sort of every row would.
-    """
-    group = max(min(64, block.shape[1] // (4 * k)), 1)
-    minima = block[:, : block.shape[1] // group * group].unflatten(1, (-1, group)).amin(2)
-    bound = minima.topk(k, dim=1, largest=False).values[:, -1:]
-    if block.device.type == "cpu":  # NumPy finds the few set ones among many five times as fast
-        flat = torch.from_numpy(np.flatnonzero(block.numpy() <= bound.numpy()))
-    else:
-        flat = (block <= bound).flatten().nonzero().squeeze(1)
-    found, flat = block.flatten()[flat].cpu().numpy(), flat.cpu().numpy()
-    rows = flat // block.shape[1]
-    return rows, flat - rows * block.shape[1], found
-
-
-def whole_number(name: str, value: object, least: int = 1) -> int:
-    """``value`` as an int; ``UserError`` when it is no whole number or below ``least``."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise UserError(f"{name}: {value!r} is not a whole number of at least {least}")
-    return int(value)
+    if feats.device.type == "cpu":
+        return torch.from_numpy(squared_norms(feats.numpy()))
+    return torch.cat([part.square().sum(1) for part in feats.split(GPU_CHUNK)])

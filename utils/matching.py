@@ -22,9 +22,9 @@ class Pairs:
 class Matching:
     """Identities of query and gallery, and the filter between them.
 
-    Kept for a query is every gallery image except those of its own identity that share its camera (with cameras), or
-    its sequence (with sequences), or that are the query itself (``same_list``: query i is gallery image i). Raises
-    ``UserError`` for lengths that do not fit, ids that are no integers, and (``need_valid``) when no query has a match
+    Kept for a query is every gallery image except those of its own identity that share its camera (with cameras) or
+    its sequence (with sequences). ``same_list``: query i is gallery image i; then the query itself is removed and
+    nothing else, whatever cameras and sequences are given. Raises ``UserError`` for lengths that do not fit, ids that are no integers, and (``need_valid``) when no query has a match
     left. ``shape``: numbers of queries and gallery images that the ids must fit.
     """
 
@@ -54,12 +54,16 @@ class Matching:
         self.labels = [
             pair for pair in (self._two("camids", q_camids, g_camids), self._two("seqs", q_seqs, g_seqs)) if pair
         ]
+        if same_list:
+            self.labels = []
         self.order = np.argsort(self.g_pids, kind="stable")
         ordered = self.g_pids[self.order]
         self.first = np.searchsorted(ordered, self.q_pids, "left")
         self.count = np.searchsorted(ordered, self.q_pids, "right") - self.first
         self.num_positives = self._count_positives()
         if need_valid and not self.num_positives.any():
+            if same_list:
+                raise UserError(f"no query has a valid match: each of the {len(self.q_pids)} identities has one image")
             absent = int((self.count == 0).sum())
             raise UserError(
                 f"no query has a valid match: of {len(self.q_pids)} queries, {absent} have an identity that is absent "

@@ -50,14 +50,15 @@ def evaluate_features(
     q_seqs: object = None,
     g_seqs: object = None,
     same_list: bool = False,
+    max_memory: int | None = None,
 ) -> RankResult:
     """CMC, mAP and mINP of features; the answer of ``evaluate_rank``, whose other arguments these are.
 
     qf: (Q, D), gf: (G, D), tensors or arrays, raw; the work is done on the device of the tensors, in float32.
     metric: ``euclidean`` (squared; same ranks as the root) or ``cosine``. normalize: divide each feature by
     max(length, 1e-12) first. rerank: None, or (k1, k2, lambda) of k-reciprocal re-ranking (``utils.reranking``), which
-    has its own, squared Euclidean distance. block_size: queries per block, None for what fits in 128 MB of distances;
-    it changes no result.
+    has its own, squared Euclidean distance. block_size: queries worked on at a time; max_memory: bytes that the distances
+    in work may take, None for at most 512 MB. Neither changes a result.
 
     Raises ``ValueError`` as ``evaluate_rank`` does, and for NaN or infinite features and k1 or k2 below 1.
     """
@@ -65,8 +66,12 @@ def evaluate_features(
     check_names(protocol, ap, max_rank, repeats)
     qf, gf = _prepared(qf, gf, normalize or metric == "cosine")
     matching = Matching(q_pids, g_pids, q_camids, g_camids, q_seqs, g_seqs, same_list, (len(qf), len(gf)))
-    dist = Distances(qf, gf, metric) if rerank is None else ReRanking(qf, gf, *rerank, block_size=block_size)
-    return rank_blocks(dist.rows, matching, max_rank, protocol, ap, seed, repeats, block_size)
+    if rerank is None:
+        dist = Distances(qf, gf, metric, max_memory)
+    else:
+        dist = ReRanking(qf, gf, *rerank, block_size=block_size, max_memory=max_memory)
+    how = {"block_size": block_size, "strip": dist.strip, "threads": dist.on_cpu, "max_memory": max_memory}
+    return rank_blocks(dist.rows, matching, max_rank, protocol, ap, seed, repeats, **how)
 
 
 def evaluate_roc(
@@ -78,11 +83,18 @@ def evaluate_roc(
     g_camids: object = None,
     fars: Sequence[float] = (1e-4, 1e-3, 1e-2),
     block_size: int | None = None,
+    same_list: bool = False,
+    max_memory: int | None = None,
 ) -> dict[float, float]:
-    """``roc`` from features (Q, D) and (G, D), by cosine, in blocks; NaN or infinite features raise ``ValueError``."""
+    """``roc`` from features (Q, D) and (G, D), by cosine, in blocks.
+
+    block_size, max_memory and ``ValueError`` as ``evaluate_features``; same_list as ``evaluate_rank``.
+    """
     qf, gf = _prepared(qf, gf, normalize=True)
-    matching = Matching(q_pids, g_pids, q_camids, g_camids, shape=(len(qf), len(gf)))
-    return roc_blocks(Distances(qf, gf, "cosine").rows, matching, fars, block_size)
+    matching = Matching(q_pids, g_pids, q_camids, g_camids, same_list=same_list, shape=(len(qf), len(gf)))
+    dist = Distances(qf, gf, "cosine", max_memory)
+    how = {"block_size": block_size, "strip": dist.strip, "threads": dist.on_cpu, "max_memory": max_memory}
+    return roc_blocks(dist.rows, matching, fars, **how)
 
 
 def roc(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.distances import each_block, whole_number
+from utils.blocks import each_block, whole_number
 from utils.errors import UserError, nearest
 from utils.matching import Matching, Pairs
 from utils.single_shot import single_shot_cmc
@@ -60,7 +60,7 @@ def evaluate_rank(
 
     distmat: (Q, G), smaller is nearer, a tensor or an array. q_pids, g_pids: identities, integers. q_camids, g_camids:
     cameras; images of the query's identity and camera are left out, None for no filter. q_seqs, g_seqs: the same for
-    sequences. same_list: query i is gallery image i and never its own match; a filter that is given still acts.
+    sequences. same_list: query i is gallery image i and never its own match; cameras and sequences then filter nothing.
     max_rank: length of the curve; a gallery that is shorter repeats the last value. ap: ``rectangle``, the mean of
     t / r_t, or ``trapezoid``, the original Market-1501 code's. protocol: ``market1501``, or ``cuhk03``, where the
     curve is for one drawn image per gallery identity (Li et al., CVPR 2014; mAP and mINP stay over all images):
@@ -119,8 +119,14 @@ def rank_blocks(
     seed: int,
     repeats: int | None,
     block_size: int | None = None,
+    strip: int | None = None,
+    threads: bool = False,
+    max_memory: int | None = None,
 ) -> RankResult:
-    """As ``evaluate_rank``, from ``rows(start, stop) -> (stop - start, G)``, asked for block by block, in order."""
+    """As ``evaluate_rank``, from ``rows(start, stop) -> (stop - start, G)``, asked for block by block.
+
+    block_size, strip, threads, max_memory: as for ``each_block``; drawn galleries (cuhk03) are drawn in order.
+    """
     num_q, num_g = len(matching.q_pids), len(matching.g_pids)
     scores = {"AP": np.full(num_q, -1.0), "INP": np.full(num_q, -1.0), "first_match_rank": np.full(num_q, -1)}
     tied = np.zeros(num_q, bool)
@@ -137,7 +143,8 @@ def rank_blocks(
         if protocol == "cuhk03":
             curves[start:stop] = single_shot_cmc(block, pairs, matching.g_pids, max_rank, rng, repeats)
 
-    each_block(num_q, num_g, block_size, work, "ranking")
+    threads = threads and protocol != "cuhk03"
+    each_block(num_q, num_g, block_size, work, "ranking", strip=strip, threads=threads, max_memory=max_memory)
     valid = matching.num_positives > 0
     num_valid = int(valid.sum())
     if 2 * (tied & valid).sum() > num_valid:
@@ -184,8 +191,7 @@ def positive_ranks(block: Tensor, pairs: Pairs, first_only: bool = False) -> tup
     block: (B, G) distances. Returns (P,) each, sorted by query and rank: the query's row, the 1-based rank, and
     whether a negative lies at exactly the same distance. first_only: the nearest positive of each query alone.
     """
-    at = [torch.from_numpy(index).to(block.device) for index in (pairs.query, pairs.gallery)]
-    value = block[at[0], at[1]].cpu().numpy()
+    value = at_pairs(block, pairs.query, pairs.gallery)
     order = np.lexsort((value, pairs.query))  # stable, so equal distances stay in order of gallery index
     query, gallery, value = pairs.query[order], pairs.gallery[order], value[order]
     positive = pairs.positive[order]
@@ -217,6 +223,14 @@ def positive_ranks(block: Tensor, pairs: Pairs, first_only: bool = False) -> tup
         level = level[~np.isin(level, pairs.gallery[own][~pairs.positive[own]])]
         rank[here] = 1 + below[here] - (junk_before - starts)[here] + np.searchsorted(level, gallery[here])
     return query, rank, tied
+
+
+def at_pairs(block: Tensor, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """(P,) entries of ``block`` at (rows[p], columns[p])."""
+    if block.device.type == "cpu":
+        return block.numpy()[rows, columns]
+    rows, columns = (torch.from_numpy(index).to(block.device) for index in (rows, columns))
+    return block[rows, columns].cpu().numpy()
 
 
 def _count_around(block: Tensor, query: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

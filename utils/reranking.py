@@ -7,33 +7,34 @@ sparse matrices, and the final distance is mixed a block of queries at a time. T
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from utils.distances import (
-    Distances,
-    as_features,
-    each_block,
-    nearest_rows,
-    same_place,
-    unit_length,
-    whole_number,
-)
+from utils.blocks import each_block, in_threads, whole_number
+from utils.distances import Distances, as_features, same_place, squared_norms, unit_length
 from utils.errors import UserError
+from utils.neighbours import nearest_rows
+
+logger = logging.getLogger("lineup")
 
 ROWS = 4096  # rows of a sparse product at a time
-PAIRS = 512  # pairs of features subtracted at a time, so that they stay in cache
+PAIRS = 256  # pairs of features subtracted at a time, so that they stay in cache
 GATHERED = 2**22  # numbers of gathered features at a time in query expansion
 
 
-def re_ranking(qf: object, gf: object, k1: int = 20, k2: int = 6, lambda_value: float = 0.3) -> np.ndarray:
+def re_ranking(
+    qf: object, gf: object, k1: int = 20, k2: int = 6, lambda_value: float = 0.3, max_memory: int | None = None
+) -> np.ndarray:
     """k-reciprocal encoding of query and gallery (Zhong et al., CVPR 2017), as the TransReID family computes it.
 
     qf: (Q, D), gf: (G, D), tensors or arrays, taken as they are (normalise them first if they should be). k1: length
     of the neighbour lists, the image itself not counted. k2: images averaged over, itself counted, 1 for none.
-    lambda_value: share of the original distance, 0 to 1. Lists stop at N = Q + G.
+    lambda_value: share of the original distance, 0 to 1. Lists stop at N = Q + G, with a warning in the log.
+    max_memory: bytes that the distances in work may take, beside the result.
 
     Returns (1 - lambda) J + lambda O, (Q, G) float32 in [0, 1], smaller is nearer: J the Jaccard distance of the
     encodings, O the squared Euclidean distance over the largest one of the query. Where the published code keeps J in
@@ -42,43 +43,60 @@ def re_ranking(qf: object, gf: object, k1: int = 20, k2: int = 6, lambda_value: 
     Raises ``ValueError`` for NaN features, widths that differ, k1 or k2 below 1 and lambda outside 0 to 1.
     """
     qf, gf = same_place(as_features(qf, "query"), as_features(gf, "gallery"))
-    ranked = ReRanking(qf, gf, k1, k2, lambda_value)
+    ranked = ReRanking(qf, gf, k1, k2, lambda_value, max_memory=max_memory)
     out = np.empty((len(qf), len(gf)), np.float32)
 
     def work(start: int, stop: int) -> None:
         out[start:stop] = ranked.rows(start, stop).numpy()
 
-    each_block(*out.shape, None, work, "re-ranking")
+    each_block(*out.shape, None, work, "re-ranking", strip=ranked.strip, threads=ranked.on_cpu, max_memory=max_memory)
     return out
 
 
 class ReRanking:
     """Re-ranked distances of features (tensors) on one device, a block of queries at a time; see ``re_ranking``."""
 
-    def __init__(self, qf: Tensor, gf: Tensor, k1: int, k2: int, lambda_value: float, block_size: int | None = None):
+    def __init__(
+        self,
+        qf: Tensor,
+        gf: Tensor,
+        k1: int,
+        k2: int,
+        lambda_value: float,
+        block_size: int | None = None,
+        max_memory: int | None = None,
+    ):
         k1, k2 = whole_number("k1", k1), whole_number("k2", k2)
         if not 0 <= lambda_value <= 1:
             raise UserError(f"lambda: {lambda_value!r} is not between 0 and 1")
         feats = torch.cat([qf, gf])
-        ranks, _, farthest = nearest_rows(Distances(feats, feats), max(k1 + 1, k2), block_size)
+        _warn_of_short_lists(len(feats), k1 + 1, k2)
+        ranks, _, farthest = nearest_rows(Distances(feats, feats, max_memory=max_memory), max(k1 + 1, k2), block_size)
         codes = _encode(feats, ranks, k1 + 1, k2, half=round(k1 / 2) + 1, farthest=farthest)
         self.num_q, self.lambda_value = len(qf), np.float32(lambda_value)
         self.queries, self.overlaps = codes[: self.num_q], Overlaps(codes[self.num_q :])
-        self.farthest = torch.from_numpy(farthest[: self.num_q, None])
-        self.farthest[self.farthest == 0] = 1  # all distances of the row are 0 then
-        self.dist = Distances(feats[: self.num_q], feats[self.num_q :])
+        farthest = farthest[: self.num_q, None]
+        self.farthest = np.where(farthest > 0, farthest, 1)  # 0: all distances of the row are 0
+        self.dist = Distances(feats[: self.num_q], feats[self.num_q :], max_memory=max_memory)
+        self.strip, self.on_cpu = self.dist.strip, self.dist.on_cpu
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Distances of queries ``start`` to ``stop``, (stop - start, G) float32 on the CPU."""
-        block = self.dist.rows(start, stop).float().cpu()
-        block.div_(self.farthest[start:stop]).mul_(float(self.lambda_value))
-        out, rest = block.numpy(), 1 - self.lambda_value
+        out = self.dist.rows(start, stop).float().cpu().numpy()
+        np.divide(out, self.farthest[start:stop], out=out)
+        np.multiply(out, self.lambda_value, out=out)
+        rest = 1 - self.lambda_value
         for row in range(start, stop):
             columns, jaccard = self.overlaps.jaccard(self.queries, row)
             near = out[row - start, columns] + rest * jaccard
             out[row - start] += rest  # no overlap: a Jaccard distance of 1
             out[row - start, columns] = near
-        return block
+        return torch.from_numpy(out)
+
+
+def _warn_of_short_lists(num: int, length: int, k2: int) -> None:
+    if max(length, k2) > num:
+        logger.warning("re-ranking: lists of %d and %d images asked for, but there are only %d", length, k2, num)
 
 
 def jaccard_distance(feats: object, k1: int = 30, k2: int = 6, max_distance: float | None = None) -> csr_array:
@@ -197,13 +215,21 @@ def _reciprocal(lists: np.ndarray) -> csr_array:
 
 def _pair_distances(feats: Tensor, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Squared distances of the pairs (rows[p], columns[p]), (P,) float32."""
-    rows, columns = (torch.from_numpy(index).to(feats.device).long() for index in (rows, columns))
-    out = torch.empty(len(rows), device=feats.device)
-    for top in range(0, len(rows), PAIRS):
-        some = slice(top, top + PAIRS)
-        gap = feats.index_select(0, rows[some]).sub_(feats.index_select(0, columns[some]))
-        out[some] = gap.square_().sum(1)
-    return out.cpu().numpy()
+    if feats.device.type != "cpu":
+        pairs = zip(*(torch.from_numpy(i).to(feats.device).split(GATHERED // 64) for i in (rows, columns)), strict=True)
+        return torch.cat([(feats[r.long()] - feats[c.long()]).square_().sum(1) for r, c in pairs]).cpu().numpy()
+    array, out = feats.numpy(), np.empty(len(rows), np.float32)
+
+    def work(start: int, stop: int) -> None:
+        for top in range(start, stop, PAIRS):
+            some = slice(top, min(top + PAIRS, stop))
+            gap = array.take(rows[some], axis=0)
+            gap -= array.take(columns[some], axis=0)
+            out[some] = squared_norms(gap)
+
+    step = 64 * PAIRS
+    in_threads([(top, min(top + step, len(rows))) for top in range(0, len(rows), step)], work)
+    return out
 
 
 def query_expansion(

@@ -11,7 +11,8 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
 
-from utils.distances import Distances, as_features, each_block, same_place, unit_length, whole_number
+from utils.blocks import each_block, whole_number
+from utils.distances import Distances, as_features, same_place, unit_length
 from utils.errors import UserError
 from utils.matching import Matching
 from utils.ranking import positive_ranks
@@ -22,11 +23,13 @@ logger = logging.getLogger("lineup")
 @dataclass(frozen=True)
 class RetrievalResult:
     """``recall``: {k: share of images with an image of their label among the k nearest}. ``nmi``: None if not asked
-    for. ``num_unmatched``: images whose label no other image has; they are misses at every k."""
+    for. ``num_unmatched``: images whose label no other image has; they are misses at every k. ``first_match_rank``:
+    (Q,) 1-based, -1 for those."""
 
     recall: dict[int, float]
     nmi: float | None
     num_unmatched: int = 0
+    first_match_rank: np.ndarray | None = None
 
 
 def evaluate_retrieval(
@@ -37,6 +40,7 @@ def evaluate_retrieval(
     ks: Sequence[int] = (1, 2, 4, 8),
     nmi: bool = True,
     block_size: int | None = None,
+    max_memory: int | None = None,
 ) -> RetrievalResult:
     """Recall@K by cosine (Song et al., CVPR 2016) and normalised mutual information of a clustering.
 
@@ -59,14 +63,15 @@ def evaluate_retrieval(
     else:
         feats, gallery = same_place(feats, unit_length(as_features(gallery, "gallery")))
     matching = Matching(labels, gallery_labels, same_list=one_list, shape=(len(feats), len(gallery)), need_valid=False)
-    dist = Distances(feats, gallery, "cosine")
+    dist = Distances(feats, gallery, "cosine", max_memory)
     first_rank = np.full(len(feats), np.iinfo(np.int64).max)
 
     def work(start: int, stop: int) -> None:
         query, rank, _ = positive_ranks(dist.rows(start, stop), matching.pairs(start, stop), first_only=True)
         first_rank[start + query] = rank
 
-    each_block(*dist.shape, block_size, work, "retrieval")
+    how = {"strip": dist.strip, "threads": dist.on_cpu, "max_memory": max_memory}
+    each_block(*dist.shape, block_size, work, "retrieval", **how)
     unmatched = int((matching.num_positives == 0).sum())
     if unmatched:
         logger.info("%d of %d images have no other image of their label: misses at every k", unmatched, len(feats))
@@ -74,7 +79,8 @@ def evaluate_retrieval(
     if nmi:
         both = feats if one_list else torch.cat([feats, gallery])
         score = _clustering_nmi(both, matching.q_pids if one_list else np.append(matching.q_pids, matching.g_pids))
-    return RetrievalResult({k: float((first_rank <= k).mean()) for k in ks}, score, unmatched)
+    recall = {k: float((first_rank <= k).mean()) for k in ks}
+    return RetrievalResult(recall, score, unmatched, np.where(matching.num_positives > 0, first_rank, -1))
 
 
 def _clustering_nmi(feats: torch.Tensor, labels: np.ndarray) -> float:

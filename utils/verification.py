@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from utils.distances import each_block
+from utils.blocks import each_block
 from utils.errors import UserError
 from utils.matching import Matching
+from utils.ranking import at_pairs
 
 
 def roc_blocks(
-    rows: Callable[[int, int], Tensor], matching: Matching, fars: Sequence[float], block_size: int | None = None
+    rows: Callable[[int, int], Tensor],
+    matching: Matching,
+    fars: Sequence[float],
+    block_size: int | None = None,
+    strip: int | None = None,
+    threads: bool = False,
+    max_memory: int | None = None,
 ) -> dict[float, float]:
     """True accept rate at each false accept rate, from ``rows(start, stop) -> (stop - start, G)``.
+
+    block_size, strip, threads, max_memory: as for ``each_block``.
 
     The largest share of genuine pairs accepted at a threshold that accepts at most a share ``far`` of the impostor
     pairs; nothing is interpolated. Of the impostor distances only the smallest share max(fars) is kept, twice over.
@@ -32,22 +42,24 @@ def roc_blocks(
     keep = max(allowed, default=0) + 1
     genuine: list[np.ndarray] = []
     nearest = [np.empty(0, np.float32)]  # impostors; the smallest ``keep`` of all so far are among them
+    lock = threading.Lock()
 
     def work(start: int, stop: int) -> None:
         block, pairs = rows(start, stop), matching.pairs(start, stop)
+        same = at_pairs(block, pairs.query, pairs.gallery)
+        seen = nearest[0]  # once it has been cut, it holds the smallest so far
+        accepted = block < seen.max() if len(seen) == keep else torch.ones_like(block, dtype=torch.bool)
         at = [torch.from_numpy(index).to(block.device) for index in (pairs.query, pairs.gallery)]
-        same = block[at[0], at[1]].cpu().numpy()
-        held = sum(map(len, nearest))
-        accepted = block < nearest[0].max() if held == len(nearest[0]) == keep else torch.ones_like(block, dtype=bool)
         accepted[at[0], at[1]] = False
         impostors = block[accepted].cpu().numpy()
-        if held + len(impostors) > keep:
-            nearest[:] = [np.partition(np.concatenate([*nearest, impostors]), keep - 1)[:keep]]
-        else:
+        with lock:
             nearest.append(impostors)
-        genuine.append(same[pairs.positive])
+            if sum(map(len, nearest)) > 2 * keep:
+                nearest[:] = [np.partition(np.concatenate(nearest), keep - 1)[:keep]]
+            genuine.append(same[pairs.positive])
 
-    each_block(num_q, num_g, block_size, work, "verification")
+    how = {"strip": strip, "threads": threads, "max_memory": max_memory}
+    each_block(num_q, num_g, block_size, work, "verification", **how)
     impostors, accepted = np.sort(np.concatenate(nearest)), np.concatenate(genuine)
     tars = {}
     for far, count in zip(fars, allowed, strict=True):  # impostors[count] is the first that must be refused

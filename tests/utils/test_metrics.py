@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from utils import distances, ranking
+from utils import blocks, distances, neighbours, ranking
 from utils.errors import UserError
 from utils.metrics import (
     evaluate_features,
@@ -26,8 +28,17 @@ RANKS = ("AP", "INP", "first_match_rank")
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Many tiles, chunks and blocks even for a few dozen images."""
-    monkeypatch.setattr(distances, "TILE", 16)
+    monkeypatch.setattr(blocks, "TILE", 16)
     monkeypatch.setattr(distances, "CHUNK", 32)
+    monkeypatch.setattr(neighbours, "SIDE", 32)
+
+
+@pytest.fixture
+def four_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
 
 
 def draw(seed, num_q=40, num_g=90, num_ids=7, num_cams=3, levels=None):
@@ -275,7 +286,7 @@ def test_tiles_of_full_size_agree_with_one_matrix():
 
 def test_a_block_that_does_not_fit_is_halved(monkeypatch, small_tiles):
     data = features(4)
-    expected = evaluate_features(*data)
+    expected = evaluate_features(*data, protocol="cuhk03")
     rows, asked = distances.Distances.rows, []
 
     def tight(self, start, stop):
@@ -285,15 +296,58 @@ def test_a_block_that_does_not_fit_is_halved(monkeypatch, small_tiles):
         return rows(self, start, stop)
 
     monkeypatch.setattr(distances.Distances, "rows", tight)
-    assert evaluate_features(*data, block_size=64).mAP == expected.mAP
+    result = evaluate_features(*data, protocol="cuhk03", block_size=64)
+    assert result.mAP == expected.mAP and (result.cmc == expected.cmc).all()
     assert max(asked) > 16 and asked.count(16) == 3
 
     def broken(self, start, stop):
         raise RuntimeError("something else")
 
     monkeypatch.setattr(distances.Distances, "rows", broken)
-    with pytest.raises(RuntimeError, match="something else"):
-        evaluate_features(*data)
+    for protocol in ("cuhk03", "market1501"):
+        with pytest.raises(RuntimeError, match="something else"):
+            evaluate_features(*data, protocol=protocol)
+
+
+def test_threads_that_do_not_fit_together_go_one_by_one(monkeypatch, small_tiles, four_threads):
+    data = features(4, num_q=200)
+    expected = evaluate_features(*data)
+    rows, lock, refused = distances.Distances.rows, threading.Lock(), []
+
+    def tight(self, start, stop):
+        if not lock.acquire(blocking=False):
+            refused.append(start)
+            raise MemoryError
+        try:
+            time.sleep(0.002)
+            return rows(self, start, stop)
+        finally:
+            lock.release()
+
+    monkeypatch.setattr(distances.Distances, "rows", tight)
+    result = evaluate_features(*data)
+    assert refused
+    np.testing.assert_array_equal(result.per_query["AP"], expected.per_query["AP"])
+
+
+@pytest.mark.parametrize("copies", [False, True])
+@pytest.mark.parametrize("width", [12, 130])
+def test_no_result_depends_on_threads_memory_or_the_height_of_strips(copies, width, monkeypatch):
+    data = features(14, num_q=300, num_g=1500, width=width, num_ids=40, copies=copies)
+    results = {}
+    before = torch.get_num_threads()
+    for threads, memory, tile in ((1, None, 256), (3, None, 256), (2, 1, 256), (2, 500_000, 256), (2, None, 48)):
+        monkeypatch.setattr(blocks, "TILE", tile)
+        torch.set_num_threads(threads)
+        try:
+            for rerank in (None, (20, 6, 0.3)):
+                results.setdefault(rerank, []).append(evaluate_features(*data, rerank=rerank, max_memory=memory))
+        finally:
+            torch.set_num_threads(before)
+    for one in results.values():
+        for result in one[1:]:
+            np.testing.assert_array_equal(result.per_query["AP"], one[0].per_query["AP"])
+            np.testing.assert_array_equal(result.cmc, one[0].cmc)
 
 
 @pytest.mark.parametrize("offset", [0, 3000])

@@ -7,18 +7,20 @@ import pytest
 import torch
 from sklearn.cluster import DBSCAN
 
-from utils import distances, reranking
-from utils.distances import Distances, nearest_rows
+from utils import blocks, distances, neighbours, reranking
+from utils.distances import Distances
 from utils.errors import UserError
 from utils.metrics import evaluate_features, evaluate_rank
+from utils.neighbours import nearest_rows
 from utils.reranking import jaccard_distance, query_expansion, re_ranking
 
 
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Many tiles, chunks and blocks even for a few dozen images."""
-    monkeypatch.setattr(distances, "TILE", 16)
+    monkeypatch.setattr(blocks, "TILE", 16)
     monkeypatch.setattr(distances, "CHUNK", 32)
+    monkeypatch.setattr(neighbours, "SIDE", 32)
     monkeypatch.setattr(reranking, "ROWS", 24)
     monkeypatch.setattr(reranking, "PAIRS", 50)
 

@@ -1,0 +1,481 @@
+"""Transforms, samplers and loaders: what an image becomes, which images make a batch, and what a bad image does."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import functional as tv
+
+from datasets import build_transforms, make_dataloader, make_dataset
+from datasets.catalogue import CATALOGUE, ReIDDataset
+from datasets.loaders import TestLoader, TrainLoader, as_trained, hold_out, join_training
+from datasets.records import Records
+from datasets.samplers import (
+    RULES,
+    EpochSampler,
+    check_identities,
+    identity_batches,
+    make_sampler,
+    once_per_identity,
+    shuffled,
+)
+from datasets.transforms import PadAndCrop, RandomErasing, ToNormalized, TrainTransform
+from tests.tiny import config, write_market
+from utils.errors import UserError
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def photo(height: int, width: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(1, 255, (height, width, 3), np.uint8))
+
+
+def settings(root=Path("."), **changes):
+    return config(root, Path("unused"), **{"INPUT__PIXEL_MEAN": MEAN, "INPUT__PIXEL_STD": STD, **changes})
+
+
+# ---------------------------------------------------------------- transforms
+
+
+@pytest.mark.parametrize("shape", [(57, 23), (16, 8), (32, 16)])
+def test_evaluation_equals_torchvisions_bilinear_resize_and_normalisation(shape):
+    image = photo(*shape)
+    ours = build_transforms(settings(), is_train=False)(image)
+    resized = tv.resize(image, [32, 16], tv.InterpolationMode.BILINEAR)
+    torch.testing.assert_close(ours, tv.normalize(tv.to_tensor(resized), MEAN, STD), rtol=0, atol=1e-6)
+    assert ours.dtype == torch.float32
+
+
+@pytest.mark.parametrize("flip", [0, 1])
+def test_training_without_its_random_parts_is_a_bicubic_resize_mirrored_or_not(flip):
+    cfg = settings(INPUT__PROB=flip, INPUT__RE_PROB=0, INPUT__PADDING=0)
+    image = photo(57, 23)
+    ours = build_transforms(cfg, is_train=True)(image)
+    off = {mode: grey_levels_off(ours.flip(2) if flip else ours, image, mode) for mode in tv.InterpolationMode}
+    bicubic = off.pop(tv.InterpolationMode.BICUBIC)
+    assert bicubic.max() <= 8 and bicubic.mean() < 0.5  # noise is the worst case: rounded in another order
+    assert bicubic.mean() < 0.1 * min(o.mean() for o in off.values())
+    same_size = build_transforms(cfg, is_train=True)(photo(32, 16))
+    assert grey_levels_off(same_size.flip(2) if flip else same_size, photo(32, 16)).max() < 1e-3
+
+
+def grey_levels_off(ours, image: Image.Image, mode=tv.InterpolationMode.BICUBIC) -> torch.Tensor:
+    """How far a normalised image is from Pillow's resize, in levels of 255."""
+    wanted = tv.to_tensor(tv.resize(image, [32, 16], mode))
+    return 255 * (ours * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1) - wanted).abs()
+
+
+@pytest.mark.parametrize(("shape", "padding"), [((12, 6), 3), ((4, 3), 10)])
+def test_padding_shows_a_shifted_image_on_black_and_every_shift_occurs(shape, padding):
+    random.seed(0)
+    pixels, seen = np.asarray(photo(*shape)), set()
+    for _ in range(1200):
+        out = PadAndCrop(padding)(torch.tensor(pixels).permute(2, 0, 1)).permute(1, 2, 0).numpy()
+        assert out.shape == pixels.shape
+        fits = []
+        for down in range(-padding, padding + 1):
+            for right in range(-padding, padding + 1):
+                wanted = np.zeros_like(pixels)
+                for y in range(shape[0]):
+                    if 0 <= y - down < shape[0]:
+                        for x in range(max(0, right), min(shape[1], shape[1] + right)):
+                            wanted[y, x] = pixels[y - down, x - right]
+                if np.array_equal(out, wanted):
+                    fits.append((down, right))
+            if len(fits) > 1:
+                break
+        assert fits
+        seen.add(fits[0] if len(fits) == 1 else "all black")
+        if len(seen) > 20:
+            break
+    assert len(seen) > 20
+    assert min(s[0] for s in seen if s != "all black") < 0 < max(s[0] for s in seen if s != "all black")
+    assert min(s[1] for s in seen if s != "all black") < 0 < max(s[1] for s in seen if s != "all black")
+
+
+def test_erased_rectangles_have_the_published_areas_shapes_and_frequency():
+    random.seed(1)
+    erase, (height, width) = RandomErasing(0.4), (256, 128)
+    boxes = [erase.rectangle(height, width) for _ in range(4000)]
+    found = np.array([b for b in boxes if b])
+    assert abs(len(found) / len(boxes) - 0.4) < 0.03
+    top, left, h, w = found.T
+    assert (top >= 0).all() and (left >= 0).all() and (h < height).all() and (w < width).all()
+    assert (top + h <= height).all() and (left + w <= width).all()
+    share, aspect = h * w / (height * width), h / w
+    assert 0.019 < share.min() < 0.03 and 0.30 < share.max() < 1 / 3 + 0.005
+    assert 0.28 < aspect.min() < 0.35 and 2.8 < aspect.max() < 1 / 0.28
+    assert abs(share.mean() - (0.02 + 1 / 3) / 2) < 0.02  # uniform; the widest are refused a little more often
+    assert {0, height - 1} & set(top.tolist()) and (top + h == height).any() and (left + w == width).any()
+
+
+def test_erasing_fills_with_noise_or_a_constant_and_leaves_the_rest():
+    random.seed(2)
+    torch.manual_seed(2)
+    values = []
+    for _ in range(30):
+        image = torch.full((3, 64, 32), 7.0)
+        erased = RandomErasing(1.0)(image.clone())
+        values.append(erased[erased != 7])
+    noise = torch.cat(values)
+    assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
+    for _ in range(10):
+        erased = RandomErasing(1.0, mode="const")(torch.full((3, 64, 32), 7.0))
+        assert set(erased.unique().tolist()) == {0.0, 7.0}
+        assert (erased == erased[0]).all()
+
+
+def test_erasing_never_or_always_and_gives_up_on_an_image_too_small():
+    random.seed(3)
+    assert not any(RandomErasing(0).rectangle(64, 32) for _ in range(200))
+    assert all(RandomErasing(1).rectangle(64, 32) for _ in range(200))
+    assert RandomErasing(1, (0.9, 1.0)).rectangle(1, 1) is None
+    assert RandomErasing(1, (0.5, 0.5)).rectangle(200, 100)[2:] < (200, 100)
+
+
+@pytest.mark.parametrize(
+    ("make", "key"),
+    [
+        (lambda: RandomErasing(1.5), "INPUT.RE_PROB"),
+        (lambda: RandomErasing(0.5, mode="zero"), "INPUT.RE_MODE"),
+        (lambda: RandomErasing(0.5, (0.02, 0.01)), "INPUT.RE_MAX_AREA"),
+        (lambda: RandomErasing(0.5, (0.02, 1.2)), "INPUT.RE_MAX_AREA"),
+        (lambda: ToNormalized((0.5, 0.5), STD), "INPUT.PIXEL_MEAN"),
+        (lambda: ToNormalized(MEAN, (0.1, 0.0, 0.1)), "INPUT.PIXEL_STD"),
+        (lambda: PadAndCrop(-1), "INPUT.PADDING"),
+        (lambda: TrainTransform((8, 4), 1.5, 0, ToNormalized(MEAN, STD), RandomErasing(0)), "INPUT.PROB"),
+    ],
+)
+def test_a_setting_out_of_its_range_names_its_key(make, key):
+    with pytest.raises(UserError, match=key):
+        make()
+
+
+# ---------------------------------------------------------------- samplers
+
+PIDS = np.random.default_rng(5).permutation(np.repeat(np.arange(9), [4, 4, 8, 3, 1, 5, 4, 11, 4]))
+
+
+def groups_of(batches, pids, k: int):
+    return [pids[batch[i : i + k]] for batch in batches for i in range(0, len(batch), k)]
+
+
+def test_identity_batches_are_p_identities_with_k_images_each():
+    batches = identity_batches(PIDS, 12, 4, np.random.default_rng(0))
+    for batch in batches:
+        found = [set(group) for group in groups_of([batch], PIDS, 4)]
+        assert len(batch) == 12
+        assert all(len(group) == 1 for group in found) and len(set.union(*found)) == 3
+
+
+def test_no_image_comes_twice_in_an_epoch_and_small_identities_are_filled_up():
+    for seed in range(20):
+        rows = np.concatenate(identity_batches(PIDS, 12, 4, np.random.default_rng(seed)))
+        times = Counter(rows.tolist())
+        enough = [row for row in times if (PIDS[row] == PIDS).sum() >= 4]
+        assert max(times[row] for row in enough) == 1
+        for pid in (3, 4):  # three images and one: at most one group of four, drawn from these
+            assert sum(times[row] for row in times if PIDS[row] == pid) in (0, 4)
+
+
+def test_an_epoch_ends_when_fewer_than_p_identities_are_left():
+    for seed in range(20):
+        batches = identity_batches(PIDS, 12, 4, np.random.default_rng(seed))
+        used = Counter(int(group[0]) for group in groups_of(batches, PIDS, 4))
+        has = {pid: max(int((pid == PIDS).sum()), 4) // 4 for pid in range(9)}
+        assert all(used[pid] <= has[pid] for pid in has)
+        assert sum(used[pid] < has[pid] for pid in has) < 3
+
+
+def test_every_identity_is_drawn_about_equally_often_first():
+    firsts = Counter(
+        int(PIDS[i]) for seed in range(600) for i in identity_batches(PIDS, 12, 4, np.random.default_rng(seed))[0][::4]
+    )
+    assert min(firsts.values()) > 140 and max(firsts.values()) < 260  # 200 expected
+
+
+def test_id_triplet_takes_each_identity_once_and_repeats_only_where_it_must():
+    batches = once_per_identity(PIDS, 12, 4, np.random.default_rng(0))
+    assert [len(b) for b in batches] == [12, 12, 12]
+    owners = [set(group) for group in groups_of(batches, PIDS, 4)]
+    assert all(len(o) == 1 for o in owners)
+    assert len(set.union(*owners)) == 9
+    for batch in batches:
+        for i in range(0, 12, 4):
+            rows = batch[i : i + 4]
+            assert len(set(rows.tolist())) == 4 or (PIDS[rows[0]] == PIDS).sum() < 4
+
+
+def test_softmax_takes_every_image_at_most_once_and_drops_the_rest():
+    batches = shuffled(PIDS, 12, 4, np.random.default_rng(0))
+    rows = np.concatenate(batches).tolist()
+    assert [len(b) for b in batches] == [12, 12, 12]
+    assert len(set(rows)) == 36
+    assert rows != sorted(rows)
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_two_processes_share_one_list_of_batches_in_turn(rule):
+    def sampler(rank, world, batch):
+        return EpochSampler(RULES[rule], PIDS, batch, 2, seed=3, rank=rank, world=world)
+
+    for epoch in (1, 2):
+        ranks = [sampler(rank, 2, 8) for rank in (0, 1)]
+        alone = sampler(0, 1, 4)
+        for s in (*ranks, alone):
+            s.set_epoch(epoch)
+        one, two = (list(s) for s in ranks)
+        assert len(one) == len(two) == len(ranks[0]) > 0
+        rows = [[[row for row, _ in batch] for batch in s] for s in (one, two, list(alone))]
+        assert [b for pair in zip(rows[0], rows[1], strict=True) for b in pair] == rows[2][: 2 * len(one)]
+        assert all(len(batch) == 4 for batch in one + two)
+        big = {row for row in range(len(PIDS)) if (PIDS[row] == PIDS).sum() >= 2}
+        assert not {r for b in rows[0] for r in b} & {r for b in rows[1] for r in b} & big
+
+
+def test_epochs_differ_and_come_back():
+    sampler = EpochSampler(identity_batches, PIDS, 12, 4, seed=3)
+    epochs = []
+    for epoch in (1, 2, 1):
+        sampler.set_epoch(epoch)
+        epochs.append(list(sampler))
+    assert epochs[0] == epochs[2] != epochs[1]
+    sampler = EpochSampler(identity_batches, PIDS, 12, 4, seed=4)
+    assert list(sampler) != epochs[0]
+    seeds = [seed for batch in epochs[0] for _, seed in batch]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_batches_that_cannot_be_made_name_the_key():
+    with pytest.raises(UserError, match="no multiple of DATALOADER.NUM_INSTANCE 4"):
+        check_identities(10, 4, 50)
+    with pytest.raises(UserError, match="needs 3 identities .* has 2"):
+        check_identities(12, 4, 2)
+    for changes, words, world in (
+        ({"DATALOADER__SAMPLER": "sofmax"}, "DATALOADER.SAMPLER: unknown 'sofmax'", 1),
+        ({"SOLVER__IMS_PER_BATCH": 9}, "cannot be shared by 2 processes", 2),
+        ({"SOLVER__IMS_PER_BATCH": 0}, "SOLVER.IMS_PER_BATCH", 1),
+        ({"SOLVER__IMS_PER_BATCH": 64, "DATALOADER__SAMPLER": "softmax"}, "44 training images give no batch of 64", 1),
+        ({"DATALOADER__NUM_INSTANCE": 0}, "NUM_INSTANCE 0", 1),
+    ):
+        with pytest.raises(UserError, match=words):
+            make_sampler(settings(**changes), PIDS, 0, world)
+
+
+@pytest.mark.parametrize("name", [*RULES, "softmax_triplet_extra"])
+def test_every_sampler_name_gives_batches_of_the_size(name):
+    sampler = make_sampler(settings(DATALOADER__SAMPLER=name), PIDS, 0, 1)
+    assert len(sampler) and {len(batch) for batch in sampler} == {4}
+
+
+# ---------------------------------------------------------------- loaders
+
+
+def training_loader(root, workers: int, **changes) -> TrainLoader:
+    cfg = settings(root, **changes)
+    records = make_dataset("market1501", root).train
+    sampler = make_sampler(cfg, records.pids, 0, 1)
+    return TrainLoader(records, build_transforms(cfg, is_train=True), sampler, workers, cfg.DATALOADER.BAD_IMAGES)
+
+
+def content(loader: TrainLoader, epoch: int) -> list[tuple]:
+    return [(b.images, b.pids, b.camids, b.viewids, b.rows) for b in loader.epoch(epoch)]
+
+
+def same(one: list[tuple], two: list[tuple]) -> bool:
+    return len(one) == len(two) and all(
+        torch.equal(x, y) for a, b in zip(one, two, strict=True) for x, y in zip(a, b, strict=True)
+    )
+
+
+def test_batches_depend_on_seed_and_epoch_alone_and_not_on_workers(market):
+    alone, shared = training_loader(market, 0), training_loader(market, 2)
+    first = content(alone, 1)
+    assert len(first) == len(alone.epoch(1)) > 1
+    assert same(first, content(shared, 1))
+    assert same(content(alone, 2), content(shared, 2))
+    assert same(first, content(alone, 1))
+    assert not same(first, content(alone, 2))
+    assert not same(first, content(training_loader(market, 0, SOLVER__SEED=99), 1))
+
+
+def test_a_batch_holds_what_the_list_says(market):
+    loader = training_loader(market, 0, INPUT__PROB=0, INPUT__RE_PROB=0, INPUT__PADDING=0)
+    for batch in loader.epoch(1):
+        for i, row in enumerate(batch.rows.tolist()):
+            path, *ids = loader.records[row]
+            assert [batch.pids[i], batch.camids[i], batch.viewids[i]] == ids
+            with Image.open(path) as image:
+                assert grey_levels_off(batch.images[i], image).max() <= 8
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loading_leaves_the_global_random_state_alone(market, workers):
+    loader = training_loader(market, workers)
+    tests = make_dataloader(settings(market, DATALOADER__NUM_WORKERS=workers), training=False).tests[0].loader
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    content(loader, 1)
+    assert len(list(tests)) == len(tests)
+    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    assert before == after
+
+
+def test_the_test_loader_goes_through_query_and_gallery_in_order(market):
+    test = make_dataloader(settings(market, TEST__IMS_PER_BATCH=3), training=False).tests[0]
+    rows = torch.cat([batch.rows for batch in test.loader])
+    assert rows.tolist() == list(range(len(test.query) + len(test.gallery)))
+    assert torch.cat([b.pids for b in test.loader]).tolist() == [*test.query.pids, *test.gallery.pids]
+
+
+def damage(path: str, how: str) -> None:
+    whole = Path(path).read_bytes()
+    if how == "missing":
+        Path(path).unlink()
+    else:
+        Path(path).write_bytes({"damaged": whole[: len(whole) // 2], "empty": b"", "text": b"<html>"}[how])
+
+
+BAD = {"missing": "is missing", "damaged": "cannot be read", "empty": "empty file", "text": "cannot be read"}
+
+
+@pytest.mark.parametrize(("how", "workers"), [*((how, 0) for how in BAD), ("missing", 2), ("damaged", 2)])
+def test_a_bad_image_stops_training_and_testing_with_its_path_in_one_line(tmp_path, how, workers):
+    loader = training_loader(write_market(tmp_path), workers, DATALOADER__SAMPLER="softmax")
+    path = loader.records.paths[3]
+    damage(path, how)
+    transform = build_transforms(settings(), is_train=False)
+    for run in (lambda: content(loader, 1), lambda: list(TestLoader(loader.records, transform, 4, workers))):
+        with pytest.raises(UserError) as caught:
+            run()
+        line = str(caught.value)
+        assert line.startswith(f"{path}: the image") and BAD[how] in line and "\n" not in line
+
+
+def test_bad_images_are_skipped_and_counted_on_request(tmp_path, caplog):
+    skip = {"DATALOADER__SAMPLER": "softmax", "DATALOADER__BAD_IMAGES": "skip"}
+    loader = training_loader(write_market(tmp_path), 0, **skip)
+    bad = loader.records.paths[:5]
+    for path, how in zip(bad, ("missing", "empty", "damaged", "text", "missing"), strict=True):
+        damage(path, how)
+    batches = list(loader.epoch(1))
+    assert sum(len(b) for b in batches) == len(loader.records) - 5
+    assert all(len(b.images) == len(b.pids) == len(b.rows) for b in batches)
+    assert sum("5 images could not be read" in record.message for record in caplog.records) == 1
+    for path in loader.records.paths[5:]:
+        Path(path).unlink()
+    assert list(loader.epoch(1)) == []  # batches without any image are left out
+    with pytest.raises(UserError, match="DATALOADER.BAD_IMAGES"):
+        TrainLoader(loader.records, None, loader.sampler, 0, "ignore")
+
+
+# ---------------------------------------------------------------- several sets, validation
+
+
+def dataset(name: str, pids, camids, viewids=None, test_cams=()) -> ReIDDataset:
+    def rows(split, pids, camids, viewids=None):
+        return Records.of([f"{name}/{split}{i}" for i in range(len(pids))], pids, camids, viewids)
+
+    test = rows("q", np.arange(len(test_cams)), test_cams)
+    return ReIDDataset(CATALOGUE[name], Path(name), rows("t", pids, camids, viewids), test, test)
+
+
+PARTS = [
+    dataset("market1501", [0, 1, 1], [0, 1, 2], [0, 0, 0], test_cams=[0, 2, 3]),
+    dataset("vehicleid", [0, 0, 1], [0, 0, 0], [0, 0, 0], test_cams=[0, 1]),
+    dataset("veri", [1, 0], [1, 0], [1, 0], test_cams=[1, 0, 2]),
+]
+
+
+def test_joined_training_sets_number_identities_cameras_and_views_one_after_another():
+    joined = join_training(PARTS)
+    assert joined.pids.tolist() == [0, 1, 1, 2, 2, 3, 5, 4]
+    assert joined.camids.tolist() == [0, 1, 2, 3, 3, 3, 5, 4]  # one camera for the set without cameras
+    assert joined.viewids.tolist() == [0, 0, 0, 1, 1, 1, 3, 2]
+    assert joined.domain.tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert joined.paths == [p for part in PARTS for p in part.train.paths]
+
+
+def test_test_cameras_are_numbered_as_in_joined_training_and_unknown_ones_come_after_all():
+    cameras = [as_trained(part.query, part.spec.name, PARTS).camids.tolist() for part in PARTS]
+    assert cameras == [[0, 2, 9], [3, 7], [5, 4, 8]]
+    trained = set(join_training(PARTS).camids.tolist())
+    assert [[cam in trained for cam in part] for part in cameras] == [[1, 1, 0], [1, 0], [1, 1, 0]]
+    elsewhere = as_trained(PARTS[0].query, "dukemtmc", PARTS)
+    assert not trained & set(elsewhere.camids.tolist()) and not {0, 1, 2, 3} & set(elsewhere.viewids.tolist())
+    alone = as_trained(PARTS[0].query, "market1501", PARTS[:1])
+    assert list(alone.camids) == [0, 2, 6]
+
+
+def test_several_sets_train_together_and_are_tested_apart(tmp_path):
+    write_market(tmp_path)
+    table = ["path,pid,split,camid"]
+    for path in sorted((tmp_path / "market1501").rglob("*.jpg")):
+        split = {"bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}[path.parent.name]
+        table.append(f"{path},{path.name[:4]},{split},{path.name[6]}")
+    (tmp_path / "dataset.csv").write_text("\n".join(table))
+    data = make_dataloader(settings(tmp_path, DATASETS__NAMES=["market1501", "csv"]))
+    assert (data.num_classes, data.num_cameras, data.num_views) == (8, 4, 2)
+    assert [t.name for t in data.tests] == ["market1501", "csv"]
+    assert [sorted(set(t.query.camids.tolist())) for t in data.tests] == [[0, 1], [2, 3]]
+    assert {int(b.pids.max()) for e in (1, 2, 3) for b in data.train.epoch(e)} & {4, 5, 6, 7}
+    target = make_dataloader(settings(tmp_path, DATASETS__NAMES="market1501", DATASETS__TARGETS=["csv"]), False)
+    assert [t.name for t in target.tests] == ["csv"] and target.train is None
+    assert min(target.tests[0].query.camids) >= target.num_cameras
+
+
+def test_unknown_cameras_are_told_where_cameras_are_embedded(tmp_path, caplog):
+    place = write_market(tmp_path) / "market1501"
+    old = next((place / "query").glob("*_c1*"))
+    old.rename(old.with_name(old.name.replace("_c1", "_c9")))
+    make_dataloader(settings(tmp_path), False)
+    assert not [r for r in caplog.records if "without training images" in r.message]
+    make_dataloader(settings(tmp_path, MODEL__SIE_CAMERA=True), False)
+    assert [r for r in caplog.records if "1 images of cameras without training images" in r.message]
+
+
+def test_held_out_identities_leave_training_and_are_searched_among_themselves():
+    pids = np.repeat(np.arange(10), 6)
+    records = Records.of([str(i) for i in range(60)], pids, np.tile([0, 0, 1, 1, 1, 2], 10))
+    train, query, gallery = hold_out(records, 0.3, seed=1)
+    held = set(query.pids.tolist())
+    assert len(held) == 3 and held == set(gallery.pids.tolist())
+    assert set(train.pids.tolist()) == set(range(7))
+    assert {pids[int(p)] for p in train.paths} == set(range(10)) - held
+    assert not set(train.paths) & {*query.paths, *gallery.paths} and not set(query.paths) & set(gallery.paths)
+    assert len(train) + len(query) + len(gallery) == 60
+    assert len(query) == 9 and len({(p, c) for _, p, c, _ in query}) == 9  # one of each identity and camera
+    again = hold_out(records, 0.3, seed=1)
+    assert list(again[0]) == list(train) and list(hold_out(records, 0.3, seed=2)[1]) != list(query)
+    for share in (0, 1, -0.5):
+        with pytest.raises(UserError, match="DATASETS.VAL_SHARE"):
+            hold_out(records, share, 0)
+
+
+def test_holding_out_keeps_the_numbers_of_cameras(tmp_path):
+    place = write_market(tmp_path) / "market1501" / "bounding_box_train"
+    for path in place.glob("000[234]_c2*"):
+        path.unlink()  # camera 2 saw identity 1 alone, who may be held out
+    counts = {
+        make_dataloader(settings(tmp_path, DATASETS__VAL_SHARE=0.25, SOLVER__SEED=seed)).num_cameras
+        for seed in range(8)
+    }
+    assert counts == {2}
+
+
+def test_a_run_without_training_or_test_images_or_with_an_option_of_another_set_is_refused(tmp_path):
+    table = "path,pid,split\na,1,{}\nb,2,{}\n"
+    (tmp_path / "dataset.csv").write_text(table.format("query", "gallery"))
+    with pytest.raises(UserError, match="no training images"):
+        make_dataloader(settings(tmp_path, DATASETS__NAMES="csv"))
+    (tmp_path / "dataset.csv").write_text(table.format("train", "train"))
+    with pytest.raises(UserError, match="set DATASETS.TARGETS"):
+        make_dataloader(settings(tmp_path, DATASETS__NAMES="csv"), training=False)
+    with pytest.raises(UserError, match="DATASETS.TEST_SIZE: no dataset of this run"):
+        make_dataloader(settings(tmp_path, DATASETS__NAMES="csv", DATASETS__TEST_SIZE=800))
