@@ -24,8 +24,9 @@ class Matching:
 
     Kept for a query is every gallery image except those of its own identity that share its camera (with cameras) or
     its sequence (with sequences). ``same_list``: query i is gallery image i; then the query itself is removed and
-    nothing else, whatever cameras and sequences are given. Raises ``UserError`` for lengths that do not fit, ids that are no integers, and (``need_valid``) when no query has a match
-    left. ``shape``: numbers of queries and gallery images that the ids must fit.
+    nothing else, whatever cameras and sequences are given. Raises ``UserError`` for lengths that do not fit, ids that
+    are no integers, and (``need_valid``) when no query has a match left. ``shape``: numbers of queries and gallery
+    images that the ids must fit.
     """
 
     def __init__(

@@ -57,8 +57,8 @@ def evaluate_features(
     qf: (Q, D), gf: (G, D), tensors or arrays, raw; the work is done on the device of the tensors, in float32.
     metric: ``euclidean`` (squared; same ranks as the root) or ``cosine``. normalize: divide each feature by
     max(length, 1e-12) first. rerank: None, or (k1, k2, lambda) of k-reciprocal re-ranking (``utils.reranking``), which
-    has its own, squared Euclidean distance. block_size: queries worked on at a time; max_memory: bytes that the distances
-    in work may take, None for at most 512 MB. Neither changes a result.
+    has its own, squared Euclidean distance. block_size: queries worked on at a time; max_memory: bytes that the
+    distances in work may take, None for at most 512 MB. Neither changes a result.
 
     Raises ``ValueError`` as ``evaluate_rank`` does, and for NaN or infinite features and k1 or k2 below 1.
     """

@@ -111,6 +111,8 @@ class Tiler:
 
         of_a, of_b: the squared lengths. Squared distances are not clipped at 0 here.
         """
+        if np.may_share_memory(a, b):  # NumPy has another product for a matrix with itself, which adds in another order
+            b = b.copy()
         product, sums = self._buffers(-(-len(a) // EDGE) * EDGE, -(-len(b) // EDGE) * EDGE)
         np.matmul(padded(a), padded(b).T, out=product)
         product, sums = product[: len(a), : len(b)], sums[: len(a), : len(b)]
@@ -160,9 +162,7 @@ def _by_tiles(dist: Distances, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
     def work(i: int, j: int) -> None:
         rows, columns = above[i], left[j]
-        # NumPy has another product for a matrix with itself, and that one adds in another order: a copy prevents it.
-        other = b[columns].copy() if dist.one_list and i == j else b[columns]
-        tile = tiler.tile(a[rows], other, of_a[rows], of_b[columns])
+        tile = tiler.tile(a[rows], b[columns], of_a[rows], of_b[columns])
         lists[i].offer(tile, columns.start, tiler.clip)
         sides = [(lists[i].lock, rows, tile.max(1))]
         if dist.one_list and i != j:

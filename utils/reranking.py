@@ -99,46 +99,65 @@ def _warn_of_short_lists(num: int, length: int, k2: int) -> None:
         logger.warning("re-ranking: lists of %d and %d images asked for, but there are only %d", length, k2, num)
 
 
-def jaccard_distance(feats: object, k1: int = 30, k2: int = 6, max_distance: float | None = None) -> csr_array:
+def jaccard_distance(
+    feats: object, k1: int = 30, k2: int = 6, max_distance: float | None = None, max_memory: int | None = None
+) -> csr_array:
     """Jaccard distance of k-reciprocal encodings for clustering (Zhong et al., CVPR 2017; as in Cluster Contrast).
 
     feats: (N, D) of unit length. k1: length of the neighbour lists, the image itself counted (``re_ranking`` does not
-    count it). k2: images averaged over, itself counted, 1 for none. Lists stop at N.
+    count it). k2: images averaged over, itself counted, 1 for none. Lists stop at N, with a warning in the log.
 
     Returns (N, N) float32, symmetric. Only pairs whose encodings overlap are stored: an entry that is not stored is 1,
     and a stored 0 (the diagonal, copies) means 0, so never call ``eliminate_zeros``. max_distance: store only entries
-    up to it, for instance the ``eps`` of DBSCAN, which takes the matrix as ``metric="precomputed"``.
+    up to it, for instance the ``eps`` of DBSCAN, which takes the matrix as ``metric="precomputed"``: a few entries a row
+    where all of them are a sixth of the row. max_memory: bytes that the distances in work may take, beside the result.
 
     Raises ``ValueError`` for NaN features and k1 or k2 below 1.
     """
     k1, k2 = whole_number("k1", k1), whole_number("k2", k2)
     feats = as_features(feats, "image")
     num = len(feats)
-    ranks, _, _ = nearest_rows(Distances(feats, feats), max(k1, k2))
+    _warn_of_short_lists(num, k1, k2)
+    ranks, _, _ = nearest_rows(Distances(feats, feats, max_memory=max_memory), max(k1, k2))
     codes = _encode(feats, ranks, k1, k2, half=round(k1 / 2) + 1)
     codes.sort_indices()  # both directions of a pair then add up in one order: symmetric to the last bit
     overlaps = Overlaps(codes)
 
-    def work(start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        columns, values = [], []
-        for row in range(start, stop):
-            near, jaccard = overlaps.jaccard(codes, row)
-            place = np.searchsorted(near, row)
-            if place == len(near) or near[place] != row:  # an image beyond the lists of its own copies has no code
-                near, jaccard = np.insert(near, place, row), np.insert(jaccard, place, 0)
-            jaccard[place] = 0
-            if max_distance is not None:
-                kept = (jaccard <= max_distance) | (near == row)
-                near, jaccard = near[kept], jaccard[kept]
-            columns.append(near.astype(np.int32))
-            values.append(jaccard)
-        return np.array([len(near) for near in columns]), np.concatenate(columns), np.concatenate(values)
+    def of_rows(start: int, stop: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        pairs = [_kept(*overlaps.jaccard(codes, row), row, max_distance) for row in range(start, stop)]
+        return [near for near, _ in pairs], [jaccard for _, jaccard in pairs]
 
-    counts, columns, values = zip(*each_block(num, num, None, work, "Jaccard distance"), strict=True)
-    indptr = np.cumsum(np.concatenate([[0], *counts]))
+    counts, columns, values = [0], np.empty(0, np.int32), np.empty(0, np.float32)
+
+    def work(start: int, stop: int) -> None:
+        found = in_threads([(top, min(top + 128, stop)) for top in range(start, stop, 128)], of_rows)
+        counts.extend(len(near) for part, _ in found for near in part)
+        end = size = len(columns)
+        size += sum(counts[start + 1 : stop + 1])
+        columns.resize(size, refcheck=False)  # grows in place: the result is never held twice
+        values.resize(size, refcheck=False)
+        for part in found:
+            for near, jaccard in zip(*part, strict=True):
+                columns[end : end + len(near)], values[end : end + len(near)] = near, jaccard
+                end += len(near)
+
+    each_block(num, num, None, work, "Jaccard distance", max_memory=max_memory)
+    indptr = np.cumsum(counts)
     if indptr[-1] < 2**31:
         indptr = indptr.astype(np.int32)  # scikit-learn takes no 64-bit indices
-    return csr_array((np.concatenate(values), np.concatenate(columns), indptr), shape=(num, num))
+    return csr_array((values, columns, indptr), shape=(num, num))
+
+
+def _kept(near: np.ndarray, jaccard: np.ndarray, row: int, most: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """The entries of a row that are stored: itself at 0, and what is not farther than ``most``."""
+    place = np.searchsorted(near, row)
+    if place == len(near) or near[place] != row:  # an image beyond the lists of its own copies has no code
+        near, jaccard = np.insert(near, place, row), np.insert(jaccard, place, 0)
+    jaccard[place] = 0
+    if most is not None:
+        kept = (jaccard <= most) | (near == row)
+        near, jaccard = near[kept], jaccard[kept]
+    return near.astype(np.int32), jaccard
 
 
 class Overlaps:

@@ -12,8 +12,7 @@ from configs.defaults import INERT, KEYS
 from tests.configs.published import TRANSREID, TRANSREID_SSL
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("configuration", "weights", "transreid", "migrate", "responsible_use")
-PAGES = [ROOT / "docs" / f"{name}.md" for name in NAMES]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
 KEY = re.compile(r"\b(?:PROCESSOR|MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST)\.[A-Z][A-Z0-9_.]*[A-Z0-9]")
 WRONG_ON_PURPOSE = {"MODEL.JMP"}
 
