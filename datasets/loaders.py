@@ -18,6 +18,7 @@ from datasets.samplers import make_sampler
 from datasets.transforms import build_transforms
 from utils.distributed import rank, world_size
 from utils.errors import UserError
+from utils.matching import Matching
 
 log = logging.getLogger("lineup")
 
@@ -213,6 +214,7 @@ def hold_out(records: Records, share: float, seed: int) -> tuple[Records, Record
 
 def make_test_set(cfg, name: str, protocol: str, query: Records, gallery: Records, **more) -> TestSet:
     records = query if more.get("same_list") else join([query, gallery])
+    refuse_hopeless(name, query, gallery, more.get("same_list", False))
     loader = TestLoader(
         records,
         build_transforms(cfg, is_train=False),
@@ -221,6 +223,14 @@ def make_test_set(cfg, name: str, protocol: str, query: Records, gallery: Record
         pin=pinned(cfg),
     )
     return TestSet(name, cfg.TEST.PROTOCOL or protocol, query, gallery, loader, **more)
+
+
+def refuse_hopeless(name: str, query: Records, gallery: Records, same_list: bool) -> None:
+    """Raises ``UserError`` before any work when no query of a test set can have a match."""
+    try:
+        Matching(query.pids, gallery.pids, query.camids, gallery.camids, same_list=same_list)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
 
 
 def pinned(cfg) -> bool:

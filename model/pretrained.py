@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from torch import nn
 
@@ -71,6 +72,8 @@ def load_initial_weights(cfg, model: nn.Module) -> None:
         log.info("%s", load_weights(model, path, cfg.MODEL.PRETRAIN_HW_RATIO))
     elif choice == "imagenet":
         source = path
+        if path and not path.startswith("timm:") and not Path(path).is_file():
+            raise UserError(f"MODEL.PRETRAIN_PATH: {path}: no such file; a path that is set is never replaced")
         if not path or path.startswith("timm:"):
             source = fetch_imagenet(path or cfg.MODEL.NAME, cfg.MODEL.TRANSFORMER_TYPE)
         log.info("%s", load_pretrained(model, source, cfg.MODEL.PRETRAIN_HW_RATIO))

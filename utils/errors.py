@@ -11,8 +11,8 @@ class UserError(ValueError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """``", did you mean 'x'?"`` for the closest known word, or an empty string when none is close."""
+    """How a line on an unknown word goes on: ``", did you mean 'x'?"``, or ``"."`` when no known word is close."""
     known = list(known)
     folded = {str(name).lower(): str(name) for name in known}
     close = difflib.get_close_matches(str(word).lower(), folded, n=1, cutoff=0.6)
-    return f", did you mean {folded[close[0]]!r}?" if close else ""
+    return f", did you mean {folded[close[0]]!r}?" if close else "."

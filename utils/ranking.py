@@ -107,7 +107,7 @@ def check_names(protocol: str, ap: str, max_rank: int, repeats: int | None) -> N
 def choose(what: str, name: str, known: tuple[str, ...]) -> None:
     """``UserError`` with the choices when ``name`` is not one of ``known``."""
     if name not in known:
-        raise UserError(f"{what}: unknown {name!r}{nearest(name, known)}. Known: {', '.join(known)}")
+        raise UserError(f"{what}: unknown {name!r}{nearest(name, known)} Known: {', '.join(known)}")
 
 
 def rank_blocks(

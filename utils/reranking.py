@@ -109,8 +109,8 @@ def jaccard_distance(
 
     Returns (N, N) float32, symmetric. Only pairs whose encodings overlap are stored: an entry that is not stored is 1,
     and a stored 0 (the diagonal, copies) means 0, so never call ``eliminate_zeros``. max_distance: store only entries
-    up to it, for instance the ``eps`` of DBSCAN, which takes the matrix as ``metric="precomputed"``: a few entries a row
-    where all of them are a sixth of the row. max_memory: bytes that the distances in work may take, beside the result.
+    up to it, for instance the ``eps`` of DBSCAN, which takes the matrix as ``metric="precomputed"``: a few entries in
+    a row, where all that overlap can be a sixth of it. max_memory: bytes for distances in work, beside the result.
 
     Raises ``ValueError`` for NaN features and k1 or k2 below 1.
     """

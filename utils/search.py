@@ -6,6 +6,8 @@ time, once for every few thousand queries, and no (Q, G) matrix exists.
 
 from __future__ import annotations
 
+import mmap
+
 import numpy as np
 import torch
 
@@ -70,11 +72,24 @@ def _search_block(
             for side, found in zip(sides, lists, strict=True):
                 tile = tiler.tile(query[side], part[columns], of_query[side], of_part[columns])
                 found.offer(tile, start + left, tiler.clip)
+        _let_go(gallery, start, stop)
 
     spans = [(start, min(start + rows, len(gallery))) for start in range(0, len(gallery), rows)]
     in_threads(spans, work, "search", lambda span: progress.add(span[1] - span[0]))
     results = [found.result() for found in lists]
     return np.concatenate([r[0] for r in results]), np.concatenate([r[1] for r in results])
+
+
+def _let_go(array: np.ndarray, start: int, stop: int) -> None:
+    """Takes rows of a memory-mapped file off this process's memory; the system may keep them cached."""
+    if not isinstance(array, np.memmap) or array.mode != "r" or not isinstance(array.base, mmap.mmap):
+        return
+    if hasattr(array.base, "madvise") and array.flags.c_contiguous:
+        skip, page = array.offset % mmap.ALLOCATIONGRANULARITY, mmap.PAGESIZE
+        first = -(-(skip + start * array.strides[0]) // page) * page
+        length = (skip + stop * array.strides[0] - first) // page * page
+        if length > 0:
+            array.base.madvise(mmap.MADV_DONTNEED, first, length)
 
 
 def _sizes(num_q: int, width: int, k: int, memory: int) -> tuple[int, int]:

@@ -93,7 +93,7 @@ MISTAKES = {
         ["MODEL.PRETRAIN_PATH", "resnet50_ibn_a.pth.tar", "PRETRAIN_CHOICE 'no'"],
     ),
     "absent pre-trained file": (
-        "train", {"MODEL__PRETRAIN_CHOICE": "imagenet", "MODEL__PRETRAIN_PATH": "none.pth"}, ["none.pth", "no such"],
+        "train", {"MODEL__PRETRAIN_CHOICE": "imagenet", "MODEL__PRETRAIN_PATH": "none.pth"}, ["MODEL.PRETRAIN_PATH", "none.pth", "no such"],
     ),
     "non-finite loss": (
         "train", {"SOLVER__BASE_LR": 1e30, "SOLVER__WARMUP_EPOCHS": 0, "SOLVER__MAX_EPOCHS": 3},

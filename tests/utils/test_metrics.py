@@ -120,6 +120,21 @@ def test_one_list_removes_the_image_itself_and_nothing_else(levels):
     agree(result, slow_rank(one.dist, pids, pids, same_list=True), 50)
 
 
+def test_one_list_with_cameras_removes_the_image_itself_and_nothing_else():
+    one = draw(1, 60, 60, 20)
+    pids, cams, seqs = one.ids[1], one.ids[3], one.seqs[1]
+    expected = slow_rank(one.dist, pids, pids, same_list=True)
+    filters = {"q_camids": cams, "g_camids": cams, "q_seqs": seqs, "g_seqs": seqs}
+    agree(evaluate_rank(one.dist, pids, pids, same_list=True, **filters), expected, 50)
+    feats = features(12, 60)[0]
+    plain = evaluate_features(feats, feats, pids, pids, same_list=True)
+    filtered = evaluate_features(feats, feats, pids, pids, cams, cams, same_list=True)
+    assert (plain.mAP, plain.num_valid_q) == (filtered.mAP, filtered.num_valid_q)
+    assert evaluate_roc(feats, feats, pids, pids, cams, cams, same_list=True) == evaluate_roc(
+        feats, feats, pids, pids, same_list=True
+    )
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int64])
 def test_tensors_lists_and_other_number_types_are_the_same_distances(dtype):
     one = draw(2, levels=30)
@@ -509,6 +524,11 @@ IDS = ([1, 2, 3], [1, 2, 3, 4])
         (lambda: evaluate_features(np.ones((3, 2)), np.ones((4, 2)), *IDS, block_size=0), "block_size: 0"),
         (lambda: evaluate_features(np.ones((3, 2)), np.ones((4, 2)), *IDS, rerank=(0, 6, 0.3)), "k1: 0 is not"),
         (lambda: evaluate_features(np.ones((3, 2)), np.ones((4, 2)), *IDS, rerank=(20, 0, 0.3)), "k2: 0 is not"),
+        (lambda: evaluate_rank(np.ones((2, 2)), [1, 2], [1, 2], same_list=True), "each of the 2 identities has one image"),
+        (lambda: evaluate_features(np.full((3, 2), np.nan), np.ones((4, 2)), *IDS), r"query .* 3 of 3 rows .*rows 0, 1"),
+        (lambda: evaluate_features(np.ones((2, 2)), np.ones((4, 2)), *IDS), "2 queries x 4 gallery images, but 3 q_pids"),
+        (lambda: evaluate_features(np.ones((3, 2)), np.ones((4, 2)), [0.5] * 3, IDS[1]), "q_pids: ids must be integers"),
+        (lambda: evaluate_features(np.ones((3, 2)), np.ones((4, 2)), [7, 8, 9], IDS[1]), "no query has a valid match"),
         (lambda: roc(DIST, *IDS, fars=[2]), "fars: 2 is not a share"),
         (lambda: roc(DIST, [1, 1, 1], [1, 1, 1, 1]), "no impostor pairs"),
         (lambda: evaluate_retrieval(np.ones((2, 3)), [1, 1], np.ones((2, 3))), "gallery_labels go together"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -139,6 +141,51 @@ def test_neighbours_of_tied_distances_are_those_of_lower_index(levels, width, sm
         for size in (None, 1, 50):
             ranks, _, _ = nearest_rows(Distances(tensor, tensor), k, size)
             np.testing.assert_array_equal(ranks, expected[:, :k])
+
+
+@pytest.mark.parametrize("levels", [None, 2])
+def test_whole_rows_as_on_an_accelerator_give_the_same_neighbours(levels, small_tiles):
+    feats = clusters(9, 300)
+    if levels:
+        feats = np.random.default_rng(0).integers(0, levels, (300, 4)).astype(np.float32)
+    tensor = torch.from_numpy(feats)
+    by_rows = Distances(tensor, tensor)
+    by_rows.on_cpu = False
+    for ours, theirs in zip(nearest_rows(Distances(tensor, tensor), 9), nearest_rows(by_rows, 9), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_lists_longer_than_the_data_are_warned_of(caplog):
+    log = logging.getLogger("lineup")
+    log.addHandler(caplog.handler)
+    try:
+        feats = clusters(0, 12)
+        re_ranking(feats[:4], feats[4:], 11, 6)
+        jaccard_distance(feats, 12, 6)
+        assert not caplog.records
+        re_ranking(feats[:4], feats[4:], 20, 6)
+        jaccard_distance(feats, 30, 6)
+        assert [record.getMessage().split("only")[1] for record in caplog.records] == [" 12", " 12"]
+    finally:
+        log.removeHandler(caplog.handler)
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_neither_threads_nor_memory_nor_tiles_change_a_bit(copies, monkeypatch):
+    feats = clusters(10, 260, width=40)
+    if copies:
+        feats = feats[np.random.default_rng(0).integers(0, 60, 260)]
+    before, results = torch.get_num_threads(), []
+    for threads, memory, side in ((1, None, 512), (4, None, 64), (2, 1, 32), (3, None, 96)):
+        monkeypatch.setattr(neighbours, "SIDE", side)
+        torch.set_num_threads(threads)
+        matrix = jaccard_distance(feats, 12, 4, max_memory=memory)
+        found = re_ranking(feats[:60], feats[60:], 12, 4, max_memory=memory)
+        results.append((found, matrix.data, matrix.indices, matrix.indptr))
+    torch.set_num_threads(before)
+    for result in results[1:]:
+        for ours, theirs in zip(result, results[0], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 def test_ties_and_copies_follow_the_slow_version(small_tiles):

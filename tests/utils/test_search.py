@@ -86,6 +86,20 @@ def test_half_precision_and_tensors(small_tiles):
         np.testing.assert_array_equal(found[0], expected[0])
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_memory_mapped_gallery_is_the_same_and_left_alone(normalize, tmp_path, small_tiles):
+    query, gallery = lists(8, num_g=3000)
+    np.save(tmp_path / "g.npy", gallery)
+    mapped = np.load(tmp_path / "g.npy", mmap_mode="r")
+    expected = search.search(query, gallery, 12, normalize=normalize)
+    for part in (mapped, mapped[100:]):
+        found = search.search(query, part, 12, normalize=normalize, max_memory=1)
+        if len(part) == len(gallery):
+            np.testing.assert_array_equal(found[0], expected[0])
+            np.testing.assert_array_equal(found[1], expected[1])
+    np.testing.assert_array_equal(mapped, gallery)
+
+
 def test_full_tiles_and_sides_that_are_no_multiple():
     query, gallery = lists(5, num_q=530, num_g=5000, width=33)
     found = search.search(query, gallery, 7)

@@ -1,0 +1,158 @@
+"""From features of a test set to metrics and the file of single queries."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from datasets.loaders import TestSet
+from datasets.records import Records
+from processor import evaluate as module
+from processor.evaluate import Scored, Settings, evaluate, per_query_csv, score
+from tests.processor.test_commands import call
+from tests.tiny import config, options, write_market
+from utils.blocks import free_memory
+from utils.errors import UserError
+from utils.metrics import evaluate_features, evaluate_retrieval
+
+COLUMNS = ["path", "pid", "camid", "AP", "INP", "first_match_rank", "valid"]
+
+
+def records(prefix, pids, camids):
+    return Records.of([f"{prefix}/{i:03d}.jpg" for i in range(len(pids))], pids, camids)
+
+
+def example(protocol="market1501", same_list=False):
+    """A set of 12 queries and 40 gallery images, and features for its list; query 3 has no match."""
+    rng = np.random.default_rng(0)
+    pids, cams = np.arange(52) % 8, rng.integers(0, 3, 52)
+    pids[3] = 99
+    feats = rng.standard_normal((8, 16))[pids % 8] + rng.standard_normal((52, 16))
+    query, gallery = records("query", pids[:12], cams[:12]), records("gallery", pids[12:], cams[12:])
+    feats = torch.from_numpy(feats.astype(np.float32))
+    if same_list:
+        return TestSet("all", protocol, query, query, None, same_list=True), feats[:12]
+    return TestSet("some/set", protocol, query, gallery, None), feats
+
+
+def rows(content: bytes) -> list[dict[str, str]]:
+    return list(csv.DictReader(content.decode().splitlines()))
+
+
+def test_scores_of_single_queries_are_those_of_the_ranking():
+    test, feats = example()
+    scored = score(test, feats, Settings())
+    ids = test.query.pids, test.gallery.pids, test.query.camids, test.gallery.camids
+    expected = evaluate_features(feats[:12], feats[12:], *ids)
+    assert scored.metrics["mAP"] == expected.mAP and scored.metrics["valid_queries"] == 11
+    found = rows(per_query_csv(scored))
+    assert [row["path"] for row in found] == test.query.paths and list(found[0]) == COLUMNS
+    for i, row in enumerate(found):
+        assert (int(row["pid"]), int(row["camid"])) == (test.query.pids[i], test.query.camids[i])
+        assert row["valid"] == str(int(i != 3))
+        if i == 3:
+            assert row["AP"] == row["INP"] == row["first_match_rank"] == ""
+        else:
+            assert float(row["AP"]) == pytest.approx(expected.per_query["AP"][i], abs=1e-6)
+            assert float(row["INP"]) == pytest.approx(expected.per_query["INP"][i], abs=1e-6)
+            assert int(row["first_match_rank"]) == expected.per_query["first_match_rank"][i]
+
+
+def test_one_list_with_cameras_leaves_out_the_image_itself_only():
+    test, feats = example(same_list=True)
+    plain = evaluate_features(feats, feats, test.query.pids, test.query.pids, same_list=True)
+    scored = score(test, feats, Settings(roc=True))
+    assert scored.metrics["mAP"] == plain.mAP and scored.metrics["valid_queries"] == plain.num_valid_q
+    assert any(name.startswith("TAR@FAR") for name in scored.metrics)
+
+
+def test_a_drawn_gallery_shows_the_queries_of_the_first_draw():
+    test, feats = example("vehicleid")
+    scored = score(test, feats, Settings(repeats=3, seed=4))
+    first = score(test, feats, Settings(repeats=1, seed=4))
+    assert per_query_csv(scored) == per_query_csv(first)
+    assert scored.metrics["mAP"] != first.metrics["mAP"] and scored.metrics["mAP std"] > 0
+    found = rows(per_query_csv(scored))
+    assert len(found) == 52 - 9 and all(row["valid"] == "1" for row in found)
+    assert first.metrics["mAP"] == pytest.approx(np.mean([float(row["AP"]) for row in found]), abs=1e-6)
+
+
+@pytest.mark.parametrize("same_list", [False, True])
+def test_retrieval_shows_the_rank_of_the_first_match(same_list):
+    test, feats = example("retrieval", same_list)
+    found = rows(per_query_csv(score(test, feats, Settings())))
+    gallery = () if same_list else (feats[12:], test.gallery.pids)
+    result = evaluate_retrieval(feats[:12], test.query.pids, *gallery, nmi=False)
+    assert np.mean([row["valid"] == "1" and row["first_match_rank"] == "1" for row in found]) == result.recall[1]
+    assert found[3]["valid"] == "0" and all(row["AP"] == "" for row in found)
+
+
+class Given(torch.nn.Module):
+    """Stands for a model; features are given through ``extract_features``."""
+
+
+def test_files_are_one_for_a_set_and_one_each_for_several(tmp_path, monkeypatch):
+    (one, feats), (two, _) = example(), example()
+    two.name = "b"
+    monkeypatch.setattr(module, "extract_features", lambda *_: feats)
+    cpu = torch.device("cpu")
+    evaluate(Given(), [one], Settings(), cpu)
+    assert not list(tmp_path.iterdir())
+    evaluate(Given(), [one], Settings(), cpu, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["per_query.csv"]
+    evaluate(Given(), [one, two], Settings(), cpu, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "per_query.csv", "per_query_some_set.csv", "per_query_b.csv"
+    }  # fmt: skip
+    monkeypatch.setattr(module, "is_main", lambda: False)
+    evaluate(Given(), [one], Settings(), cpu, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_paths_with_commas_quotes_and_line_breaks_come_back():
+    names = ['a,"b".jpg', "line\nbreak.jpg", "ü.jpg"]
+    query = Records.of(names, [1, 2, 3])
+    ranks = {"AP": np.ones(3), "INP": np.ones(3), "first_match_rank": np.array([1, 2, -1])}
+    content = per_query_csv(Scored({}, query, ranks)).decode()
+    found = list(csv.DictReader(content.splitlines(keepends=True)))
+    assert [row["path"] for row in found] == names
+
+
+def test_training_and_testing_write_the_file(tmp_path):
+    root = write_market(tmp_path / "data")
+    assert call("train", options(root, tmp_path / "run", SOLVER__MAX_EPOCHS=1)) == 0
+    words = options(root, tmp_path / "test", TEST__WEIGHT=tmp_path / "run" / "transformer_1.pth")
+    assert call("test", [*words, "TEST.MAX_MEMORY_GB", "0.001"]) == 0
+    trained, tested = ((tmp_path / name / "per_query.csv").read_bytes() for name in ("run", "test"))
+    assert trained == tested
+    result = json.loads((tmp_path / "test" / "metrics.json").read_text())["mean"]
+    found = rows(tested)
+    assert len(found) == result["queries"]
+    assert np.mean([float(row["AP"]) for row in found if row["valid"] == "1"]) == pytest.approx(result["mAP"], abs=1e-6)
+
+
+def test_memory_comes_from_the_key_or_is_a_quarter_of_what_is_free(tmp_path, monkeypatch):
+    seen = []
+
+    def spy(*arguments, **settings):
+        seen.append(settings["max_memory"])
+        return evaluate_features(*arguments, **settings)
+
+    monkeypatch.setattr(module, "evaluate_features", spy)
+    test, feats = example()
+    cfg = config(tmp_path, tmp_path, TEST__MAX_MEMORY_GB=1.5)
+    score(test, feats, Settings.from_cfg(cfg))
+    score(test, feats, Settings.from_cfg(config(tmp_path, tmp_path)))
+    assert seen[0] == 1_500_000_000 and 0 < seen[1] <= free_memory()
+    with pytest.raises(UserError, match="TEST.MAX_MEMORY_GB: -1.0 is negative"):
+        Settings.from_cfg(config(tmp_path, tmp_path, TEST__MAX_MEMORY_GB=-1.0))
+
+
+def test_an_unknown_protocol_is_told():
+    test, feats = example("market")
+    with pytest.raises(UserError, match="TEST.PROTOCOL: unknown 'market'. Known: market1501, cuhk03"):
+        score(test, feats, Settings())
