@@ -1,4 +1,4 @@
-"""Time and memory of k-reciprocal re-ranking with scoring, beside the dense textbook way and the bare N x N product.
+"""Time and memory of k-reciprocal re-ranking with scoring, beside the dense textbook way and the bare products.
 
     python -m benchmarks.reranking [--size small|market|msmt17] [--threads 1] [--repeats 1]
 
@@ -75,10 +75,16 @@ def square(qf, gf, *ids) -> None:
     product(feats, feats)
 
 
+def both(qf, gf, *ids) -> None:
+    square(qf, gf)
+    product(qf, gf)
+
+
 if __name__ == "__main__":
-    runs, rows = {"product N x N": square}, {"product N x N": ""}
+    base = "products N x N, Q x G"
+    runs, rows = {base: both}, {base: ""}
     for setting in SETTINGS:
         label = "/".join(map(str, setting))
         runs |= {f"dense {label}": dense(*setting), f"ours {label}": ours(*setting)}
-        rows |= {f"dense {label}": "", f"ours {label}": f"product N x N, dense {label}"}
+        rows |= {f"dense {label}": "", f"ours {label}": f"{base}; dense {label}"}
     main("benchmarks.reranking", runs, rows, repeats=1)

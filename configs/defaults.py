@@ -20,12 +20,16 @@ class Key:
     of: the type of the value, or of each element of a list, where the default (None, 'auto', ()) does not tell.
     several: a list of any length will do (the default's length is binding otherwise); a single value counts as a list
     of one, but stays what it is where the default is a single value too.
+    least, most: bounds of a number, or of each of a list. words: the only values of a text.
     """
 
     default: Any
     meaning: str
     of: type | None = None
     several: bool = False
+    least: float | None = None
+    most: float | None = None
+    words: tuple[str, ...] = ()
 
 
 MODEL = {
@@ -35,7 +39,7 @@ MODEL = {
                 "open_clip:NAME; resnet50 as in all four upstream trees"),
     "TRANSFORMER_TYPE": Key("None", "which transformer stands behind NAME 'transformer'; 'None' forces a choice"),
     "VIT_SMALL": Key("auto", "which network vit_small is: transreid (768 wide, 8 blocks), deit (384 wide, 12 blocks); "
-                     "auto tells the two upstream meanings apart"),
+                     "auto tells the two upstream meanings apart", words=("auto", "transreid", "deit")),
     "LAST_STRIDE": Key(1, "stride of a ResNet's last stage; 1 keeps a finer map, as every published setting does"),
     "PRETRAIN_CHOICE": Key("imagenet", "imagenet: load PRETRAIN_PATH into the backbone; self: into the whole model; "
                            "no: random weights"),
@@ -53,13 +57,13 @@ MODEL = {
     "NO_MARGIN": Key(False, "soft margin instead of SOLVER.MARGIN in the triplet loss"),
     "IF_LABELSMOOTH": Key("on", "on or off: label smoothing of 0.1 in the identity loss"),
     "COS_LAYER": Key(False, "upstream's cosine layer"),
-    "DROPOUT_RATE": Key(0.0, "dropout between neck and classifier"),
+    "DROPOUT_RATE": Key(0.0, "dropout between neck and classifier", least=0, most=1),
     "REDUCE_FEAT_DIM": Key(False, "a linear layer to FEAT_DIM before the neck"),
-    "FEAT_DIM": Key(512, "feature width with REDUCE_FEAT_DIM"),
-    "DROP_PATH": Key(0.1, "stochastic depth of the last block, growing linearly from 0 in the first"),
-    "DROP_OUT": Key(0.0, "dropout in the transformer's embeddings and linear layers"),
-    "ATT_DROP_RATE": Key(0.0, "dropout on the attention weights"),
-    "STRIDE_SIZE": Key([16, 16], "stride of the patch embedding (down, across); below 16 patches overlap"),
+    "FEAT_DIM": Key(512, "feature width with REDUCE_FEAT_DIM", least=1),
+    "DROP_PATH": Key(0.1, "stochastic depth of the last block, growing linearly from 0 in the first", least=0, most=1),
+    "DROP_OUT": Key(0.0, "dropout in the transformer's embeddings and linear layers", least=0, most=1),
+    "ATT_DROP_RATE": Key(0.0, "dropout on the attention weights", least=0, most=1),
+    "STRIDE_SIZE": Key([16, 16], "stride of the patch embedding (down, across); below 16 patches overlap", least=1),
     "GEM_POOLING": Key(False, "add the generalised mean of the patch tokens to the class token"),
     "STEM_CONV": Key(False, "convolutional stem with instance and batch norm (ICS) in place of the patch embedding"),
     "JPM": Key(False, "jigsaw patch module: four local branches beside the global one"),
@@ -81,8 +85,8 @@ MODEL = {
 }
 
 INPUT = {
-    "SIZE_TRAIN": Key([384, 128], "height and width of training images"),
-    "SIZE_TEST": Key([384, 128], "height and width of test images"),
+    "SIZE_TRAIN": Key([384, 128], "height and width of training images", least=1),
+    "SIZE_TEST": Key([384, 128], "height and width of test images", least=1),
     "PROB": Key(0.5, "probability of the horizontal flip"),
     "RE_PROB": Key(0.5, "probability of random erasing"),
     "RE_MAX_AREA": Key(1 / 3, "largest share of the image that random erasing takes; 1/3 as in timm's"),
@@ -101,12 +105,13 @@ DATASETS = {
     "USE_ALL": Key(False, "train on train + query + gallery (domain generalisation)"),
     "VAL_SHARE": Key(0.0, "share of the training identities that is held out for validation"),
     "TEST_SHARE": Key(0.5, "share of the identities for testing, where a folder comes without split folders"),
-    "SEED": Key(0, "seed of every split that is drawn"),
-    "SYNTHETIC.IDS": Key(64, "built-in data: identities per split"),
+    "SEED": Key(0, "seed of every split that is drawn", least=0),
+    "SYNTHETIC.IDS": Key(64, "built-in data: identities; the first half trains, the second tests"),
     "SYNTHETIC.CAMERAS": Key(4, "built-in data: cameras"),
     "SYNTHETIC.IMAGES": Key(4, "built-in data: images per identity and camera"),
     "SYNTHETIC.SEED": Key(0, "built-in data: seed"),
     "OPTIONS": Key((), "options for one dataset among several: ['cuhk03.classic', True, ...]"),
+    "LIST_CACHE": Key(True, "keep the parsed lists of large sets for the next start, in .lineup in the dataset's folder"),
     "VIEW_DIR": Key("", "VeRi: folder of keypoint_train.txt and keypoint_test.txt; empty: the dataset's own folder"),
     "FILE": Key("", "csv: the table; empty: dataset.csv or dataset.jsonl in ROOT_DIR"),
     "IMAGE_DIR": Key("", "csv: folder that the paths are relative to; empty: the table's folder"),
@@ -120,27 +125,31 @@ DATASETS = {
     "USE_VAL": Key(None, "MSMT17: train on list_val too; None: yes", of=bool),
     "MISSING_VIEW": Key(None, "VeRi: drop or keep images without a view; None: by MODEL.SIE_VIEW", of=str),
     "DIRECTION": Key(None, "University-1652: which platform searches which; None: drone to satellite", of=str),
+    "MARKET1501_500K": Key(None, "Market-1501: 500,000 distractors join the gallery; None: no", of=bool),
     "KEEP_NUM": Key(None, "LUPerson: images to keep of the filter list; None: all", of=int),
 }
 
 DATALOADER = {
-    "NUM_WORKERS": Key(8, "processes that load images"),
+    "NUM_WORKERS": Key(8, "processes that load images", least=0),
     "SAMPLER": Key("softmax", "how batches are drawn: softmax (shuffle), softmax_triplet (P identities x K images), "
                    "id, id_triplet, img_triplet"),
     "NUM_INSTANCE": Key(16, "images per identity in a batch (K)"),
     "REMOVE_TAIL": Key(0, "upstream's threshold for rare identities"),
+    "CACHE_GB": Key(0.0, "memory for the files of training images, in GB (10^9 bytes), shared by all workers; 0: none",
+                    least=0),
+    "DRAFT": Key(False, "decode large JPEG files of training at half, quarter or eighth size; changes pixels"),
     "BAD_IMAGES": Key("raise", "raise or skip: what a damaged training image does; raise, so that none goes unnoticed"),
 }
 
 _OPTIMIZER = {  # what the single-stage solver and both stages of the prompt method have in common
     "OPTIMIZER_NAME": Key("Adam", "SGD, Adam, AdamW or any other optimizer of torch.optim"),
-    "MAX_EPOCHS": Key(100, "epochs of training"),
-    "BASE_LR": Key(3e-4, "learning rate"),
-    "MOMENTUM": Key(0.9, "momentum of SGD"),
-    "WEIGHT_DECAY": Key(5e-4, "weight decay"),
-    "WEIGHT_DECAY_BIAS": Key(5e-4, "weight decay of biases"),
-    "IMS_PER_BATCH": Key(64, "images per batch, over all processes"),
-    "WARMUP_EPOCHS": Key(5, "epochs of warm-up"),
+    "MAX_EPOCHS": Key(100, "epochs of training", least=1),
+    "BASE_LR": Key(3e-4, "learning rate", least=0),
+    "MOMENTUM": Key(0.9, "momentum of SGD", least=0),
+    "WEIGHT_DECAY": Key(5e-4, "weight decay", least=0),
+    "WEIGHT_DECAY_BIAS": Key(5e-4, "weight decay of biases", least=0),
+    "IMS_PER_BATCH": Key(64, "images per batch, over all processes", least=1),
+    "WARMUP_EPOCHS": Key(5, "epochs of warm-up", least=0),
     "WARMUP_FACTOR": Key(0.01, "multi-step: share of the rate at which the warm-up starts"),
     "WARMUP_ITERS": Key(500, "multi-step: length of the warm-up, counted in epochs whatever its name says"),
     "WARMUP_METHOD": Key("linear", "multi-step: linear or constant"),
@@ -155,8 +164,8 @@ _OPTIMIZER = {  # what the single-stage solver and both stages of the prompt met
 
 _FINE_TUNING = {  # what the single-stage solver shares with stage 2 only
     "LARGE_FC_LR": Key(False, "twice the rate for the classifiers"),
-    "BIAS_LR_FACTOR": Key(1.0, "factor on the rate of biases"),
-    "CENTER_LR": Key(0.5, "rate of the centers' own SGD"),
+    "BIAS_LR_FACTOR": Key(1.0, "factor on the rate of biases", least=0),
+    "CENTER_LR": Key(0.5, "rate of the centers' own SGD", least=0),
     "CENTER_LOSS_WEIGHT": Key(5e-4, "weight of the center loss"),
     "GAMMA": Key(0.1, "multi-step and step: factor of the rate at each step"),
     "STEPS": Key((40, 70), "multi-step: epochs at which the rate falls", of=int, several=True),
@@ -168,22 +177,24 @@ SOLVER = {
     "WARMUP_ITERS": Key(0, "multi-step: length of the warm-up in epochs; 0: not given, WARMUP_EPOCHS is. CLIP-ReID's "
                         "and SVLL-ReID's YAMLs set it, by which they are known"),
     "WARMUP_METHOD": Key("linear", "linear: TransReID's cosine (multi-step for CLIP models); cosine: TransReID-SSL's, "
-                         "one epoch later; constant: multi-step with a constant warm-up"),
-    "SEED": Key(1234, "seed of everything that is drawn in training; upstream's"),
+                         "one epoch later; constant: multi-step with a constant warm-up",
+                         words=("linear", "cosine", "constant")),
+    "SEED": Key(1234, "seed of everything that is drawn in training; upstream's", least=0),
     "MARGIN": Key(0.3, "margin of the triplet loss"),
     "TRP_L2": Key(False, "unit-length features in the triplet loss; without effect with JPM, as upstream"),
     "SCHEDULER": Key("auto", "learning-rate schedule: cosine, multistep, step, msvit; auto by the rules of "
                      "docs/configuration.md"),
     "SCHEDULER_START": Key("auto", "the schedule's t in the first epoch: -1, 0 or 1; auto by the schedule, and then "
                            "an integer", of=int),
-    "STEP_SIZE": Key(40, "step: epochs between two falls of the rate"),
+    "STEP_SIZE": Key(40, "step: epochs between two falls of the rate", least=1),
     "NESTEROV": Key(False, "Nesterov momentum in SGD"),
     "PRECISION": Key("auto", "auto (fp16 with a scaler on a GPU, fp32 on a CPU), fp32, fp16, bf16"),
-    "CLIP_GRAD": Key(0.0, "largest norm of the gradient; 0: no clipping"),
-    "ACCUMULATION": Key(1, "batches whose gradients are summed before a step"),
+    "CLIP_GRAD": Key(0.0, "largest norm of the gradient; 0: no clipping", least=0),
+    "ACCUMULATION": Key(1, "batches whose gradients are summed before a step", least=1),
     "RESUME": Key("auto", "auto: go on with an unfinished run in OUTPUT_DIR; never: start anew; or a path"),
     "EVAL_BEFORE": Key(False, "evaluate the untrained model first, to show what training gave"),
-    "KEEP_BEST": Key("", "keep the best checkpoint by mAP or Rank-1; empty: only the regular ones"),
+    "KEEP_BEST": Key("", "keep the best checkpoint by mAP or Rank-1; empty: only the regular ones",
+                     words=("", "mAP", "Rank-1")),
     "GATHER": Key(False, "collect the features of batch-coupled losses from all processes, with gradient"),
     **{f"STAGE1.{name}": key for name, key in _OPTIMIZER.items()},
     "STAGE1.SSL_LOSS_WEIGHT": Key(2.0, "weight of the language self-supervision"),
@@ -194,7 +205,7 @@ SOLVER = {
 }
 
 TEST = {
-    "IMS_PER_BATCH": Key(128, "images per batch"),
+    "IMS_PER_BATCH": Key(128, "images per batch", least=1),
     "WEIGHT": Key("", "checkpoint to test"),
     "NECK_FEAT": Key("after", "retrieval feature before or after the neck"),
     "FEAT_NORM": Key("yes", "yes or no: scale features to unit length; upstream normalises either way"),
@@ -204,14 +215,16 @@ TEST = {
     "DIST_MAT": Key("dist_mat.npy", "upstream's file for the distance matrix"),
     "EVAL": Key(False, "upstream's switch for evaluation"),
     "ROC": Key(False, "report verification rates (TAR at FAR) too"),
-    "MAX_MEMORY_GB": Key(0.0, "memory for distances in evaluation, in GB (10^9 bytes); 0: a quarter of what is free when "
-                         "it starts"),
+    "MAX_MEMORY_GB": Key(0.0, "memory for distances in evaluation, in GB (10^9 bytes); 0: a quarter of what is free "
+                         "when it starts"),
     "MAX_RANK": Key(50, "length of the CMC curve"),
-    "PROTOCOL": Key("", "market1501, cuhk03, vehicleid or retrieval; empty: the dataset's"),
-    "AP": Key("rectangle", "area under the precision curve: rectangle, or trapezoid as in MSViT"),
-    "METRIC": Key("euclidean", "distance: euclidean or cosine"),
+    "PROTOCOL": Key("", "market1501, cuhk03, vehicleid or retrieval; empty: the dataset's",
+                    words=("", "market1501", "cuhk03", "vehicleid", "retrieval")),
+    "AP": Key("rectangle", "area under the precision curve: rectangle, or trapezoid as in MSViT",
+              words=("rectangle", "trapezoid")),
+    "METRIC": Key("euclidean", "distance: euclidean or cosine", words=("euclidean", "cosine")),
     "FLIP": Key(False, "add the feature of the mirrored image"),
-    "REPEATS": Key(10, "draws of the gallery in the cuhk03 and vehicleid protocols"),
+    "REPEATS": Key(10, "draws of the gallery in the cuhk03 and vehicleid protocols", least=1),
 }
 
 _SECTIONS = {"MODEL": MODEL, "INPUT": INPUT, "DATASETS": DATASETS, "DATALOADER": DATALOADER, "SOLVER": SOLVER,
@@ -262,9 +275,6 @@ RESERVED: dict[str, str] = {
     "MODEL.SSL_TYPE": "prompt",
     "MODEL.PROMPT_NOUN": "prompt",
     "MODEL.I2T_LOSS_WEIGHT": "prompt",
-    "DATASETS.USE_ALL": "self_distill",
-    "DATASETS.TEST_SHARE": "folder",
-    "DATASETS.CAMERA_PATTERN": "folder",
 }
 
 

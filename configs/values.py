@@ -16,7 +16,17 @@ class ConfigError(ValueError):
 
 
 def coerce(name: str, value: Any, where: str) -> Any:
-    """``value`` in the type of the key's default. Lenient where no meaning is lost: 1 for 1.0, '1e-4', "('x')"."""
+    """``value`` in the type of the key's default, within its bounds and words.
+
+    Lenient where no meaning is lost: 1 for 1.0, '1e-4', "('x')".
+    """
+    found = _typed(name, value, where)
+    for one in found if isinstance(found, (list, tuple)) else [found]:
+        _refuse_out_of_bounds(name, one, where)
+    return found
+
+
+def _typed(name: str, value: Any, where: str) -> Any:
     key, plain = KEYS[name], literal(value)
     default = key.default
     if type(plain) is type(default) and plain == default:
@@ -29,6 +39,16 @@ def coerce(name: str, value: Any, where: str) -> Any:
         return _scalar(value, key.of or type(default), default)
     except TypeError:
         raise ConfigError(f"{name}: expected {expected(key)}, not {value!r} ({where})") from None
+
+
+def _refuse_out_of_bounds(name: str, value: Any, where: str) -> None:
+    key = KEYS[name]
+    if key.words and value not in key.words:
+        raise ConfigError(f"{name}: {value!r} is none of {', '.join(map(repr, key.words))} ({where})")
+    if key.least is not None and not value >= key.least:
+        raise ConfigError(f"{name}: {value} must be at least {key.least} ({where})")
+    if key.most is not None and not value <= key.most:
+        raise ConfigError(f"{name}: {value} must be at most {key.most} ({where})")
 
 
 def _sequence(value: Any, key: Key) -> list:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import inspect
 import logging
-import re
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from datasets.readers import SPLITS, read_folders, read_msmt17, read_vehicleid, read_veri
-from datasets.records import RawSplits, Records, number, settle
+import numpy as np
+
+from datasets import cache
+from datasets.entries_objects import RETRIEVAL, VEHICLES
+from datasets.entries_person import MARKET_NAME, PERSON
+from datasets.own_folder import find_folder, read_folder
+from datasets.paths import Paths
+from datasets.readers import SPLITS
+from datasets.records import RawSplits, Records, Row, number, settle
+from datasets.scan import watching
+from datasets.spec import Counts, DatasetSpec, fold, locate
 from datasets.synthetic import NAMES as SYNTHETIC_NAMES
 from datasets.synthetic import ensure_synthetic
 from datasets.table import find_table, read_table
@@ -20,143 +28,14 @@ from utils.errors import UserError, nearest
 log = logging.getLogger("lineup")
 
 
-@dataclass(frozen=True)
-class DatasetSpec:
-    """Where a dataset lies and how its files are named.
-
-    folders: below the data root, first hit wins. pattern: base name -> groups pid, cam and maybe view. aliases:
-    other names for it. junk: ids that are nobody, dropped everywhere; distractors: dropped from training only.
-    kind: what is searched for. protocol: how it is evaluated. read: reader of the layout; its keyword arguments are
-    the dataset's options. make: writes the data first (built-in sets). marker: file or folder that shows a root that
-    is itself the dataset.
-    """
-
-    name: str
-    folders: tuple[str, ...]
-    pattern: str = ""
-    cite: str = ""
-    aliases: tuple[str, ...] = ()
-    splits: tuple[str, str, str] = ("bounding_box_train", "query", "bounding_box_test")
-    junk: tuple[int, ...] = (-1,)
-    distractors: tuple[int, ...] = ()
-    kind: str = "person"
-    protocol: str = "market1501"
-    read: Callable[..., RawSplits] = read_folders
-    find: Callable | None = None
-    make: Callable | None = None
-    marker: str = "bounding_box_train"
-    note: str = ""
-
-    @property
-    def options(self) -> set[str]:
-        """Names of the options that this dataset knows."""
-        functions = [f for f in (self.read, self.make, self.find) if f]
-        named = {p.name for f in functions for p in inspect.signature(f).parameters.values() if p.kind != p.VAR_KEYWORD}
-        return named - {"spec", "folder", "path", "root", "name", "workers"}
-
-
-DUKE_NAME = r"^(?P<pid>\d+)_c(?P<cam>\d+)_"
-MARKET_NAME = r"^(?P<pid>-?\d+)_c(?P<cam>\d+)"
-WITHDRAWN = "withdrawn by its authors in 2019 for privacy reasons; no official copy exists and none is fetched"
-
 ENTRIES = (
+    *PERSON,
+    *VEHICLES,
+    *RETRIEVAL,
+    DatasetSpec("csv", (), cite="your own table", kind="", read=read_table, find=find_table, availability="yours"),
     DatasetSpec(
-        "market1501",
-        ("market1501", "Market-1501-v15.09.15", "market1501/Market-1501-v15.09.15"),
-        MARKET_NAME,
-        "Zheng et al., ICCV 2015",
-        aliases=("market",),
-        distractors=(0,),
+        "folder", (), cite="your own folders", kind="", read=read_folder, find=find_folder, availability="yours"
     ),
-    DatasetSpec(
-        "dukemtmc",
-        (
-            "dukemtmcreid",
-            "dukemtmcreid/DukeMTMC-reID",
-            "DukeMTMC-reID",
-            "dukemtmc/DukeMTMC-reID",
-            "dukemtmc-reid/DukeMTMC-reID",
-        ),
-        DUKE_NAME,
-        "Ristani et al., ECCVW 2016; Zheng et al., ICCV 2017",
-        aliases=("dukemtmcreid", "duke"),
-        note=WITHDRAWN,
-    ),
-    DatasetSpec(
-        "occ_duke",
-        ("Occluded_Duke", "dukemtmcreid/Occluded_Duke"),
-        DUKE_NAME,
-        "Miao et al., ICCV 2019",
-        aliases=("occluded_duke", "occluded_dukemtmc"),
-        note=f"made from DukeMTMC-reID, {WITHDRAWN}",
-    ),
-    DatasetSpec(
-        "msmt17",
-        (
-            "MSMT17",
-            "MSMT17_V1",
-            "msmt17/MSMT17_V1",
-            "msmt17v1/MSMT17_V1",
-            "MSMT17_V2",
-            "msmt17/MSMT17_V2",
-            "msmt/MSMT17_V2",
-        ),
-        MARKET_NAME,
-        "Wei et al., CVPR 2018",
-        junk=(),
-        read=read_msmt17,
-        marker="list_train.txt",
-    ),
-    DatasetSpec(
-        "msmt17v1",
-        ("MSMT17_V1", "msmt17/MSMT17_V1", "msmt17v1/MSMT17_V1", "MSMT17"),
-        MARKET_NAME,
-        "Wei et al., CVPR 2018",
-        junk=(),
-        read=read_msmt17,
-        marker="train",
-    ),
-    DatasetSpec(
-        "msmt17v2",
-        ("MSMT17_V2", "msmt17/MSMT17_V2", "msmt/MSMT17_V2", "MSMT17"),
-        MARKET_NAME,
-        "Wei et al., CVPR 2018, with masked faces",
-        aliases=("msmt",),
-        junk=(),
-        read=read_msmt17,
-        marker="mask_train_v2",
-    ),
-    DatasetSpec(
-        "veri",
-        ("VeRi", "veri", "veri/VeRi", "veri/VeRi_with_plate"),
-        r"^(?P<pid>\d+)_c(?P<cam>\d+)",
-        "Liu et al., ECCV 2016",
-        aliases=("veri776",),
-        splits=("image_train", "image_query", "image_test"),
-        junk=(),
-        kind="vehicle",
-        read=read_veri,
-        marker="image_train",
-    ),
-    *(
-        DatasetSpec(
-            name,
-            ("VehicleID_V1.0", "vehicleid", "vehicleid/VehicleID_V1.0"),
-            cite="Liu et al., CVPR 2016",
-            aliases=aliases,
-            kind="vehicle",
-            protocol="vehicleid",
-            read=partial(read_vehicleid, test_size=test_size),
-            marker="train_test_split",
-        )
-        for name, aliases, test_size in (
-            ("vehicleid", (), 800),
-            ("vehicleid_small", ("SmallVehicleID",), 800),
-            ("vehicleid_medium", ("MediumVehicleID",), 1600),
-            ("vehicleid_large", ("LargeVehicleID",), 2400),
-        )
-    ),
-    DatasetSpec("csv", (), cite="your own table", kind="", read=read_table, find=find_table),
     *(
         DatasetSpec(
             name,
@@ -165,6 +44,7 @@ ENTRIES = (
             "drawn by datasets/synthetic.py",
             kind="vehicle" if "vehicle" in name else "person",
             make=ensure_synthetic,
+            availability="built in",
         )
         for name in SYNTHETIC_NAMES
     ),
@@ -177,39 +57,22 @@ def register_dataset(spec: DatasetSpec) -> None:
     CATALOGUE[spec.name] = spec
 
 
-def fold(name: str) -> str:
-    """Names compare without case, ``-`` and ``_``."""
-    return re.sub(r"[-_ ]", "", name.lower())
-
-
-def find_spec(name: str) -> DatasetSpec:
+def find_spec(name: str, key: str = "DATASETS.NAMES") -> DatasetSpec:
+    """The entry of a name or alias; key: who asks, for the message."""
     known = {fold(alias): spec for spec in CATALOGUE.values() for alias in (spec.name, *spec.aliases)}
     if fold(str(name)) not in known:
         hint = nearest(str(name), [a for s in CATALOGUE.values() for a in (s.name, *s.aliases)])
-        raise UserError(f"DATASETS.NAMES: unknown dataset {name!r}{hint} Known: {', '.join(sorted(CATALOGUE))}")
+        raise UserError(f"{key}: unknown dataset {name!r}{hint} Known: {', '.join(sorted(CATALOGUE))}")
     return known[fold(str(name))]
-
-
-def locate(spec: DatasetSpec, root: Path) -> Path:
-    """The dataset's folder: each candidate below the root, then below a folder of an accepted name, then the root."""
-    if not root.is_dir():
-        raise UserError(f"{spec.name}: DATASETS.ROOT_DIR {str(root)!r} is no folder; set it to where your datasets are")
-    names = {fold(name) for name in (spec.name, *spec.aliases)}
-    below = [root, *sorted(place for place in root.iterdir() if fold(place.name) in names and place.is_dir())]
-    places = [base / folder for base in below for folder in spec.folders]
-    fitting = [p for p in [*places, root] if (p / spec.marker).exists() or (p / spec.splits[0]).exists()]
-    if fitting:
-        return fitting[0]
-    present = [p for p in places if p.is_dir()]
-    if present:
-        return present[0]  # the reader says what is missing inside
-    looked = ", ".join(str(p) for p in places[: len(spec.folders)])
-    raise UserError(f"{spec.name}: not found; looked for {looked} (DATASETS.ROOT_DIR is {str(root)!r})")
 
 
 @dataclass
 class ReIDDataset:
-    """One dataset: three lists, training ids dense and 0-based. num_cameras, num_views: as training knows them."""
+    """One dataset: three lists, training ids dense and 0-based. num_cameras, num_views: as training knows them.
+
+    protocol: how it is evaluated. use_all: its test images are training images too. shared_ids: identities of
+    training that are tested as well.
+    """
 
     spec: DatasetSpec
     folder: Path
@@ -217,13 +80,17 @@ class ReIDDataset:
     query: Records
     gallery: Records
     same_list: bool = False
+    protocol: str = ""
+    use_all: bool = False
+    shared_ids: int = 0
     num_classes: int = field(init=False)
     num_cameras: int = field(init=False)
     num_views: int = field(init=False)
 
     def __post_init__(self) -> None:
+        self.protocol = self.protocol or self.spec.protocol
         self.num_classes, _, self.num_cameras = self.train.counts()
-        self.num_views = len(set(self.train.viewids.tolist()))
+        self.num_views = len(np.unique(self.train.viewids))
 
     def statistics(self) -> list[str]:
         """Lines of a small table: identities, images and cameras of each split."""
@@ -234,32 +101,99 @@ class ReIDDataset:
         return lines
 
 
-def number_splits(raw: RawSplits) -> dict[str, Records]:
-    """Raw ids to numbers: training ids, cameras and views 0-based and dense in raw order, the tests by the same map."""
+def merge_splits(spec: DatasetSpec, raw: RawSplits) -> None:
+    """Training becomes train + query + gallery (``use_all``), distractors and junk left out, no image twice.
+
+    Where the numbering restarts, test ids follow those of training.
+    """
+    if isinstance(raw.train, Records):
+        return
+    settle(raw.train, "pid")
+    tested = [*raw.query, *raw.gallery]
+    settle(tested, "pid")
+    first = 1 + max((row.pid for row in raw.train), default=-1) if spec.restarts else 0
+    known = {row.path for row in raw.train}
+    trained = {row.cam for row in raw.train}
+    no_cameras = len(trained) == 1 and {r.cam for r in raw.query} <= {0} and {r.cam for r in raw.gallery} <= {1}
+    for row in tested:
+        if row.path not in known and row.pid not in (*spec.junk, *spec.distractors):
+            known.add(row.path)
+            pid = row.pid + first if spec.restarts else row.pid
+            raw.train.append(replace(row, pid=pid, cam=min(trained) if no_cameras else row.cam))
+
+
+def columns_of(rows: list[Row], pids: dict, cams: dict, views: dict, seqs: dict, folder: Path) -> Records:
+    more = {}
+    if any(row.seq is not None for row in rows):  # a row without one is a sequence of its own
+        more["seqs"] = np.array([len(seqs) + i if r.seq is None else seqs[r.seq] for i, r in enumerate(rows)], np.int64)
+    if any(row.box for row in rows):
+        more["boxes"] = np.array([row.box or (0, 0, 0, 0) for row in rows], np.int32)
+    names = sorted({name for row in rows for name in row.extra or ()})
+    more["extra"] = {name: np.array([(row.extra or {}).get(name, "") for row in rows]) for name in names}
+    return Records.of(
+        Paths.of([row.path for row in rows], f"{folder if folder.is_dir() else folder.parent}/"),
+        [pids[row.pid] for row in rows],
+        [cams[row.cam] for row in rows],
+        [views[row.view] for row in rows],
+        **more,
+    )
+
+
+def number_splits(raw: RawSplits, folder: Path) -> dict[str, Records]:
+    """Raw ids to numbers: training ids, cameras and views 0-based and dense in raw order, the tests by the same map.
+
+    An unlabelled training image has the label -1.
+    """
+    if isinstance(raw.train, Records):
+        return {"train": raw.train, "query": Records.of([], []), "gallery": Records.of([], [])}
     tested = [*raw.query, *raw.gallery]
     everything = raw.train + tested
     for rows, column in ((raw.train, "pid"), (tested, "pid"), (everything, "cam"), (everything, "view")):
         settle(rows, column)
-    pids = number(row.pid for row in raw.train)
+    pids = number(row.pid for row in raw.train if row.pid is not None) | {None: -1}
     as_given = all(isinstance(row.pid, int) for row in tested)
     test_pids = {row.pid: row.pid for row in tested} if as_given else number(row.pid for row in tested)
     cams = number((r.cam for r in tested), number(r.cam for r in raw.train))
     views = number((r.view for r in tested), number(r.view for r in raw.train))
+    seqs = number(row.seq for row in everything if row.seq is not None)
+    shared = (cams, views, seqs, folder)
     return {
-        split: Records.of(
-            [r.path for r in rows],
-            [(pids if split == "train" else test_pids)[r.pid] for r in rows],
-            [cams[r.cam] for r in rows],
-            [views[r.view] for r in rows],
-        )
-        for split, rows in ((s, getattr(raw, s)) for s in SPLITS)
+        "train": columns_of(raw.train, pids, *shared),
+        "query": columns_of(raw.query, test_pids, *shared),
+        "gallery": columns_of(raw.gallery, test_pids, *shared),
     }
 
 
-def make_dataset(name: str, root: str | Path, **options) -> ReIDDataset:
+def shared_identities(spec: DatasetSpec, raw: RawSplits) -> int:
+    """How many identities of training are tested too, as far as the numbers tell."""
+    if spec.restarts or isinstance(raw.train, Records):
+        return 0
+    tested = [*raw.query, *raw.gallery]
+    settle(raw.train, "pid")
+    settle(tested, "pid")
+    return len({row.pid for row in raw.train} & {row.pid for row in tested})
+
+
+def check_counts(dataset: ReIDDataset, published: Counts) -> None:
+    """One warning with both numbers when a split is not as published."""
+    wrong = []
+    for split, wanted in published.items():
+        found = getattr(dataset, split).counts()
+        pairs = zip(("ids", "images", "cameras"), found, wanted, strict=True)
+        wrong += [f"{split} {there:,} {what} (published {w:,})" for what, there, w in pairs if w not in (None, there)]
+    if wrong:
+        log.warning(
+            "%s: not the published counts: %s; is the archive unpacked whole?", dataset.spec.name, ", ".join(wrong)
+        )
+
+
+def make_dataset(
+    name: str, root: str | Path, use_all: bool = False, list_cache: bool = True, **options
+) -> ReIDDataset:
     """One dataset by its catalogue name.
 
-    root: the folder that holds datasets (``DATASETS.ROOT_DIR``). options: those of the dataset's reader. Raises
+    root: the folder that holds datasets (``DATASETS.ROOT_DIR``). use_all: train on query and gallery too; both stay
+    what they are. list_cache: keep long lists for the next time (``datasets/cache.py``). options: those of the dataset's reader. Raises
     ``UserError`` for unknown names and options, missing folders and lists, and files that do not fit the pattern.
     """
     spec = find_spec(name)
@@ -280,7 +214,33 @@ def make_dataset(name: str, root: str | Path, **options) -> ReIDDataset:
         folder = spec.find(root, **accepted(spec.find))
     else:
         folder = locate(spec, root)
-    raw = spec.read(spec, folder, **accepted(spec.read))
-    if spec.note:
-        log.warning("%s: %s", spec.name, spec.note)
-    return ReIDDataset(spec, folder, **number_splits(raw), same_list=raw.same_list)
+    records, more = lists_of(spec, folder, use_all, list_cache and not spec.make, accepted(spec.read))
+    for line in (spec.note, *more.pop("notes")):
+        if line:
+            log.warning("%s: %s", spec.name, line)
+    dataset = ReIDDataset(spec, folder, **records, **more, use_all=use_all)
+    if not use_all:
+        check_counts(dataset, spec.published(**options))
+    return dataset
+
+
+def lists_of(
+    spec: DatasetSpec, folder: Path, use_all: bool, keep: bool, options: dict
+) -> tuple[dict[str, Records], dict]:
+    """(split -> records, other fields of the dataset and notes), read or from the copy of an earlier run."""
+    key = cache.entry_key(spec, {**options, "use_all": use_all}) if keep else ""
+    held = cache.load(folder, key) if keep else None
+    if held:
+        return held
+    began = time.time()
+    with watching() as looked:
+        raw = spec.read(spec, folder, **options)
+    more = {"same_list": raw.same_list, "protocol": raw.protocol, "notes": raw.notes, "shared_ids": 0}
+    if use_all:
+        merge_splits(spec, raw)
+    else:
+        more["shared_ids"] = shared_identities(spec, raw)
+    records = number_splits(raw, folder)
+    if keep:
+        cache.save(folder, key, records, looked, more, began)
+    return records, more

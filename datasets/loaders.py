@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from datasets.catalogue import CATALOGUE, ReIDDataset, find_spec, make_dataset
-from datasets.images import Batch, ImageList
+from datasets.findings import findings, missing_of_a_few
+from datasets.images import Batch, ByteStore, ImageList
+from datasets.readers import SPLITS
 from datasets.records import Records, join
 from datasets.samplers import make_sampler
 from datasets.transforms import build_transforms
@@ -23,14 +25,18 @@ from utils.matching import Matching
 log = logging.getLogger("lineup")
 
 OPTION_KEYS = (
-    "LABELED", "CLASSIC", "SPLIT_ID", "TEST_SIZE", "TRIAL", "USE_VAL", "MISSING_VIEW", "DIRECTION", "KEEP_NUM"
+    "LABELED", "CLASSIC", "SPLIT_ID", "TEST_SIZE", "TRIAL", "USE_VAL", "MISSING_VIEW", "DIRECTION", "KEEP_NUM",
+    "MARKET1501_500K",
 )  # fmt: skip
 """Keys of DATASETS that are options of ``make_dataset`` in capitals; None leaves the dataset's own default."""
 
 
 @dataclass
 class TestSet:
-    """One set to be searched: ``loader`` runs over query and then gallery (the query alone when they are one list)."""
+    """One set to be searched: ``loader`` runs over query and then gallery (the query alone when they are one list).
+
+    ks: the K of Recall@K.
+    """
 
     name: str
     protocol: str
@@ -38,7 +44,7 @@ class TestSet:
     gallery: Records
     loader: Any
     same_list: bool = False
-    held_out: bool = False
+    ks: tuple[int, ...] = (1, 2, 4, 8)
 
     __test__ = False  # not a test class, whatever its name says to pytest
 
@@ -58,13 +64,23 @@ class Data:
 
 
 class TrainLoader:
-    """Batches of one epoch after another. on_bad: at an image that cannot be read, ``raise`` stops, ``skip`` counts."""
+    """Batches of one epoch after another. on_bad: at an image that cannot be read, ``raise`` stops, ``skip`` counts.
 
-    def __init__(self, records: Records, transform, sampler, workers: int, on_bad: str = "raise", pin: bool = False):
+    cache: bytes of memory for the files of the first images. at_least: size that JPEG files may be decoded down to.
+    """
+
+    def __init__(
+        self, records: Records, transform, sampler, workers: int, on_bad: str = "raise", pin: bool = False,
+        cache: int = 0, at_least: tuple[int, int] | None = None,
+    ):  # fmt: skip
         if on_bad not in ("raise", "skip"):
             raise UserError(f"DATALOADER.BAD_IMAGES: {on_bad!r} is neither 'raise' nor 'skip'")
         self.records, self.sampler, self.on_bad = records, sampler, on_bad
-        images = ImageList(records, transform)
+        store = ByteStore(records.paths, cache) if cache else None
+        if store is not None:
+            held = len(store.block) / 1e9
+            log.info("%d of %d training images are held in memory (%.2f GB)", len(store), len(records), held)
+        images = ImageList(records, transform, store, at_least)
         self.loader = DataLoader(
             images, batch_sampler=sampler, num_workers=workers, collate_fn=images.collate,
             persistent_workers=workers > 0, pin_memory=pin, worker_init_fn=one_thread, generator=torch.Generator(),
@@ -134,7 +150,10 @@ def names_of(value: str | tuple | list) -> list[str]:
 
 
 def dataset_options(cfg, name: str) -> dict[str, Any]:
-    """Options for one dataset of the run, from ``DATASETS.KEY`` and ``DATASETS.OPTIONS``."""
+    """Options for one dataset of the run, from ``DATASETS.KEY`` and ``DATASETS.OPTIONS``.
+
+    ``DATASETS.USE_ALL`` holds for the sets that are trained on.
+    """
     spec = find_spec(name)
     options = {key.lower(): cfg.DATASETS[key] for key in OPTION_KEYS if cfg.DATASETS[key] is not None}
     options = {k: v for k, v in options.items() if k in spec.options}
@@ -143,8 +162,17 @@ def dataset_options(cfg, name: str) -> dict[str, Any]:
         options |= {"ids": size.IDS, "cameras": size.CAMERAS, "images": size.IMAGES, "seed": size.SEED}
     elif "seed" in spec.options:
         options["seed"] = cfg.DATASETS.SEED
-    places = {"view_dir": cfg.DATASETS.VIEW_DIR, "file": cfg.DATASETS.FILE, "image_dir": cfg.DATASETS.IMAGE_DIR}
+    places = {
+        "view_dir": cfg.DATASETS.VIEW_DIR, "file": cfg.DATASETS.FILE, "image_dir": cfg.DATASETS.IMAGE_DIR,
+        "camera_pattern": cfg.DATASETS.CAMERA_PATTERN,
+    }  # fmt: skip
     options |= {k: v for k, v in places.items() if v and k in spec.options}
+    if "test_share" in spec.options:
+        options["test_share"] = cfg.DATASETS.TEST_SHARE
+    if not cfg.DATASETS.LIST_CACHE:
+        options["list_cache"] = False
+    if cfg.DATASETS.USE_ALL and name in names_of(cfg.DATASETS.NAMES):
+        options["use_all"] = True
     if cfg.MODEL.SIE_VIEW and "missing_view" in spec.options:
         options.setdefault("missing_view", "drop")
     pairs = list(cfg.DATASETS.OPTIONS)
@@ -152,16 +180,20 @@ def dataset_options(cfg, name: str) -> dict[str, Any]:
         raise UserError(f"DATASETS.OPTIONS: expected ['dataset.option', value, ...], got {pairs}")
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
         owner, _, option = str(key).partition(".")
-        if find_spec(owner) is spec:
+        if find_spec(owner, "DATASETS.OPTIONS") is spec:
             options[option] = value
     return options
 
 
-def refuse_unknown_options(cfg, names: list[str]) -> None:
-    known = set().union(*(find_spec(name).options for name in names))
+def refuse_unknown_options(cfg, names: list[str], targets: list[str]) -> None:
+    specs = [find_spec(name) for name in names] + [find_spec(name, "DATASETS.TARGETS") for name in targets]
+    names, known = [*names, *targets], set().union(*(spec.options for spec in specs))
     for key in OPTION_KEYS:
         if cfg.DATASETS[key] is not None and key.lower() not in known:
             raise UserError(f"DATASETS.{key}: no dataset of this run ({', '.join(names)}) has that option")
+    for key in cfg.DATASETS.OPTIONS[::2]:
+        if find_spec(str(key).partition(".")[0], "DATASETS.OPTIONS") not in specs:
+            raise UserError(f"DATASETS.OPTIONS: {key!r} is of no dataset of this run ({', '.join(names)})")
 
 
 def join_training(parts: list[ReIDDataset]) -> Records:
@@ -169,7 +201,12 @@ def join_training(parts: list[ReIDDataset]) -> Records:
     shifted, pids, cams, views = [], 0, 0, 0
     for i, part in enumerate(parts):
         r = part.train
-        shifted.append(Records.of(r.paths, r.pids + pids, r.camids + cams, r.viewids + views, np.full(len(r), i)))
+        shifted.append(
+            replace(
+                r, pids=np.where(r.pids < 0, -1, r.pids + pids), camids=r.camids + cams, viewids=r.viewids + views,
+                domain=np.full(len(r), i),
+            )  # fmt: skip
+        )
         pids, cams = pids + part.num_classes, cams + part.num_cameras
         views += part.num_views
     return join(shifted)
@@ -190,11 +227,14 @@ def as_trained(records: Records, name: str, sources: list[ReIDDataset]) -> Recor
 
     camids = numbered(records.camids, [part.num_cameras for part in sources])
     viewids = numbered(records.viewids, [part.num_views for part in sources])
-    return Records.of(records.paths, records.pids, camids, viewids, records.domain)
+    return replace(records, camids=camids, viewids=viewids)
 
 
 def hold_out(records: Records, share: float, seed: int) -> tuple[Records, Records, Records]:
-    """Splits training identities: (train with dense labels, query, gallery); one query per identity and camera."""
+    """Splits training identities: (train with dense labels, query, gallery); one query per identity and camera.
+
+    With one camera for all training images the gallery gets another number, which switches the camera filter off.
+    """
     if not 0 < share < 1:
         raise UserError(f"DATASETS.VAL_SHARE: {share} is no share of the training identities")
     ids = np.unique(records.pids)
@@ -204,12 +244,11 @@ def hold_out(records: Records, share: float, seed: int) -> tuple[Records, Record
     _, first = np.unique(rest.pids * (rest.camids.max(initial=0) + 1) + rest.camids, return_index=True)
     chosen = np.zeros(len(rest), bool)
     chosen[first] = True
+    query, gallery = rest.take(chosen), rest.take(~chosen)
+    if not records.camids.any():
+        gallery.camids[:] = 1
     labels = np.unique(train.pids, return_inverse=True)[1]
-    return (
-        Records.of(train.paths, labels, train.camids, train.viewids, train.domain),
-        rest.take(chosen),
-        rest.take(~chosen),
-    )
+    return replace(train, pids=labels), query, gallery
 
 
 def make_test_set(cfg, name: str, protocol: str, query: Records, gallery: Records, **more) -> TestSet:
@@ -228,9 +267,32 @@ def make_test_set(cfg, name: str, protocol: str, query: Records, gallery: Record
 def refuse_hopeless(name: str, query: Records, gallery: Records, same_list: bool) -> None:
     """Raises ``UserError`` before any work when no query of a test set can have a match."""
     try:
-        Matching(query.pids, gallery.pids, query.camids, gallery.camids, same_list=same_list)
+        seqs = (None, None) if query.seqs is None or gallery.seqs is None else (query.seqs, gallery.seqs)
+        Matching(query.pids, gallery.pids, query.camids, gallery.camids, *seqs, same_list=same_list)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
+
+
+def tell_findings(dataset: ReIDDataset) -> None:
+    """Logs what looks wrong with the lists of a dataset; raises ``UserError`` when its images are not there at all."""
+    if dataset.use_all:
+        log.warning("%s: trains on its query and gallery images too (DATASETS.USE_ALL)", dataset.spec.name)
+    found = findings(dataset)
+    for split in SPLITS:
+        found.append(missing_of_a_few(dataset.spec.name, getattr(dataset, split)))
+    for finding in filter(None, found):
+        log.log(logging.WARNING if finding.serious else logging.INFO, "%s: %s", dataset.spec.name, finding.text)
+
+
+def refuse_unlabelled(cfg, train: Records) -> None:
+    """Raises ``UserError`` where labels are needed and some training images have none."""
+    without = int((train.pids < 0).sum())
+    if without and (cfg.PROCESSOR.NAME in ("supervised", "prompt") or cfg.DATASETS.VAL_SHARE):
+        raise UserError(
+            f"{without} training images have no pid; only clustering and pre-training do without, and not with "
+            "DATASETS.VAL_SHARE (PROCESSOR.NAME is "
+            f"{cfg.PROCESSOR.NAME!r})"
+        )
 
 
 def pinned(cfg) -> bool:
@@ -247,7 +309,7 @@ def make_dataloader(cfg, training: bool = True) -> Data:
     targets = names_of(cfg.DATASETS.TARGETS) if cfg.DATASETS.TARGETS else []
     if not names:
         raise UserError(f"DATASETS.NAMES is empty. Known: {', '.join(sorted(CATALOGUE))}")
-    refuse_unknown_options(cfg, [*names, *targets])
+    refuse_unknown_options(cfg, names, targets)
     read = {
         n: make_dataset(n, cfg.DATASETS.ROOT_DIR, **dataset_options(cfg, n)) for n in dict.fromkeys([*names, *targets])
     }
@@ -259,10 +321,12 @@ def make_dataloader(cfg, training: bool = True) -> Data:
     if empty and training:
         raise UserError(f"{empty[0].spec.name}: no training images in {empty[0].folder}")
     train, validation = join_training(sources), None
+    if training:
+        refuse_unlabelled(cfg, train)
     num_cameras, num_views = len(np.unique(train.camids)), len(np.unique(train.viewids))
     if cfg.DATASETS.VAL_SHARE and training:
         train, query, gallery = hold_out(train, cfg.DATASETS.VAL_SHARE, cfg.SOLVER.SEED)
-        validation = make_test_set(cfg, "validation", "market1501", query, gallery, held_out=True)
+        validation = make_test_set(cfg, "validation", "market1501", query, gallery)
     loader = None
     if training:
         sampler = make_sampler(cfg, train.pids, rank(), world_size())
@@ -273,21 +337,31 @@ def make_dataloader(cfg, training: bool = True) -> Data:
             cfg.DATALOADER.NUM_WORKERS,
             cfg.DATALOADER.BAD_IMAGES,
             pinned(cfg),
+            cache=int(cfg.DATALOADER.CACHE_GB * 1e9),
+            at_least=tuple(cfg.INPUT.SIZE_TRAIN) if cfg.DATALOADER.DRAFT else None,
         )
-    tested = [read[n] for n in targets] if targets else [d for d in sources if len(d.query) and len(d.gallery)]
+    tested = [read[n] for n in targets] or [d for d in sources if len(d.query) and len(d.gallery) and not d.use_all]
     tests = []
     for d in tested:
         query, gallery = (as_trained(part, d.spec.name, sources) for part in (d.query, d.gallery))
         unknown = int((query.camids >= num_cameras).sum() + (gallery.camids >= num_cameras).sum())
         if cfg.MODEL.SIE_CAMERA and unknown:
             log.warning("%s: %d images of cameras without training images; no camera is embedded", d.spec.name, unknown)
-        tests.append(make_test_set(cfg, d.spec.name, d.spec.protocol, query, gallery, same_list=d.same_list))
+        tests.append(
+            make_test_set(cfg, d.spec.name, d.protocol, query, gallery, same_list=d.same_list, ks=d.spec.ks)
+        )
+    if not tests and any(d.use_all for d in sources):
+        raise UserError(
+            f"DATASETS.USE_ALL: {', '.join(names)} train on their test images; name other sets in DATASETS.TARGETS"
+        )
     if not tests:
         raise UserError(f"{', '.join(names)}: no query and gallery images to test on; set DATASETS.TARGETS")
+    for dataset in read.values():
+        tell_findings(dataset)
     return Data(
         train=loader,
         tests=tests,
-        num_classes=len(np.unique(train.pids)),
+        num_classes=train.counts()[0],
         num_cameras=num_cameras,
         num_views=num_views,
         kind=sources[0].spec.kind or "person",

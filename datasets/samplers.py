@@ -102,8 +102,10 @@ def make_sampler(cfg, pids: np.ndarray, rank: int, world: int) -> EpochSampler:
     name = "softmax_triplet" if name not in RULES and "triplet" in name else name
     if name not in RULES:
         raise UserError(f"DATALOADER.SAMPLER: unknown {name!r}. Known: {', '.join(RULES)}")
-    if batch < 1 or batch % world:
+    if batch % world:
         raise UserError(f"SOLVER.IMS_PER_BATCH: {batch} images cannot be shared by {world} processes alike")
+    if batch // world < 2:
+        raise UserError(f"SOLVER.IMS_PER_BATCH: {batch} leaves a process one image; batch norm needs at least two")
     if name != "softmax":
         check_identities(batch // world, k, len(np.unique(pids)))
     sampler = EpochSampler(RULES[name], pids, batch, k, cfg.SOLVER.SEED, rank, world)

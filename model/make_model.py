@@ -64,11 +64,14 @@ def make_backbone(cfg, camera_num: int, view_num: int) -> nn.Module:
     if name == "transformer":
         return make_vit(cfg, camera_num, view_num)
     if name in RESNET_TYPES:
+        if cfg.MODEL.GRAD_CHECKPOINT:
+            raise UserError(f"MODEL.GRAD_CHECKPOINT and MODEL.NAME {name!r} cannot go together: it is for transformers")
         return ReIDResNet(RESNET_TYPES[name], cfg.MODEL.LAST_STRIDE)
     if name in BACKBONES:
         return BACKBONES[name](cfg, camera_num, view_num)
     if name.startswith("timm:"):
-        return TimmBackbone(name.removeprefix("timm:"), tuple(cfg.INPUT.SIZE_TRAIN), cfg.MODEL.DROP_PATH)
+        size = tuple(cfg.INPUT.SIZE_TRAIN)
+        return TimmBackbone(name.removeprefix("timm:"), size, cfg.MODEL.DROP_PATH, cfg.MODEL.GRAD_CHECKPOINT)
     known = ["transformer", *RESNET_TYPES, *BACKBONES]
     hint = nearest(name, known)
     raise UserError(

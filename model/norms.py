@@ -28,8 +28,13 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm whose statistics are those of all processes' rows, with gradient, on any device and backend.
 
     torch's own refuses CPU tensors. Mean first, then squared deviations, so that float32 does not cancel.
-    (B, C, ...) -> the same shape. Running statistics use the unbiased variance as in ``nn.BatchNorm``.
+    (B, C, ...) -> the same shape. Running statistics use the unbiased variance as in ``nn.BatchNorm``. drop, act: what
+    some of timm's norms do after normalising.
     """
+
+    def __init__(self, *args, drop: nn.Module | None = None, act: nn.Module | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.drop, self.act = drop or nn.Identity(), act or nn.Identity()
 
     def _check_input_dim(self, x: Tensor) -> None:
         if x.dim() < 2:
@@ -37,7 +42,7 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or world_size() == 1:
-            return super().forward(x)
+            return self.act(self.drop(super().forward(x)))
         self._check_input_dim(x)
         dims = [d for d in range(x.dim()) if d != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
@@ -54,15 +59,16 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         out = (values - mean.view(shape)) * torch.rsqrt(var + self.eps).view(shape)
         if self.affine:
             out = out * self.weight.view(shape) + self.bias.view(shape)
-        return out.to(x.dtype)
+        return self.act(self.drop(out.to(x.dtype)))
 
 
 def convert_sync_batch_norm(module: nn.Module) -> nn.Module:
     """Replaces every batch norm inside ``module`` by ``SyncBatchNorm`` with the same parameters and buffers."""
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, SyncBatchNorm):
         synced = SyncBatchNorm(
-            module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
-        )
+            module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats,
+            drop=getattr(module, "drop", None), act=getattr(module, "act", None),
+        )  # fmt: skip
         synced.weight, synced.bias = module.weight, module.bias
         synced.running_mean, synced.running_var = module.running_mean, module.running_var
         synced.num_batches_tracked = module.num_batches_tracked

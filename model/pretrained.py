@@ -77,3 +77,5 @@ def load_initial_weights(cfg, model: nn.Module) -> None:
         if not path or path.startswith("timm:"):
             source = fetch_imagenet(path or cfg.MODEL.NAME, cfg.MODEL.TRANSFORMER_TYPE)
         log.info("%s", load_pretrained(model, source, cfg.MODEL.PRETRAIN_HW_RATIO))
+    elif choice.lower() not in ("no", "none", ""):
+        log.warning("MODEL.PRETRAIN_CHOICE %r is neither 'imagenet' nor 'self': no weights are loaded", choice)

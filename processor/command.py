@@ -35,6 +35,10 @@ def guarded(main: Callable[[], object]) -> None:
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:  # a full disk, a folder that vanished, no permission
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def run_command(argv: list[str] | None, name: str, purpose: str, example: str) -> None:

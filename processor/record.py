@@ -28,6 +28,7 @@ def rows_of(run: Path) -> list[dict[str, str]]:
     """A row for each test set of a finished run. Raises ``UserError`` when the folder holds none."""
     try:
         metrics = json.loads((run / "metrics.json").read_text())
+        metrics = metrics.get("training", metrics)  # a test in the same folder came after
         rows, method = metrics["results"], metrics["method"]
     except (OSError, ValueError, KeyError):
         raise UserError(f"{run}: no metrics.json of a finished training run") from None

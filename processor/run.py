@@ -152,12 +152,12 @@ def _train(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
     if cfg.PROCESSOR.NAME not in METHODS:
         hint = nearest(cfg.PROCESSOR.NAME, METHODS)
         raise UserError(f"PROCESSOR.NAME: unknown {cfg.PROCESSOR.NAME!r}{hint} This version has: {', '.join(METHODS)}")
-    check_keep_best(cfg)
-    if is_main() and not (folder / LAST).exists():
+    if is_main() and (cfg.SOLVER.RESUME == "never" or not (folder / LAST).exists()):
         write_atomically(folder / "config.yml", lambda handle: handle.write(resolved(cfg, folder).encode()))
     data = make_dataloader(cfg)
+    check_keep_best(cfg, data)
     model = make_model(cfg, data.num_classes, data.num_cameras, data.num_views)
-    log.info("model: %s", summary(model, tuple(cfg.INPUT.SIZE_TRAIN)))
+    log.info("model: %s", summary(model, tuple(cfg.INPUT.SIZE_TEST)))
     if cfg.SOLVER.RESUME != "auto" or not (folder / LAST).exists():
         load_initial_weights(cfg, model)
     stages = METHODS[cfg.PROCESSOR.NAME](cfg, data, model)
@@ -188,10 +188,11 @@ def _train(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
         compiled=cfg.MODEL.COMPILE,
         writer=scalar_writer(folder),
     )
-    before = (folder / "metrics.json").read_text() if (folder / "metrics.json").exists() else ""
     progress = trainer.fit(stages)
-    if not results and before:
-        return json.loads(before)  # the run was finished already
+    if not results and progress.history:  # finished already, but perhaps killed before it could say so
+        if before := training_metrics(folder):
+            return before
+        evaluate_now(model.to(device))
     metrics = {"results": results, "mean": means(results) if results else {}, "history": progress.history}
     if cfg.SOLVER.KEEP_BEST:
         metrics["best"] = best_entry(cfg, data.validation, progress)
@@ -204,11 +205,20 @@ def _train(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
     return metrics
 
 
-def check_keep_best(cfg) -> None:
-    if cfg.SOLVER.KEEP_BEST not in ("", "mAP", "Rank-1"):
-        raise UserError(f"SOLVER.KEEP_BEST: {cfg.SOLVER.KEEP_BEST!r} is none of '' (off), 'mAP', 'Rank-1'")
-    if cfg.SOLVER.ACCUMULATION < 1:
-        raise UserError(f"SOLVER.ACCUMULATION: {cfg.SOLVER.ACCUMULATION} must be at least 1")
+def training_metrics(folder: Path) -> dict[str, Any]:
+    """What training left in ``metrics.json``, also where a test has written since; empty when there is none."""
+    path = folder / "metrics.json"
+    metrics = json.loads(path.read_text()) if path.exists() else {}
+    return metrics if "history" in metrics else metrics.get("training", {})
+
+
+def check_keep_best(cfg, data: Data) -> None:
+    chosen_on = [data.validation] if data.validation else data.tests
+    if cfg.SOLVER.KEEP_BEST and any(test.protocol == "retrieval" for test in chosen_on):
+        raise UserError(
+            f"SOLVER.KEEP_BEST {cfg.SOLVER.KEEP_BEST!r} and TEST.PROTOCOL 'retrieval' cannot go together: it measures "
+            "Recall@K and NMI only"
+        )
 
 
 def best_entry(cfg, validation: TestSet | None, progress) -> dict[str, Any]:
@@ -257,6 +267,9 @@ def _test(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
         "commit": commit(),
         "config_file": config_file,
     }
+    if trained := training_metrics(folder):
+        metrics["training"] = trained
+    barrier()  # all have read what stood there
     write_json(folder / "metrics.json", metrics)
     barrier()
     return metrics

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from processor.stage import Stage
 from utils.checkpoint import read_state, save_atomically
 from utils.device import quick_attention, random_states, restore_random_states
-from utils.distributed import barrier, gather_objects, is_distributed, is_main, rank, world_size
+from utils.distributed import barrier, gather_objects, is_distributed, is_main, rank, share_buffers, world_size
 from utils.errors import UserError
 
 log = logging.getLogger("lineup")
@@ -86,6 +86,7 @@ class Trainer:
         state = self._read_last(stages)
         if state and self.progress.stage == len(stages):
             log.info("this run is finished already (%s); SOLVER.RESUME never starts it anew", self.folder)
+            load_modules(stages[-1], state)
             return self.progress
         for index in range(self.progress.stage, len(stages)):
             self._run_stage(stages, index, state)
@@ -94,10 +95,11 @@ class Trainer:
 
     def _run_stage(self, stages: list[Stage], index: int, state: dict[str, Any] | None) -> None:
         stage = stages[index]
-        for name, module in stage.modules().items():
+        for module in stage.modules().values():
             module.to(self.device)
-            if state:
-                module.load_state_dict(state["modules"][name])
+        if state:
+            load_modules(stage, state)
+            self._restore_random(state)  # a stage that has not begun may draw when it does
         stage.begin()
         self._wrap(stage)
         if state:
@@ -187,7 +189,7 @@ class Trainer:
 
     def _refuse_non_finite(self, stage: Stage, terms: dict[str, Tensor], total: Tensor, where: str) -> None:
         if not torch.isfinite(total):
-            values = ", ".join(f"{k} {float(v):.4g}" for k, v in terms.items())
+            values = ", ".join(f"{k} {float(v.detach()):.4g}" for k, v in terms.items())
             rate = stage.optimizers[0].param_groups[0]["lr"]
             raise UserError(
                 f"the loss is not finite at {where} of stage {stage.name} ({values}; learning rate {rate:.3g}); lower "
@@ -197,6 +199,7 @@ class Trainer:
     # ---------------------------------------------------------------- evaluation and files
 
     def _evaluate(self, stage: Stage, epoch: int) -> None:
+        share_buffers(stage.model)  # batch norm's running statistics are the first process's, as in the saved files
         metrics = self.evaluate(stage.model)
         entry = {"stage": stage.name, "epoch": epoch, **metrics}
         self.progress.history.append(entry)
@@ -233,8 +236,13 @@ class Trainer:
 
     def _read_last(self, stages: list[Stage]) -> dict[str, Any] | None:
         path = self.folder / LAST if self.resume in ("auto", "never") else Path(self.resume)
+        there = gather_objects(path.is_file())
+        if any(there) and not all(there):
+            raise UserError(f"{path}: some processes see this file and others do not; the nodes must share OUTPUT_DIR")
         if self.resume == "never" or (self.resume == "auto" and not path.exists()):
             return None
+        if not path.is_file():
+            raise UserError(f"SOLVER.RESUME: {self.resume!r} is neither 'auto' nor 'never' nor a file")
         state = read_state(path)
         if "fingerprint" not in state or "progress" not in state:
             raise UserError(
@@ -257,11 +265,20 @@ class Trainer:
             for optimizer, saved in zip(stage.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
             stage.load_state_dict(state["stage"])
+            self._restore_random(state)
         self.scaler.load_state_dict(state["scaler"])
+
+    def _restore_random(self, state: dict[str, Any]) -> None:
         if len(state["random"]) == world_size():
             restore_random_states(state["random"][rank()])
         else:
             log.warning("the number of processes has changed: random numbers go on from the seed, not exactly")
+
+
+def load_modules(stage: Stage, state: dict[str, Any]) -> None:
+    """Puts the weights of a ``last`` file into a stage's modules."""
+    for name, module in stage.modules().items():
+        module.load_state_dict(state["modules"][name])
 
 
 class Meter:

@@ -40,13 +40,16 @@ def build_optimizer(
     name: str, groups: list[dict], lr: float, momentum: float = 0.9, nesterov: bool = False
 ) -> Optimizer:
     """The optimizer of ``torch.optim`` that ``name`` says, by its own defaults; SGD takes momentum."""
-    kind = getattr(torch.optim, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, Optimizer)) or kind is Optimizer:
-        known = [n for n, v in vars(torch.optim).items() if isinstance(v, type) and issubclass(v, Optimizer)]
-        raise UserError(f"SOLVER.OPTIMIZER_NAME: torch.optim has no {name!r}{nearest(name, known)}")
-    if name == "SGD":
-        return kind(groups, lr=lr, momentum=momentum, nesterov=nesterov)
-    return kind(groups, lr=lr)
+    kinds = {n: v for n, v in vars(torch.optim).items() if isinstance(v, type) and issubclass(v, Optimizer)}
+    for unfit in ("Optimizer", "LBFGS", "SparseAdam"):  # not one step per gradient, not for dense gradients
+        del kinds[unfit]
+    if name not in kinds:
+        raise UserError(f"SOLVER.OPTIMIZER_NAME: no {name!r} of torch.optim can be used{nearest(name, kinds)}")
+    options = {"momentum": momentum, "nesterov": nesterov} if name == "SGD" else {}
+    try:
+        return kinds[name](groups, lr=lr, **options)
+    except ValueError as error:
+        raise UserError(f"SOLVER.OPTIMIZER_NAME: {name} refuses its settings: {error}") from None
 
 
 def make_optimizer(cfg, module: nn.Module, stage: int | None = None) -> Optimizer:

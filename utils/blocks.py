@@ -35,9 +35,17 @@ UNKNOWN_FREE = 4 * 2**30  # taken for the free memory where the system does not 
 
 def strip_height(total: int, width: int, max_memory: int | None = None) -> int:
     """Rows that one thread works on at a time, where each has ``width`` distances: 16 to 256, a multiple of 16."""
-    height = min(TILE, -(-total // (4 * EDGE)) * EDGE)  # a few strips even for a few rows, so that threads share them
-    fitting = _budget(max_memory) // (4 * width * torch.get_num_threads())
-    return max(min(height, fitting // EDGE * EDGE), EDGE)
+    fitting = _budget(max_memory) // (4 * width * torch.get_num_threads()) // EDGE * EDGE
+    few = -(-total // (4 * EDGE)) * EDGE  # a few strips even for a few rows, so that threads share them
+    return even_cut(total, max(min(TILE, fitting, few), EDGE))
+
+
+def even_cut(total: int, most: int) -> int:
+    """A multiple of 16 up to ``most``, near it, that cuts ``total`` into pieces with little left over in the last."""
+    if total <= most:
+        return -(-total // EDGE) * EDGE
+    sizes = range(most // EDGE * EDGE, max(most * 5 // 8, EDGE - 1), -EDGE)
+    return min(sizes, key=lambda size: -(-total // size) * size)
 
 
 def each_block(

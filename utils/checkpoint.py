@@ -62,7 +62,8 @@ def read_state(path: str | Path) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        with torch.serialization.safe_globals(_allowed_globals()):
+        with torch.serialization.safe_globals(_allowed_globals()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own about a pickle's protocol, before it refuses the file
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - torch, zipfile and safetensors raise many kinds for a damaged file
         return _read_archive(path, error)

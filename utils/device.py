@@ -33,6 +33,11 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", local_rank() % torch.cuda.device_count())
         torch.cuda.set_device(device)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # what torch was not built for fails an assertion
+        reason = str(error).split("\n")[0]
+        raise UserError(f"MODEL.DEVICE: {name!r} cannot be used here ({reason}); use 'auto' or 'cpu'") from None
     return device
 
 

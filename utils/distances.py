@@ -1,8 +1,8 @@
 """Distances between two lists of features, a block of rows at a time.
 
 Nothing here ever holds a (Q, G) matrix. A row has the same bits whatever block it is asked for in: the product is
-always cut into tiles at the same places, whose sides are padded so that equal features get equal products (BLAS
-kernels for odd edges add in another order). Ties are therefore ties in every block.
+always cut into the same tiles, and those at the ends are padded to the shape of the others, so that equal features
+get equal products (BLAS adds in another order for other shapes). Ties are therefore ties in every block.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.blocks import EDGE, in_threads, strip_height
+from utils.blocks import even_cut, in_threads, strip_height
 from utils.errors import UserError
 
-CHUNK = 512  # columns of one matrix product on a processor: the tile stays in cache while it is finished
+CHUNK = 640  # columns of one matrix product on a processor: the tile stays in cache while it is finished
 GPU_CHUNK = 4096  # the same on an accelerator
 
 
@@ -63,8 +63,11 @@ def unit_length(feats: Tensor) -> Tensor:
 
 def unit_rows(feats: np.ndarray) -> np.ndarray:
     """As ``unit_length``, for a few rows in an array."""
-    length = np.sqrt(squared_norms(feats.astype(np.float64)))  # 1e20 squared is no float32
-    return feats / np.maximum(length, 1e-12).astype(feats.dtype)[:, None]
+    with np.errstate(over="ignore", invalid="ignore"):
+        length = np.sqrt(squared_norms(feats))
+    odd = ~((length > 1e-15) & (length < 1e15))  # their squares are no float32
+    length[odd] = np.sqrt(squared_norms(feats[odd].astype(np.float64)))
+    return feats / np.maximum(length, np.float32(1e-12))[:, None]
 
 
 def squared_norms(feats: np.ndarray) -> np.ndarray:
@@ -92,8 +95,8 @@ class Distances:
                 b = a if self.one_list else b.double()
                 self.norms = self._norms(a, b)
         self.a, self.b = a, b
-        width = CHUNK if self.on_cpu else GPU_CHUNK
-        self.chunks = [(c, min(c + width, len(b)), _padded(b[c : c + width])) for c in range(0, len(b), width)]
+        width = even_cut(len(b), CHUNK if self.on_cpu else GPU_CHUNK)
+        self.chunks = [(c, min(c + width, len(b)), _padded(b[c : c + width], width)) for c in range(0, len(b), width)]
 
     def _norms(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         of_b = _squared_norms(b)
@@ -105,7 +108,10 @@ class Distances:
     def rows(self, start: int, stop: int) -> Tensor:
         """Distances of rows ``start`` to ``stop`` of ``a``, (stop - start, G); ``start`` is a multiple of ``strip``."""
         assert start % self.strip == 0, "blocks begin where strips begin"
-        out = torch.empty(stop - start, self.shape[1], dtype=self.a.dtype, device=self.device)
+        if self.on_cpu:  # torch's own arrays, made and dropped in several threads, are not given back for reuse
+            out = torch.from_numpy(np.empty((stop - start, self.shape[1]), self.a.numpy().dtype))
+        else:
+            out = torch.empty(stop - start, self.shape[1], dtype=self.a.dtype, device=self.device)
         for top in range(start, stop, self.strip):
             bottom = min(top + self.strip, self.shape[0])
             part = out[top - start : min(bottom, stop) - start]
@@ -113,7 +119,7 @@ class Distances:
         return out
 
     def _strip(self, top: int, bottom: int, out: Tensor) -> None:
-        tile = _padded(self.a[top:bottom])
+        tile = _padded(self.a[top:bottom], self.strip)
         for left, right, chunk in self.chunks:
             part = _product(tile, chunk)[: bottom - top, : right - left]
             if self.metric == "euclidean":
@@ -123,13 +129,14 @@ class Distances:
             out[:, left:right] = part[: len(out)]
 
     def _strip_on_cpu(self, top: int, bottom: int, out: Tensor) -> None:
-        tile = (-2 if self.metric == "euclidean" else -1) * _padded(self.a[top:bottom]).numpy()
+        tile = (-2 if self.metric == "euclidean" else -1) * _padded(self.a[top:bottom], self.strip).numpy()
         out, height = out.numpy(), len(out)
+        product = np.empty((len(tile), len(self.chunks[0][2])), tile.dtype)
         if self.metric == "euclidean":
             of_a, of_b = self.norms[0][top : top + height, None].numpy(), self.norms[1].numpy()
-            sums = np.empty((height, CHUNK), tile.dtype)
+            sums = np.empty_like(product[:height])
         for left, right, chunk in self.chunks:
-            part = (tile @ chunk.numpy().T)[:height, : right - left]
+            part = np.matmul(tile, chunk.numpy().T, out=product)[:height, : right - left]
             target = out[:, left:right]
             if self.metric == "euclidean":
                 both = np.add(of_a, of_b[left:right], out=sums[:, : right - left])
@@ -138,8 +145,8 @@ class Distances:
                 np.add(part, 1 if self.metric == "cosine" else 0, out=target)
 
 
-def _padded(rows: Tensor) -> Tensor:
-    missing = -len(rows) % EDGE
+def _padded(rows: Tensor, height: int) -> Tensor:
+    missing = height - len(rows)
     return torch.nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows
 
 

@@ -12,7 +12,7 @@ import threading
 import numpy as np
 from torch import Tensor
 
-from utils.blocks import EDGE, Progress, each_block, in_threads
+from utils.blocks import Progress, each_block, even_cut, in_threads
 from utils.distances import Distances
 
 SIDE = 512  # rows and columns of a tile
@@ -98,10 +98,10 @@ def _distance(keys: np.ndarray) -> np.ndarray:
 
 
 class Tiler:
-    """Distances of ``Distances``' formulas, a tile at a time, on the processor."""
+    """Distances of ``Distances``' formulas on the processor, in tiles of up to (height, width) = ``shape``."""
 
-    def __init__(self, metric: str):
-        self.metric, self.clip = metric, metric == "euclidean"
+    def __init__(self, metric: str, shape: tuple[int, int]):
+        self.metric, self.clip, self.shape = metric, metric == "euclidean", shape
         self.buffers = threading.local()
 
     def tile(
@@ -113,8 +113,8 @@ class Tiler:
         """
         if np.may_share_memory(a, b):  # NumPy has another product for a matrix with itself, which adds in another order
             b = b.copy()
-        product, sums = self._buffers(-(-len(a) // EDGE) * EDGE, -(-len(b) // EDGE) * EDGE)
-        np.matmul(padded(a), padded(b).T, out=product)
+        product, sums = self._buffers()
+        np.matmul(_padded(a, self.shape[0]), _padded(b, self.shape[1]).T, out=product)
         product, sums = product[: len(a), : len(b)], sums[: len(a), : len(b)]
         if self.metric == "euclidean":
             np.add(of_a[:, None], of_b, out=sums)  # this sum is the same with a and b exchanged
@@ -124,18 +124,17 @@ class Tiler:
             np.subtract(np.float32(self.metric == "cosine"), product, out=product)
         return product
 
-    def _buffers(self, height: int, width: int) -> list[np.ndarray]:
-        kept = getattr(self.buffers, "kept", None)
-        if kept is None or kept[0].shape != (height, width):
-            kept = self.buffers.kept = [np.empty((height, width), np.float32) for _ in range(2)]
-        return kept
+    def _buffers(self) -> list[np.ndarray]:
+        if not hasattr(self.buffers, "kept"):
+            self.buffers.kept = [np.empty(self.shape, np.float32) for _ in range(2)]
+        return self.buffers.kept
 
 
-def padded(rows: np.ndarray) -> np.ndarray:
-    """``rows`` (n, D) with rows of zeros up to a multiple of EDGE."""
-    if len(rows) % EDGE == 0:
+def _padded(rows: np.ndarray, height: int) -> np.ndarray:
+    """``rows`` (n, D) with rows of zeros up to ``height``: BLAS adds in another order for other shapes."""
+    if len(rows) == height:
         return rows
-    out = np.zeros((-(-len(rows) // EDGE) * EDGE, rows.shape[1]), rows.dtype)
+    out = np.zeros((height, rows.shape[1]), rows.dtype)
     out[: len(rows)] = rows
     return out
 
@@ -155,8 +154,11 @@ def nearest_rows(dist: Distances, k: int, block_size: int | None = None) -> tupl
 def _by_tiles(dist: Distances, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     (num, width), a, b = dist.shape, dist.a.numpy(), dist.b.numpy()
     of_a, of_b = (norms.numpy() for norms in dist.norms) if dist.metric == "euclidean" else (a, b)
-    tiler = Tiler(dist.metric)
-    above, left = ([slice(s, min(s + SIDE, n)) for s in range(0, n, SIDE)] for n in (num, width))
+    sides = even_cut(num, SIDE), even_cut(width, SIDE)
+    tiler = Tiler(dist.metric, sides)
+    above, left = (
+        [slice(s, min(s + side, n)) for s in range(0, n, side)] for n, side in zip(dist.shape, sides, strict=True)
+    )
     lists = [Nearest(rows.stop - rows.start, k) for rows in above]
     farthest = np.full(num, -np.inf, np.float32)
 

@@ -11,7 +11,7 @@ import mmap
 import numpy as np
 import torch
 
-from utils.blocks import Progress, in_threads, whole_number
+from utils.blocks import Progress, even_cut, in_threads, whole_number
 from utils.distances import squared_norms, unit_rows
 from utils.errors import UserError
 from utils.neighbours import SIDE, Nearest, Tiler
@@ -47,22 +47,23 @@ def search(
         raise UserError(f"query features are {query.shape[1]} wide, gallery features {gallery.shape[1]}")
     (num_q, width), k = query.shape, min(k, len(gallery))
     indices, distances = np.empty((num_q, k), np.int64), np.empty((num_q, k), np.float32)
+    unit, tiler = normalize or metric == "cosine", Tiler(metric, (even_cut(num_q, SIDE), SIDE))
     rows, block = _sizes(num_q, width, k, SEARCH_BYTES if max_memory is None else max_memory)
-    unit = normalize or metric == "cosine"
     with Progress(-(-num_q // block) * len(gallery), "search") as progress:
         for start in range(0, num_q, block):
             some = slice(start, min(start + block, num_q))
             feats = _prepared(query[some], start, "query", unit)
-            indices[some], distances[some] = _search_block(feats, gallery, k, metric, unit, rows, progress)
+            indices[some], distances[some] = _search_block(feats, gallery, k, tiler, unit, rows, progress)
     return indices, distances
 
 
 def _search_block(
-    query: np.ndarray, gallery: np.ndarray, k: int, metric: str, unit: bool, rows: int, progress: Progress
+    query: np.ndarray, gallery: np.ndarray, k: int, tiler: Tiler, unit: bool, rows: int, progress: Progress
 ) -> tuple[np.ndarray, np.ndarray]:
-    sides = [slice(top, min(top + SIDE, len(query))) for top in range(0, len(query), SIDE)]
+    side = tiler.shape[0]
+    sides = [slice(top, min(top + side, len(query))) for top in range(0, len(query), side)]
     lists = [Nearest(side.stop - side.start, k) for side in sides]
-    tiler, of_query = Tiler(metric), squared_norms(query)
+    of_query = squared_norms(query)
 
     def work(start: int, stop: int) -> None:
         part = _prepared(gallery[start:stop], start, "gallery", unit)
@@ -117,10 +118,11 @@ def _features(feats: object, name: str) -> np.ndarray:
 def _prepared(feats: np.ndarray, start: int, name: str, unit: bool) -> np.ndarray:
     """Rows ``start`` and on of a list in float32, scaled to unit length if asked for; they must be finite."""
     feats = np.ascontiguousarray(feats, np.float32)
-    if not np.isfinite(feats.sum(dtype=np.float64)):
-        bad = np.flatnonzero(~np.isfinite(feats).all(1))
+    out = unit_rows(feats) if unit else feats
+    suspects = np.flatnonzero(~np.isfinite(squared_norms(out)))
+    bad = suspects[~np.isfinite(feats[suspects]).all(1)]
+    if len(bad):
         raise UserError(f"{name} features: row {start + bad[0]} holds NaN or infinity")
-    feats = unit_rows(feats) if unit else feats
-    if not unit and not np.isfinite(squared_norms(feats)).all():
+    if len(suspects):
         raise UserError(f"{name} features are too large for squared distances in float32; normalise them")
-    return feats
+    return out

@@ -8,6 +8,7 @@ import yaml
 from configs import ConfigError, dump, get_cfg_defaults, load_config, load_config_with_notes
 from configs.defaults import INERT, KEYS, RESERVED
 from configs.loader import SSL_KEYS, lookup
+from configs.values import coerce
 
 
 @pytest.fixture
@@ -169,6 +170,11 @@ def test_a_mistake_in_a_file_is_one_line(write, text, message):
     assert "\n" not in str(error.value)
 
 
+def test_defaults_are_within_their_own_bounds():
+    for name, key in KEYS.items():
+        assert coerce(name, key.default, "") == key.default, name
+
+
 def test_a_circle_of_bases_is_shown_whole(write):
     write("_BASE_: c.yml", "b.yml")
     write("_BASE_: a.yml", "c.yml")
@@ -193,6 +199,12 @@ def test_files_that_cannot_be_read(tmp_path):
     (["MODEL.JMP", True], r"did you mean 'MODEL\.JPM'\? \(in the overrides"),
     (["MODEL", 1], r"^MODEL: is a section"),
     ([True, "MODEL.JPM"], r"^True: expected a key"),
+    (["SOLVER.MAX_EPOCHS", 0], r"^SOLVER\.MAX_EPOCHS: 0 must be at least 1 \(in the overrides\)"),
+    (["MODEL.STRIDE_SIZE", [16, 0]], r"^MODEL\.STRIDE_SIZE: 0 must be at least 1"),
+    (["SOLVER.BASE_LR", "-1e-3"], r"^SOLVER\.BASE_LR: -0\.001 must be at least 0"),
+    (["MODEL.DROP_PATH", 1.5], r"^MODEL\.DROP_PATH: 1\.5 must be at most 1"),
+    (["TEST.METRIC", "manhattan"], r"^TEST\.METRIC: 'manhattan' is none of 'euclidean', 'cosine'"),
+    (["SOLVER.WARMUP_METHOD", "linaer"], r"^SOLVER\.WARMUP_METHOD: 'linaer' is none of"),
 ])
 def test_a_mistake_in_the_overrides_is_one_line(opts, message):
     with pytest.raises(ConfigError, match=message):

@@ -2,222 +2,37 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import random
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from datasets import CATALOGUE, DatasetSpec, make_dataset, register_dataset
 from datasets.readers import draw_one_each
+from tests.datasets.miniatures import (
+    BUFFER,
+    DUKE,
+    MARKET,
+    MINIATURES,
+    MSMT_FLAT,
+    MSMT_QUERY,
+    MSMT_TRAIN,
+    VEHICLES,
+    VERI,
+    keypoints,
+    lists,
+    message,
+    msmt17,
+    vehicleid,
+    write,
+)
 from tests.parity.cases import ROOT
-from utils.errors import UserError
 
-BUFFER = io.BytesIO()
-Image.new("RGB", (4, 8), (90, 120, 150)).save(BUFFER, "JPEG")
-
-
-def write(folder: Path, names: list[str]) -> None:
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(BUFFER.getvalue())
-
-
-@dataclass
-class Miniature:
-    """A tree below the data root, and the splits that must come back: (path below the root, pid, camid, viewid)."""
-
-    folder: str
-    files: list[str]
-    train: list[tuple]
-    query: list[tuple]
-    gallery: list[tuple]
-    lists: dict[str, str] = field(default_factory=dict)
-
-    def build(self, root: Path, folder: str | None = None) -> Path:
-        place = root / (self.folder if folder is None else folder)
-        write(place, self.files)
-        for name, text in self.lists.items():
-            (place / name).parent.mkdir(parents=True, exist_ok=True)
-            (place / name).write_text(text)
-        return place
-
-    def expected(self, place: Path) -> dict[str, list[tuple]]:
-        return {
-            split: [(str(place / name), *ids) for name, *ids in getattr(self, split)]
-            for split in ("train", "query", "gallery")
-        }
-
-
-MARKET = Miniature(
-    "Market-1501-v15.09.15",
-    [
-        "bounding_box_train/0007_c3s3_077419_03.jpg",
-        "bounding_box_train/0002_c1s1_000451_03.jpg",
-        "bounding_box_train/0002_c6s1_000801_01.jpg",
-        "bounding_box_train/0000_c1s1_000151_01.jpg",
-        "bounding_box_train/-1_c1s1_000401_03.jpg",
-        "query/0001_c1s1_001051_00.jpg",
-        "query/0001_c2s1_000301_00.jpg",
-        "bounding_box_test/0001_c3s1_000401_02.jpg",
-        "bounding_box_test/0000_c6s3_000026_01.jpg",
-        "bounding_box_test/-1_c1s1_000401_03.jpg",
-        "gt_bbox/0001_c1s1_001051_00.jpg",
-        "bounding_box_train/.hidden.jpg",
-    ],
-    [
-        ("bounding_box_train/0002_c1s1_000451_03.jpg", 0, 0, 0),
-        ("bounding_box_train/0002_c6s1_000801_01.jpg", 0, 2, 0),
-        ("bounding_box_train/0007_c3s3_077419_03.jpg", 1, 1, 0),
-    ],
-    [("query/0001_c1s1_001051_00.jpg", 1, 0, 0), ("query/0001_c2s1_000301_00.jpg", 1, 3, 0)],
-    [("bounding_box_test/0000_c6s3_000026_01.jpg", 0, 2, 0), ("bounding_box_test/0001_c3s1_000401_02.jpg", 1, 1, 0)],
-    {"readme.txt": "", "bounding_box_train/Thumbs.db": "", "bounding_box_test/Thumbs.db": ""},
-)
-DUKE = Miniature(
-    "DukeMTMC-reID",
-    [
-        "bounding_box_train/0010_c8_f0060000.jpg",
-        "bounding_box_train/0001_c2_f0046182.jpg",
-        "query/0005_c2_f0046985.jpg",
-        "bounding_box_test/0003_c8_f0000001.jpg",
-        "bounding_box_test/0005_c5_f0051321.jpg",
-    ],
-    [("bounding_box_train/0001_c2_f0046182.jpg", 0, 0, 0), ("bounding_box_train/0010_c8_f0060000.jpg", 1, 1, 0)],
-    [("query/0005_c2_f0046985.jpg", 5, 0, 0)],
-    [("bounding_box_test/0003_c8_f0000001.jpg", 3, 1, 0), ("bounding_box_test/0005_c5_f0051321.jpg", 5, 2, 0)],
-)
-OCCLUDED = Miniature(
-    "dukemtmcreid/Occluded_Duke", DUKE.files, DUKE.train, DUKE.query, DUKE.gallery, {"train.list": "", "query.list": ""}
-)
-MSMT_TRAIN = ["0000/0000_000_01_0303morning_0015_0.jpg", "0001/0001_003_12_0302noon_0022_1.jpg"]
-MSMT_VAL = ["0001/0001_001_02_0113afternoon_0999_0.jpg"]
-MSMT_QUERY = ["0000/0000_016_15_0302noon_0222_0.jpg"]
-MSMT_GALLERY = ["0000/0000_018_12_0302noon_0225_0.jpg", "0001/0001_000_01_0303morning_0019_0.jpg"]
-
-
-def msmt17(folder: str, train: str, test: str) -> Miniature:
-    lists = {
-        "list_train.txt": f"{MSMT_TRAIN[1]} 1\n{MSMT_TRAIN[0]} 0\n",
-        "list_val.txt": f"{MSMT_VAL[0]} 1\n",
-        "list_query.txt": f"{MSMT_QUERY[0]} 0\n",
-        "list_gallery.txt": f"{MSMT_GALLERY[0]} 0\n{MSMT_GALLERY[1]} 1\n",
-    }
-    return Miniature(
-        folder,
-        [f"{train}/{n}" for n in MSMT_TRAIN + MSMT_VAL] + [f"{test}/{n}" for n in MSMT_QUERY + MSMT_GALLERY],
-        [
-            (f"{train}/{MSMT_TRAIN[0]}", 0, 0, 0),
-            (f"{train}/{MSMT_VAL[0]}", 1, 1, 0),
-            (f"{train}/{MSMT_TRAIN[1]}", 1, 2, 0),
-        ],
-        [(f"{test}/{MSMT_QUERY[0]}", 0, 3, 0)],
-        [(f"{test}/{MSMT_GALLERY[0]}", 0, 2, 0), (f"{test}/{MSMT_GALLERY[1]}", 1, 0, 0)],
-        lists,
-    )  # fmt: skip
-
-
-MSMT_FLAT = Miniature(
-    "msmt17/MSMT17_V1",
-    [
-        "bounding_box_train/0000_c12_0001.jpg",
-        "bounding_box_train/0001_c1_0002.jpg",
-        "query/0000_c2_0003.jpg",
-        "bounding_box_test/0000_c15_0004.jpg",
-    ],
-    [("bounding_box_train/0000_c12_0001.jpg", 0, 1, 0), ("bounding_box_train/0001_c1_0002.jpg", 1, 0, 0)],
-    [("query/0000_c2_0003.jpg", 0, 2, 0)],
-    [("bounding_box_test/0000_c15_0004.jpg", 0, 3, 0)],
-)
-
-
-def keypoints(name: str, orientation: int) -> str:
-    """A line of VeRi's key-point lists: path, twenty pairs of coordinates, orientation."""
-    return " ".join([f"/home/someone/VeRi/image_train/{name}", *["-1"] * 40, str(orientation)]) + "\n"
-
-
-VERI = Miniature(
-    "VeRi",
-    [
-        "image_train/0001_c001_00016450_0.jpg",
-        "image_train/0001_c020_00016480_0.jpg",
-        "image_train/0004_c011_00035000_0.jpg",
-        "image_query/0002_c002_00030600_0.jpg",
-        "image_test/0002_c001_00030605_1.jpg",
-        "image_test/0005_c020_00078050_0.jpg",
-    ],
-    [
-        ("image_train/0001_c001_00016450_0.jpg", 0, 0, 1),
-        ("image_train/0001_c020_00016480_0.jpg", 0, 2, 2),
-        ("image_train/0004_c011_00035000_0.jpg", 1, 1, 0),
-    ],
-    [("image_query/0002_c002_00030600_0.jpg", 2, 3, 2)],
-    [("image_test/0002_c001_00030605_1.jpg", 2, 0, 3), ("image_test/0005_c020_00078050_0.jpg", 5, 2, 0)],
-    {
-        "keypoint_train.txt": keypoints("0001_c001_00016450_0.jpg", 4) + keypoints("0001_c020_00016480_0.jpg", 7),
-        "keypoint_test.txt": keypoints("0002_c002_00030600_0.jpg", 7)
-        + keypoints("0002_c001_00030605_1.jpg", 5)
-        + keypoints("0001_c001_00016450_0.jpg", 0),  # the training list comes first
-        "name_train.txt": "",
-    },
-)
-VEHICLES = {3: ["0000031", "0000032", "0000033"], 9: ["0000091", "0000092"], 40: ["0000401"]}
-
-
-def vehicleid(test_size: int) -> Miniature:
-    """With the draw of seed 0 written out by its rule: one of each vehicle's images, in list order."""
-    test = [(name, pid) for pid, names in VEHICLES.items() for name in names]
-    rng = random.Random(0)
-    drawn = [rng.choice(names) for names in VEHICLES.values()]
-    return Miniature(
-        "VehicleID_V1.0",
-        [f"image/{name}.jpg" for name, _ in test] + ["image/0000005.jpg", "image/0000006.jpg"],
-        [("image/0000005.jpg", 1, 0, 0), ("image/0000006.jpg", 0, 0, 0)],
-        [(f"image/{name}.jpg", pid, 0, 0) for name, pid in test if name not in drawn],
-        [(f"image/{name}.jpg", pid, 1, 0) for name, pid in test if name in drawn],
-        {
-            "train_test_split/train_list.txt": "0000006 10\n0000005 12\n",
-            f"train_test_split/test_list_{test_size}.txt": "".join(f"{name} {pid}\n" for name, pid in test),
-            "attribute/color_attr.txt": "",
-        },
-    )
-
-
-MINIATURES = {
-    "market1501": MARKET,
-    "dukemtmc": DUKE,
-    "occ_duke": OCCLUDED,
-    "msmt17": msmt17("MSMT17", "train", "test"),
-    "msmt17v1": msmt17("msmt17v1/MSMT17_V1", "train", "test"),
-    "msmt17v2": msmt17("msmt/MSMT17_V2", "mask_train_v2", "mask_test_v2"),
-    "veri": VERI,
-    "vehicleid": vehicleid(800),
-    "vehicleid_small": vehicleid(800),
-    "vehicleid_medium": vehicleid(1600),
-    "vehicleid_large": vehicleid(2400),
-}
-ENTRIES = [n for n in CATALOGUE if n != "csv" and not n.startswith("synthetic")]
-
-
-def lists(dataset) -> dict[str, list[tuple]]:
-    return {split: list(getattr(dataset, split)) for split in ("train", "query", "gallery")}
-
-
-def message(function, *args, **options) -> str:
-    """The one line with which a call is refused."""
-    with pytest.raises(UserError) as caught:
-        function(*args, **options)
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
+ENTRIES = [n for n in CATALOGUE if n not in ("csv", "folder") and not n.startswith("synthetic")]
 
 
 @pytest.mark.parametrize("name", ENTRIES)
@@ -271,6 +86,19 @@ PUBLISHED_NAMES = {
     "vehicleid_small": ("SmallVehicleID",),
     "vehicleid_medium": ("MediumVehicleID", "VehicleID_medium"),
     "vehicleid_large": ("LargeVehicleID",),
+    "p_dukemtmc": ("p_dukemtmc_reid", "pduke", "P-DukeMTMC-reID"),
+    "cuhk03": ("CUHK03",),
+    "cuhk03_np_detected": ("npdetected", "cuhknp", "cuhk03np", "cuhk03-np"),
+    "cuhk03_np_labeled": ("nplabeled",),
+    "cuhk_sysu": ("cuhksysu", "CUHK-SYSU"),
+    "prid": ("prid2011", "prid_2011"),
+    "luperson": ("lup", "LUPerson"),
+    "mm": ("market_msmt",),
+    "car196": ("cars196", "cars", "cars_196"),
+    "cub200": ("cub", "cub_200_2011", "cub200_2011"),
+    "sop": ("stanford_online_products",),
+    "inshop": ("deepfashion", "in_shop", "In-shop"),
+    "university1652": ("university", "University-1652"),
 }
 
 
@@ -554,9 +382,10 @@ def test_the_table_is_the_root_or_named_and_paths_stand_below_it_or_the_image_fo
 
 
 def test_columns_that_nothing_reads_are_told(tmp_path, caplog):
-    table(tmp_path, "path,pid,split,x1,note\na,1,train,3,hi\nq,2,query,3,\ng,2,gallery,3,\n")
-    make_dataset("csv", tmp_path)
-    assert [r.message for r in caplog.records if r.message.endswith("x1, note")]
+    table(tmp_path, "path,pid,split,weather,note\na,1,train,3,hi\nq,2,query,3,\ng,2,gallery,3,\n")
+    dataset = make_dataset("csv", tmp_path)
+    assert [r.message for r in caplog.records if r.message.endswith("weather, note")]
+    assert dataset.train.extra["note"].tolist() == ["hi"]  # kept beside the row
 
 
 @pytest.mark.parametrize(
@@ -566,7 +395,11 @@ def test_columns_that_nothing_reads_are_told(tmp_path, caplog):
         ("", "no column 'path' (found: nothing)"),
         ("path,pid,split\na,1,train\nb,2,training\n", "line 3: split 'training' is none of train, query"),
         ("path,pid,split\na,1,train\n\n,2,query\n", "line 4: path must not be empty"),
-        ("path,pid,split\na,,train\n", "line 2: pid must not be empty"),
+        ("path,pid,split\na,,query\n", "line 2: pid must not be empty"),
+        ("path,pid,split,x1\na,1,train,3\n", "a crop box needs all of x1, y1, x2, y2; found only x1"),
+        ("path,pid,split,x1,y1,x2,y2\na,1,train,3,4,3,9\n", "line 2: the crop box 3, 4, 3, 9 is empty"),
+        ("path,pid,split,x1,y1,x2,y2\na,1,train,3,4,b,9\n", "line 2: the crop box 3, 4, b, 9 is no four numbers"),
+        ("path,label,split,is_query,is_gallery\na,1,validation,maybe,0\n", "is_query 'maybe' is neither true nor"),
         ("path,pid,split,camid\na,1,train,1\nb,1,train,\n", "line 3: camid must not be empty"),
         ("path,pid,split\na,1,train\nb,2,test\nc,2,gallery\n", "'test' stands for query and gallery at once"),
         ("path,pid,split\na,1,val\n", "no row with split train, query or test"),

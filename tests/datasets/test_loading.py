@@ -260,7 +260,7 @@ def test_batches_that_cannot_be_made_name_the_key():
     for changes, words, world in (
         ({"DATALOADER__SAMPLER": "sofmax"}, "DATALOADER.SAMPLER: unknown 'sofmax'", 1),
         ({"SOLVER__IMS_PER_BATCH": 9}, "cannot be shared by 2 processes", 2),
-        ({"SOLVER__IMS_PER_BATCH": 0}, "SOLVER.IMS_PER_BATCH", 1),
+        ({"SOLVER__IMS_PER_BATCH": 2, "DATALOADER__SAMPLER": "softmax"}, "leaves a process one image", 2),
         ({"SOLVER__IMS_PER_BATCH": 64, "DATALOADER__SAMPLER": "softmax"}, "44 training images give no batch of 64", 1),
         ({"DATALOADER__NUM_INSTANCE": 0}, "NUM_INSTANCE 0", 1),
     ):
@@ -456,6 +456,12 @@ def test_held_out_identities_leave_training_and_are_searched_among_themselves():
     for share in (0, 1, -0.5):
         with pytest.raises(UserError, match="DATASETS.VAL_SHARE"):
             hold_out(records, share, 0)
+
+
+def test_holding_out_of_images_without_cameras_filters_nothing():
+    records = Records.of([str(i) for i in range(12)], np.arange(12) // 3)
+    _, query, gallery = hold_out(records, 0.5, seed=0)
+    assert set(query.camids) == {0} and set(gallery.camids) == {1} and len(gallery) == 4
 
 
 def test_holding_out_keeps_the_numbers_of_cameras(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,10 @@ def test_side_information_is_made_for_what_is_switched_on(sides):
         ({"MODEL__JPM": True, "MODEL__SHUFFLE_GROUP": 0}, "MODEL.SHUFFLE_GROUP must be at least 1"),
         ({"MODEL__JPM": True, "MODEL__DEVIDE_LENGTH": 0}, "MODEL.DEVIDE_LENGTH between 1 and the 8 patches"),
         ({"MODEL__JPM": True, "MODEL__DEVIDE_LENGTH": 9}, "MODEL.DEVIDE_LENGTH between 1 and the 8 patches"),
+        (
+            {"MODEL__NAME": "timm:dla34", "MODEL__GRAD_CHECKPOINT": True},
+            "MODEL.GRAD_CHECKPOINT and MODEL.NAME 'timm:dla34'",
+        ),
         ({"TEST__NECK_FEAT": "behind"}, "TEST.NECK_FEAT: 'behind'"),
         ({"MODEL__NAME": "resnet10", "MODEL__NECK": "bneck"}, "MODEL.NECK: 'bneck'"),
         ({"INPUT__SIZE_TRAIN": [4, 16]}, "INPUT.SIZE_TRAIN"),
@@ -119,6 +124,7 @@ def test_what_cannot_be_built_is_told_in_one_line(changes, words):
         {"MODEL__NAME": "timm:test_vit"},
         {"MODEL__NAME": "timm:test_resnet"},
         {"MODEL__NAME": "timm:test_mambaout", "TEST__NECK_FEAT": "before"},
+        {"MODEL__NAME": "timm:test_vit", "MODEL__GRAD_CHECKPOINT": True},
     ],
     ids=lambda changes: "-".join(f"{k.split('__')[1]}={v}" for k, v in changes.items()) or "plain",
 )
@@ -138,6 +144,13 @@ def test_one_step_trains_and_evaluation_gives_features_alike_each_time(changes):
         assert torch.equal(feat, model(IMAGES)) and feat.isfinite().all()
         torch.testing.assert_close(model(IMAGES[2:3]), feat[2:3], atol=1e-5, rtol=1e-4)
     assert feat.shape == (6, model.width * len(model.suffixes))
+
+
+def test_a_model_of_timm_that_knows_no_stochastic_depth_is_built_and_says_so(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("lineup"), "propagate", True)
+    with caplog.at_level(logging.INFO, "lineup"):
+        model = build(MODEL__NAME="timm:dla34").eval()
+    assert model(torch.zeros(2, 3, 64, 32)).shape == (2, 512) and "MODEL.DROP_PATH does nothing" in caplog.text
 
 
 def test_neck_and_dropout_touch_what_they_should():

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from model.backbones.resnet import RESNET_TYPES, ReIDResNet, ResNetSpec
+from model.backbones.timm_image import TimmBackbone
 from model.norms import IBN, SyncBatchNorm, convert_sync_batch_norm
 from utils.errors import UserError
 
@@ -82,6 +83,15 @@ def test_ibn_normalises_the_first_half_per_image_and_the_rest_per_batch(channels
         else:
             wanted = (x[:, c] - x[:, c].mean()) / (x[:, c].var(unbiased=False) + 1e-5).sqrt()
         torch.testing.assert_close(out[:, c], wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_synchronised_batch_norm_keeps_the_activation_of_timm_s_norms():
+    images = torch.randn(3, 3, 64, 32)
+    plain, synced = (TimmBackbone("test_efficientnet", (64, 32)).train() for _ in range(2))
+    synced.load_state_dict(plain.state_dict())
+    synced = convert_sync_batch_norm(synced)
+    assert synced.state_dict().keys() == plain.state_dict().keys()
+    torch.testing.assert_close(synced(images), plain(images))
 
 
 def test_synchronised_batch_norm_keeps_parameters_and_in_one_process_is_batch_norm():

@@ -17,7 +17,7 @@ from model import make_model
 from processor.supervised import Supervised
 from processor.trainer import Trainer
 from solver import make_optimizer, make_scheduler
-from utils.distributed import is_main, rank, start, stop, world_size
+from utils.distributed import gather_objects, is_main, rank, start, stop, world_size
 
 SETTINGS = [
     "MODEL.NAME", "transformer", "MODEL.TRANSFORMER_TYPE", "vit_micro_patch8_TransReID", "MODEL.STEM_CONV", True,
@@ -47,6 +47,13 @@ def main(folder: Path) -> None:
     trainer._wrap(stage)
     model.train()
     trainer._update(stage, [batch], "here")
+    watched = next(n for n, _ in model.named_buffers() if n.endswith("running_mean"))
+    norms = model.get_buffer(watched)
+    norms += rank()  # as without SYNC_BN, where every process has statistics of its own
+    trainer.evaluate = lambda model: {"norms": gather_objects(norms.clone())}
+    trainer._evaluate(stage, 1)
+    seen = trainer.progress.history[-1]["norms"]
+    assert all(torch.equal(s, seen[0]) for s in seen), "processes evaluate different models"
     if is_main():
         grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
         buffers = {n: b for n, b in model.named_buffers() if "running" in n}

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from processor.command import run_command
+from processor import record
+from processor.command import guarded, run_command
 from tests.tiny import options, write_market
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +61,20 @@ def test_a_flip_reranking_and_expansion_run_on_request(trained, tmp_path):
     assert any(k.startswith("TAR@FAR") for k in json.loads((tmp_path / "metrics.json").read_text())["mean"])
 
 
+def test_a_test_in_the_run_s_own_folder_keeps_what_training_wrote(trained, tmp_path, capsys):
+    root, _ = trained
+    folder = tmp_path / "run"
+    assert call("train", options(root, folder, SOLVER__MAX_EPOCHS=1)) == 0
+    run = json.loads((folder / "metrics.json").read_text())
+    changes = {"TEST__WEIGHT": folder / "transformer_1.pth", "TEST__FLIP": True}
+    for _ in range(2):
+        assert call("test", options(root, folder, **changes)) == 0
+        assert json.loads((folder / "metrics.json").read_text())["training"] == run
+    assert call("train", options(root, folder, SOLVER__MAX_EPOCHS=1)) == 0
+    assert "finished already" in capsys.readouterr().out
+    assert record.rows_of(folder)[0]["mAP"] == f"{100 * run['mean']['mAP']:.1f}"
+
+
 class Malicious:
     def __init__(self, path):
         self.path = path
@@ -93,7 +108,8 @@ MISTAKES = {
         ["MODEL.PRETRAIN_PATH", "resnet50_ibn_a.pth.tar", "PRETRAIN_CHOICE 'no'"],
     ),
     "absent pre-trained file": (
-        "train", {"MODEL__PRETRAIN_CHOICE": "imagenet", "MODEL__PRETRAIN_PATH": "none.pth"}, ["MODEL.PRETRAIN_PATH", "none.pth", "no such"],
+        "train", {"MODEL__PRETRAIN_CHOICE": "imagenet", "MODEL__PRETRAIN_PATH": "none.pth"},
+        ["MODEL.PRETRAIN_PATH", "none.pth", "no such"],
     ),
     "non-finite loss": (
         "train", {"SOLVER__BASE_LR": 1e30, "SOLVER__WARMUP_EPOCHS": 0, "SOLVER__MAX_EPOCHS": 3},
@@ -102,11 +118,28 @@ MISTAKES = {
     "no weight to test": ("test", {}, ["TEST.WEIGHT", "empty"]),
     "missing weight": ("test", {"TEST__WEIGHT": "none.pth"}, ["TEST.WEIGHT", "none.pth"]),
     "option nobody knows": ("train", {"DATASETS__TEST_SIZE": 800}, ["DATASETS.TEST_SIZE", "market1501"]),
+    "option of a dataset that is not in the run": (
+        "train", {"DATASETS__OPTIONS": ["veri.missing_view", "drop"]}, ["DATASETS.OPTIONS", "veri.missing_view"],
+    ),
+    "unknown target": ("train", {"DATASETS__TARGETS": "vari"}, ["DATASETS.TARGETS", "vari", "'veri'"]),
+    "a single image in a batch": (
+        "train", {"SOLVER__IMS_PER_BATCH": 1, "DATALOADER__SAMPLER": "softmax"}, ["SOLVER.IMS_PER_BATCH", "two"],
+    ),
+    "another test size": ("train", {"INPUT__SIZE_TEST": [64, 32], "SOLVER__EVAL_PERIOD": 0}, ["INPUT.SIZE_TEST"]),
+    "best by what is not measured": (
+        "train", {"SOLVER__KEEP_BEST": "mAP", "TEST__PROTOCOL": "retrieval"}, ["SOLVER.KEEP_BEST", "TEST.PROTOCOL"],
+    ),
+    "resume word": ("train", {"SOLVER__RESUME": "Never"}, ["SOLVER.RESUME", "'Never'", "'never'"]),
+    "device that is not there": ("train", {"MODEL__DEVICE": "xpu"}, ["MODEL.DEVICE", "xpu"]),
+    "checkpointing of a resnet": (
+        "train", {"MODEL__NAME": "resnet10", "MODEL__GRAD_CHECKPOINT": True}, ["MODEL.GRAD_CHECKPOINT", "MODEL.NAME"],
+    ),
     "unknown extra module": ("train", {"EXTRA_MODULES": ("not_there_at_all",)}, ["EXTRA_MODULES", "not_there_at_all"]),
 }  # fmt: skip
 
 
 def one_line(capsys) -> str:
+    """The line that a mistake printed; nothing else may stand on standard error."""
     error = capsys.readouterr().err
     lines = [line for line in error.splitlines() if line.startswith("error:")]
     assert len(lines) == 1 and "Traceback" not in error, error
@@ -120,6 +153,9 @@ def test_a_mistake_ends_with_one_line_and_code_2(mistake, trained, tmp_path, cap
     assert call(name, options(root, tmp_path / "out", **changes)) == 2
     line = one_line(capsys)
     assert all(word in line for word in words), line
+    log = tmp_path / "out" / "log.txt"
+    if log.exists() and mistake != "non-finite loss":
+        assert "stage supervised" not in log.read_text()  # told before any training
     assert not list(tmp_path.glob("out/*.pth")) and not list(tmp_path.glob("out/metrics.json"))
 
 
@@ -204,6 +240,12 @@ def test_an_output_folder_that_cannot_be_written(trained, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert call("train", options(trained[0], tmp_path / "file" / "run")) == 2
     assert "OUTPUT_DIR" in one_line(capsys)
+
+
+def test_what_the_system_refuses_is_one_line(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        guarded(Path("/nowhere/at/all").read_text)
+    assert "/nowhere/at/all: No such file" in one_line(capsys)
 
 
 def environment() -> dict[str, str]:

@@ -92,6 +92,52 @@ def test_a_finished_run_says_so_and_is_left_alone(market, tmp_path, capsys):
     assert (tmp_path / "transformer_2.pth").stat().st_mtime_ns == before
 
 
+def test_a_run_killed_before_its_metrics_were_written_writes_them(market, tmp_path):
+    first = run.train(config(market, tmp_path, SOLVER__MAX_EPOCHS=1))
+    (tmp_path / "metrics.json").unlink()
+    again = run.train(config(market, tmp_path, SOLVER__MAX_EPOCHS=1))
+    assert again["results"] == first["results"] and again["history"] == first["history"]
+    assert json.loads((tmp_path / "metrics.json").read_text()) == again
+
+
+def test_starting_anew_writes_the_new_configuration(market, tmp_path):
+    run.train(config(market, tmp_path, SOLVER__MAX_EPOCHS=1))
+    run.train(config(market, tmp_path, SOLVER__MAX_EPOCHS=1, SOLVER__BASE_LR=0.02, SOLVER__RESUME="never"))
+    assert "BASE_LR: 0.02" in (tmp_path / "config.yml").read_text()
+
+
+class Drawing(Supervised):
+    """Draws in ``begin`` what its losses need."""
+
+    name = "drawing"
+
+    def begin(self):
+        super().begin()
+        self.factor = 1 + torch.rand(()).item()
+
+    def losses(self, batch):
+        return {name: self.factor * term for name, term in super().losses(batch).items()}
+
+
+def test_a_stage_that_draws_when_it_begins_draws_the_same_after_a_restart(market, tmp_path, monkeypatch):
+    monkeypatch.setitem(run.METHODS, "twice", lambda *given: [kind.from_cfg(*given) for kind in (Supervised, Drawing)])
+    changes = {"PROCESSOR__NAME": "twice", "SOLVER__MAX_EPOCHS": 1}
+    run.train(config(market, tmp_path / "whole", **changes))
+    with monkeypatch.context() as patch:
+        kill_at(patch, 5)  # the first step of the second stage
+        with pytest.raises(Killed):
+            run.train(config(market, tmp_path / "killed", **changes))
+    run.train(config(market, tmp_path / "killed", **changes))
+    assert_same_bytes(weights(tmp_path / "whole", 1), weights(tmp_path / "killed", 1))
+
+
+def test_nodes_that_do_not_share_the_folder_are_told(market, tmp_path, monkeypatch):
+    run.train(config(market, tmp_path, SOLVER__MAX_EPOCHS=1))
+    monkeypatch.setattr("processor.trainer.gather_objects", lambda value: [value, False])
+    with pytest.raises(UserError, match="must share OUTPUT_DIR"):
+        run.train(config(market, tmp_path, SOLVER__MAX_EPOCHS=1))
+
+
 def test_another_configuration_is_refused_and_named(market, tmp_path):
     run.train(config(market, tmp_path))
     with pytest.raises(UserError, match=r"SOLVER\.BASE_LR 0\.01, now 0\.02.*OUTPUT_DIR"):
@@ -114,7 +160,8 @@ def test_resume_from_a_named_file(market, tmp_path, monkeypatch):
 def test_files_of_a_run(market, tmp_path):
     metrics = run.train(config(market, tmp_path, SOLVER__CHECKPOINT_PERIOD=0, SOLVER__EVAL_PERIOD=0))
     names = {p.name for p in tmp_path.iterdir()}
-    assert names == {"config.yml", "log.txt", "metrics.json", "last", "tensorboard", "transformer_2.pth"}
+    files = {"config.yml", "log.txt", "metrics.json", "per_query.csv", "last", "tensorboard", "transformer_2.pth"}
+    assert names == files
     assert len(metrics["history"]) == 1  # the last epoch is always saved and evaluated
     assert set(metrics["results"]["market1501"]) >= {"mAP", "mINP", "Rank-1", "Rank-5", "Rank-10"}
     assert (tmp_path / "last").stat().st_mode & 0o044  # readable by others as any other file

@@ -81,12 +81,18 @@ def test_optimizers_come_by_their_name_with_their_own_defaults(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("Adm", "'Adam'"), ("sgd", "'SGD'"), ("Optimizer", ""), ("lr_scheduler", "")]
+    ("name", "hint"), [("Adm", "'Adam'"), ("sgd", "'SGD'"), ("Optimizer", ""), ("lr_scheduler", ""), ("LBFGS", "")]
 )
 def test_an_unknown_optimizer_is_refused_with_the_nearest(name, hint):
     with pytest.raises(UserError, match="SOLVER.OPTIMIZER_NAME") as caught:
         make_optimizer(settings(SOLVER__OPTIMIZER_NAME=name), nn.Linear(2, 2))
     assert hint in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_settings_that_an_optimizer_refuses_are_told():
+    cfg = settings(SOLVER__OPTIMIZER_NAME="SGD", SOLVER__NESTEROV=True, SOLVER__MOMENTUM=0.0)
+    with pytest.raises(UserError, match="SOLVER.OPTIMIZER_NAME: SGD refuses its settings.*momentum"):
+        make_optimizer(cfg, nn.Linear(2, 2))
 
 
 # ---------------------------------------------------------------- schedules
