@@ -111,7 +111,7 @@ DATASETS = {
     "SYNTHETIC.IMAGES": Key(4, "built-in data: images per identity and camera"),
     "SYNTHETIC.SEED": Key(0, "built-in data: seed"),
     "OPTIONS": Key((), "options for one dataset among several: ['cuhk03.classic', True, ...]"),
-    "LIST_CACHE": Key(True, "keep the parsed lists of large sets for the next start, in .lineup in the dataset's folder"),
+    "LIST_CACHE": Key(True, "keep the parsed lists of large sets for the next start, in .lineup beside the images"),
     "VIEW_DIR": Key("", "VeRi: folder of keypoint_train.txt and keypoint_test.txt; empty: the dataset's own folder"),
     "FILE": Key("", "csv: the table; empty: dataset.csv or dataset.jsonl in ROOT_DIR"),
     "IMAGE_DIR": Key("", "csv: folder that the paths are relative to; empty: the table's folder"),

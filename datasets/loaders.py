@@ -328,6 +328,10 @@ def make_dataloader(cfg, training: bool = True) -> Data:
         train, query, gallery = hold_out(train, cfg.DATASETS.VAL_SHARE, cfg.SOLVER.SEED)
         validation = make_test_set(cfg, "validation", "market1501", query, gallery)
     loader = None
+    if training and cfg.SOLVER.GATHER and cfg.DATALOADER.BAD_IMAGES == "skip":
+        raise UserError(
+            "DATALOADER.BAD_IMAGES 'skip' and SOLVER.GATHER cannot go together: gathered batches must be equally long"
+        )
     if training:
         sampler = make_sampler(cfg, train.pids, rank(), world_size())
         loader = TrainLoader(

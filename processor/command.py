@@ -30,8 +30,14 @@ def guarded(main: Callable[[], object]) -> None:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last complete epoch", file=sys.stderr)
+        print("interrupted; a training run goes on by the same command", file=sys.stderr)
         sys.exit(130)
+    except RuntimeError as error:
+        line = runtime_mistake(str(error))
+        if not line:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -39,6 +45,18 @@ def guarded(main: Callable[[], object]) -> None:
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         sys.exit(2)
+
+
+def runtime_mistake(message: str) -> str:
+    """The line for torch's errors that are no fault of the code: memory, or another process that has gone."""
+    if "out of memory" in message:
+        return (
+            "out of memory on the device: lower SOLVER.IMS_PER_BATCH or TEST.IMS_PER_BATCH, or set MODEL.GRAD_CHECKPOINT"
+            " True, SOLVER.ACCUMULATION"
+        )
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and ("Connection closed" in message or "Connection reset" in message):
+        return "another process of this run has stopped; its own line says why"
+    return ""
 
 
 def run_command(argv: list[str] | None, name: str, purpose: str, example: str) -> None:

@@ -24,8 +24,11 @@ ROOT = Path(__file__).resolve().parents[1]
 MARKS = re.compile(r"(<!-- results (?P<method>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def rows_of(run: Path) -> list[dict[str, str]]:
-    """A row for each test set of a finished run. Raises ``UserError`` when the folder holds none."""
+def rows_of(run: Path, data: str = "") -> list[dict[str, str]]:
+    """A row for each test set of a finished run; ``UserError`` when the folder holds none.
+
+    data: what to call the test set, its own name when empty.
+    """
     try:
         metrics = json.loads((run / "metrics.json").read_text())
         metrics = metrics.get("training", metrics)  # a test in the same folder came after
@@ -46,7 +49,7 @@ def rows_of(run: Path) -> list[dict[str, str]]:
     found = []
     for name, row in rows.items():
         found.append(
-            {**shared, "data": name, "mAP_untrained": start} | {v: f"{100 * row[v]:.1f}" for v in values if v in row}
+            {**shared, "data": data or name, "mAP_untrained": start} | {v: f"{100 * row[v]:.1f}" for v in values if v in row}
         )
     return found
 
@@ -94,10 +97,11 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m processor.record", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="*", type=Path, help="OUTPUT_DIR of finished training runs")
+    parser.add_argument("--data", default="", help="what to call the data in the table, where its name would mislead")
     parser.add_argument("--tables", action="store_true", help="make the tables of README.md and docs/ from results/")
     args = parser.parse_args(argv)
     for run in args.runs:
-        append(rows_of(run), ROOT / "results")
+        append(rows_of(run, args.data), ROOT / "results")
     if args.tables:
         fill_tables(ROOT / "results", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))])
 

@@ -178,8 +178,8 @@ class Trainer:
         for optimizer in stage.optimizers:
             self.scaler.unscale_(optimizer)
         stage.before_step()
-        if self.clip_grad:
-            owned = [p for o in stage.optimizers for g in o.param_groups for p in g["params"]]
+        if self.clip_grad:  # the main optimizer's alone: others, such as the centers', have gradients of another scale
+            owned = [p for group in stage.optimizers[0].param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(owned, self.clip_grad)
         for optimizer in stage.optimizers:
             self.scaler.step(optimizer)

@@ -1,0 +1,120 @@
+"""Time and memory of reading lists, cold and from the copy that is kept; images per second with and without caches.
+
+``python -m benchmarks.datasets [--tree 126441] [--list 4000000] [--images 2048]``
+
+The tree is MSMT17's in the flat layout, of empty files; the list is LUPerson's as text, without any image. Each row is
+a process of its own, so that memory is that of one reading: the most it held, less what it held before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.loader import rate, write_images
+from configs import load_config
+from datasets.loaders import TrainLoader
+from datasets.records import Records
+from datasets.samplers import EpochSampler, shuffled
+from datasets.transforms import build_transforms
+
+READ = """
+import json, resource, sys, time
+import datasets
+def held():
+    return int(next(line for line in open('/proc/self/status') if line.startswith('VmRSS')).split()[1]) / 1024
+before, began = held(), time.perf_counter()
+found = datasets.make_dataset(sys.argv[1], sys.argv[2], list_cache=sys.argv[3] == 'kept')
+seconds = time.perf_counter() - began
+most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+names = sum(len(part) for part in (found.train, found.query, found.gallery))
+print(json.dumps([names, seconds, most - before, held() - before]))
+"""
+
+
+def write_tree(root: Path, count: int) -> None:
+    """Empty files named like MSMT17's in the flat layout, in its shares of train, query and gallery."""
+    train, query = round(0.258 * count), round(0.092 * count)
+    sizes = {"bounding_box_train": train, "query": query, "bounding_box_test": count - train - query}
+    for sub, size in sizes.items():
+        folder, ids = root / "MSMT17" / sub, 1041 if sub == "bounding_box_train" else 3060
+        folder.mkdir(parents=True)
+        handle = os.open(folder, os.O_RDONLY)
+        for i in range(size):
+            name = f"{i % ids:04d}_c{i % 15 + 1}_0303morning_{i:06d}_0.jpg"
+            os.close(os.open(name, os.O_CREAT | os.O_WRONLY, dir_fd=handle))
+        os.close(handle)
+
+
+def write_list(root: Path, count: int) -> None:
+    """LUPerson's filter list as text, best first (so in no order)."""
+    (root / "LUP" / "images").mkdir(parents=True)
+    order = np.random.default_rng(0).permutation(count)
+    with open(root / "LUP" / "CFS_list.txt", "w", encoding="utf-8") as handle:
+        for i in order.tolist():
+            handle.write(f"video_{i // 400:05d}/{i % 400:04d}_{i * 7919 % 99991:05d}_crop.jpg\n")
+
+
+def age(root: Path) -> None:
+    """Sets folders and lists back in time: what has just changed is not kept."""
+    past = time.time() - 60
+    for path in [root, *root.rglob("*.txt"), *(p for p in root.rglob("*") if p.is_dir())]:
+        os.utime(path, (past, past))
+
+
+def read(name: str, root: Path, kept: bool) -> list[float]:
+    command = [sys.executable, "-c", READ, name, str(root), "kept" if kept else "not kept"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).resolve().parents[1])
+    return json.loads(done.stdout)
+
+
+def lists(name: str, root: Path) -> None:
+    age(root)
+    for title, kept in (("parsed, nothing kept", False), ("parsed and kept", True), ("from the kept copy", True)):
+        names, seconds, most, left = read(name, root, kept)
+        memory = f"{most:6.0f} MB at most {left:6.0f} MB left"
+        print(f"{name:9s} {names:10,d} names  {title:21s} {seconds:7.2f} s {memory}", flush=True)
+
+
+def loading(root: Path, count: int, workers: list[int]) -> None:
+    torch.set_num_threads(1)
+    cfg = load_config(opts=["INPUT.SIZE_TRAIN", [256, 128]])
+    (root / "images").mkdir()
+    paths = write_images(root / "images", count)
+    records = Records.of(paths, np.arange(count))
+    transform = build_transforms(cfg, is_train=True)
+    print(f"{count} JPEG of 128 x 64, files in the system's cache already")
+    for number in workers:
+        sampler = EpochSampler(shuffled, records.pids, 64, 1, seed=0)
+        for title, more in (("files", {}), ("bytes in memory", {"cache": 10**9}), ("draft", {"at_least": (256, 128)})):
+            loader = TrainLoader(records, transform, sampler, number, **more)
+            print(f"{number} workers, {title:16s} {rate(loader.epoch, 2):7.0f} images/s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tree", type=int, default=126_441, help="files of the tree")
+    parser.add_argument("--list", type=int, default=4_000_000, help="names of the list")
+    parser.add_argument("--images", type=int, default=2048)
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        for name, write, count in (("msmt17", write_tree, args.tree), ("luperson", write_list, args.list)):
+            if count:
+                write(Path(folder) / name, count)
+                lists(name, Path(folder) / name)
+        if args.images:
+            loading(Path(folder), args.images, args.workers)
+
+
+if __name__ == "__main__":
+    main()
