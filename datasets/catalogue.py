@@ -194,8 +194,8 @@ def make_dataset(
 
     root: the folder that holds datasets (``DATASETS.ROOT_DIR``). use_all: train on query and gallery too; both stay
     what they are. list_cache: keep long lists for the next time (``datasets/cache.py``). options: those of the
-    dataset's reader. Raises
-    ``UserError`` for unknown names and options, missing folders and lists, and files that do not fit the pattern.
+    dataset's reader. Raises ``UserError`` for unknown names and options, missing folders and lists, and files that do
+    not fit the pattern.
     """
     spec = find_spec(name)
     unknown = sorted(set(options) - spec.options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from utils import blocks
@@ -37,6 +39,7 @@ def test_the_error_of_a_thread_is_raised_and_ends_the_work(monkeypatch):
     def work(number):
         if number == 1:
             raise ValueError("broken")
+        time.sleep(0.001)
         done.append(number)
 
     with pytest.raises(ValueError, match="broken"):
