@@ -11,7 +11,7 @@ import inspect
 import json
 import logging
 import os
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +33,21 @@ PARTS = ("pids", "camids", "viewids", "domain", "seqs", "boxes")
 def entry_key(spec, options: dict) -> str:
     """Tells entries, options and the code that reads apart."""
     reader = spec.read.func if isinstance(spec.read, partial) else spec.read
-    sources = {Path(inspect.getsourcefile(reader) or ""), *Path(__file__).parent.glob("*.py")}
-    sources = sorted(path for path in sources if not path.name.startswith(("synthetic", "test", "check", "sheet")))
     described = [spec.name, spec.pattern, spec.splits, spec.junk, spec.distractors, spec.restarts, options]
     digest = hashlib.blake2b(json.dumps(described, default=str, sort_keys=True).encode(), digest_size=8)
-    for path in sources:
-        digest.update(path.read_bytes())
+    digest.update(code_digest(inspect.getsourcefile(reader)))
     return f"{spec.name}-{digest.hexdigest()}.npz"
+
+
+@lru_cache
+def code_digest(reader: str | None) -> bytes:
+    """Of the files that make lists: ours and the one that holds the reader."""
+    others = ("synthetic", "check", "sheet", "samplers", "transforms", "images")
+    files = {path for path in Path(__file__).parent.glob("*.py") if not path.name.startswith(others)}
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(files | ({Path(reader)} if reader else set())):
+        digest.update(path.read_bytes())
+    return digest.digest()
 
 
 def places(folder: Path) -> list[Path]:
@@ -112,10 +120,7 @@ def save(folder: Path, key: str, records: dict[str, Records], looked: set[str], 
         columns = {name: c for name, c in columns.items() if name in PARTS[4:] or c.any()}
         arrays |= {f"{split}/{name}": column for name, column in columns.items()}
         arrays |= {f"{split}/extra/{name}": column for name, column in part.extra.items()}
-        roots = [
-            ["below", os.path.join(os.path.relpath(root, home), "")] if root and Path(root).is_relative_to(home)
-            else ["as is", root] for root in part.paths.roots
-        ]  # fmt: skip
+        roots = [marked(root, home) for root in part.paths.roots]
         described[split] = {"roots": roots, "blob": blob, "columns": list(columns), "extra": list(part.extra)}
     arrays |= {name: np.frombuffer(blob, np.uint8) for name, blob in blobs.values()}
     kept = {"state": state, "splits": described, "more": more, "blobs": [name for name, _ in blobs.values()]}
@@ -129,6 +134,14 @@ def save(folder: Path, key: str, records: dict[str, Records], looked: set[str], 
             continue
         drop_older(place, key)
         return
+
+
+def marked(root: str, home: Path) -> list[str]:
+    """What stands before names, as it is or below the dataset's folder."""
+    if not root or not Path(root).is_relative_to(home):
+        return ["as is", root]
+    below = Path(root).relative_to(home).as_posix()
+    return ["below", "" if below == "." else f"{below}/"]
 
 
 def make_quietly(place: Path) -> None:

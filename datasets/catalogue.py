@@ -235,7 +235,11 @@ def lists_of(
         return held
     began = time.time()
     with watching() as looked:
-        raw = spec.read(spec, folder, **options)
+        try:
+            raw = spec.read(spec, folder, **options)
+        except OSError as error:
+            where = error.filename or folder
+            raise UserError(f"{spec.name}: {where} cannot be read ({error.strerror or error})") from None
     more = {"same_list": raw.same_list, "protocol": raw.protocol, "notes": raw.notes, "shared_ids": 0}
     if use_all:
         merge_splits(spec, raw)

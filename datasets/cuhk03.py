@@ -93,13 +93,15 @@ def new_split(spec, folder: Path, kind: str) -> dict:
     if path is None:
         looked = ", ".join(str(folder / level / name) for level in LEVELS)
         raise UserError(f"{spec.name}: no split of the new protocol; looked for {looked} and splits_new_{kind}.json")
-    config = loadmat(path, squeeze_me=True)
-    labels, files = np.atleast_1d(config["labels"]).astype(int), np.atleast_1d(config["filelist"])
-
-    def part(index: str) -> list[tuple[str, int]]:
-        return [(str(files[i - 1]), int(labels[i - 1])) for i in np.atleast_1d(config[index])]
-
-    return {"train": part("train_idx"), "query": part("query_idx"), "gallery": part("gallery_idx")}
+    try:
+        config = loadmat(path, squeeze_me=True)
+        labels, files = np.atleast_1d(config["labels"]).astype(int), np.atleast_1d(config["filelist"])
+        return {
+            part: [(str(files[i - 1]), int(labels[i - 1])) for i in np.atleast_1d(config[f"{part}_idx"])]
+            for part in ("train", "query", "gallery")
+        }
+    except (KeyError, IndexError, ValueError, TypeError, NotImplementedError):
+        raise UserError(f"{spec.name}: {path} holds no split (filelist, labels, train_idx, ...)") from None
 
 
 def raw_file(spec, folder: Path):

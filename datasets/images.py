@@ -169,6 +169,24 @@ class ImageList(Dataset):
         with seeded(seed):
             return self.transform(image), row
 
+    def __getitems__(self, keys: list) -> Batch | list:
+        """A whole batch, each image written in its place in it; a list where the transform gives no size beforehand."""
+        size = getattr(self.transform, "size", None)
+        if size is None:
+            return [self[key] for key in keys]
+        images, rows, broken = torch.empty(len(keys), 3, *size), [], []
+        for key in keys:
+            row, seed = key if isinstance(key, tuple) else (key, 0)
+            try:
+                image = self.image(row)
+            except BadImage as error:
+                broken.append(str(error))
+                continue
+            with seeded(seed):
+                self.transform(image, out=images[len(rows)])
+            rows.append(row)
+        return self.batch(images[: len(rows)], rows, broken)
+
     def image(self, row: int) -> Image.Image:
         path, boxes = self.records.paths[row], self.records.boxes
         held = self.store.get(row) if self.store else None
@@ -176,11 +194,15 @@ class ImageList(Dataset):
         at_least = None if box is not None and box.any() else self.at_least  # a box is in pixels of the whole image
         return cropped(decode(held or path, path, at_least), box, path)
 
-    def collate(self, items: list) -> Batch:
+    def collate(self, items: Batch | list) -> Batch:
+        if isinstance(items, Batch):
+            return items
         good = [item for item in items if not isinstance(item, str)]
         broken = [item for item in items if isinstance(item, str)]
-        rows = np.array([row for _, row in good], np.int64)
         images = torch.stack([image for image, _ in good]) if good else torch.empty(0)
-        records = self.records
+        return self.batch(images, [row for _, row in good], broken)
+
+    def batch(self, images: Tensor, rows: list[int], broken: list[str]) -> Batch:
+        records, rows = self.records, np.array(rows, np.int64)
         columns = (torch.from_numpy(c[rows]) for c in (records.pids, records.camids, records.viewids))
         return Batch(images, *columns, torch.from_numpy(rows), broken)

@@ -83,7 +83,7 @@ def set_cameras(rows: list[Row], pattern: str) -> bool:
     cameras = []
     for row in rows:
         match = wanted.search(row.path.rpartition("/")[2])
-        if not match and pattern:
+        if (not match or match[1] is None) and pattern:
             raise UserError(f"DATASETS.CAMERA_PATTERN: {pattern!r} finds no camera in {row.path}")
         if not match:
             return False

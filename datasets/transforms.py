@@ -50,8 +50,9 @@ class ToNormalized:
         self.scale = torch.tensor([1 / (255 * s) for s in std]).view(3, 1, 1)
         self.shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(3, 1, 1)
 
-    def __call__(self, pixels: Tensor) -> Tensor:
-        return torch.empty(pixels.shape).copy_(pixels).mul_(self.scale).add_(self.shift)
+    def __call__(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
+        out = torch.empty(pixels.shape) if out is None else out
+        return out.copy_(pixels).mul_(self.scale).add_(self.shift)
 
 
 class PadAndCrop:
@@ -120,11 +121,12 @@ class TrainTransform:
         self.size, self.flip, self.normalize, self.erase = size, flip, normalize, erase
         self.crop = PadAndCrop(padding)
 
-    def __call__(self, image: Image.Image) -> Tensor:
+    def __call__(self, image: Image.Image, out: Tensor | None = None) -> Tensor:
+        """Written into ``out`` (3, H, W) where it is given."""
         pixels = quick_resize(image, self.size)
         if random.random() < self.flip:
             pixels = pixels.flip(2)
-        return self.erase(self.normalize(self.crop(pixels)))
+        return self.erase(self.normalize(self.crop(pixels), out))
 
 
 class TestTransform:
@@ -135,8 +137,9 @@ class TestTransform:
     def __init__(self, size, normalize: ToNormalized):
         self.size, self.normalize = size, normalize
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        return self.normalize(resize(image, self.size))
+    def __call__(self, image: Image.Image, out: Tensor | None = None) -> Tensor:
+        """Written into ``out`` (3, H, W) where it is given."""
+        return self.normalize(resize(image, self.size), out)
 
 
 def build_transforms(cfg, is_train: bool) -> Callable[[Image.Image], Tensor]:

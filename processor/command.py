@@ -51,8 +51,8 @@ def runtime_mistake(message: str) -> str:
     """The line for torch's errors that are no fault of the code: memory, or another process that has gone."""
     if "out of memory" in message:
         return (
-            "out of memory on the device: lower SOLVER.IMS_PER_BATCH or TEST.IMS_PER_BATCH, or set MODEL.GRAD_CHECKPOINT"
-            " True, SOLVER.ACCUMULATION"
+            "out of memory on the device: lower SOLVER.IMS_PER_BATCH (with SOLVER.ACCUMULATION) or TEST.IMS_PER_BATCH, "
+            "or set MODEL.GRAD_CHECKPOINT True"
         )
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and ("Connection closed" in message or "Connection reset" in message):
         return "another process of this run has stopped; its own line says why"

@@ -48,9 +48,8 @@ def rows_of(run: Path, data: str = "") -> list[dict[str, str]]:
     values = ("mAP", "Rank-1", "Rank-5", "Rank-10")
     found = []
     for name, row in rows.items():
-        found.append(
-            {**shared, "data": data or name, "mAP_untrained": start} | {v: f"{100 * row[v]:.1f}" for v in values if v in row}
-        )
+        numbers = {v: f"{100 * row[v]:.1f}" for v in values if v in row}
+        found.append({**shared, "data": data or name, "mAP_untrained": start} | numbers)
     return found
 
 

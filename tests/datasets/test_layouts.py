@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import importlib.util
 import json
 import pickle
 from pathlib import Path
@@ -65,7 +66,8 @@ def test_published_counts_follow_the_options():
     assert published("msmt17", "train", use_val=False) == (1041, 30248, 15)
     assert published("vehicleid_large", "gallery") == published("vehicleid", "gallery", test_size=2400)
     assert published("veri", "query", missing_view="drop")[1] == 1677
-    assert published("cuhk03", "train", labeled=False)[1] == 7365 and published("cuhk03", "query", classic=True)[0] == 100
+    assert published("cuhk03", "train", labeled=False)[1] == 7365
+    assert published("cuhk03", "query", classic=True)[0] == 100
     assert published("university1652", "query", direction="satellite_drone") == (701, 701, None)
 
 
@@ -141,6 +143,15 @@ def test_misspelt_cuhk_sysu_reads_too_and_an_empty_folder_is_told(tmp_path):
     assert "no images in" in message(make_dataset, "cuhk_sysu", tmp_path)
 
 
+def test_a_file_where_a_folder_should_be_is_one_line(tmp_path):
+    place = MARKET.build(tmp_path)
+    for path in list((place / "query").iterdir()):
+        path.unlink()
+    (place / "query").rmdir()
+    (place / "query").write_text("")
+    assert f"{place / 'query'} cannot be read (Not a directory)" in message(make_dataset, "market1501", tmp_path)
+
+
 # ---------------------------------------------------------------- CUHK03
 
 
@@ -210,7 +221,7 @@ def test_cuhk03_splits_of_other_systems_are_read_by_base_name(tmp_path):
     (place / "splits_new_labeled.json").write_text(json.dumps([split]))
     dataset = make_dataset("cuhk03", tmp_path)
     assert list(dataset.gallery) == [
-        (str(place / "images_labeled" / name), 2, i, 0) for i, name in enumerate(CUHK03_FILES[4:])
+        (str(place / "images_labeled" / name), 2, 1, 0) for name in CUHK03_FILES[4:]
     ]
     (place / "splits_new_labeled.json").write_text("{}]")
     assert "is no list of splits" in message(make_dataset, "cuhk03", tmp_path)
@@ -221,7 +232,11 @@ def test_cuhk03_says_what_is_missing(tmp_path, monkeypatch):
     write(place / "images_labeled", CUHK03_FILES)
     assert "no split of the new protocol; looked for" in message(make_dataset, "cuhk03", tmp_path)
     assert "neither extracted images" in message(make_dataset, "cuhk03", tmp_path, labeled=False)
-    (place / "cuhk-03.mat").write_bytes(b"")
+    savemat(place / "cuhk03_new_protocol_config_labeled.mat", {"labels": [1]})
+    assert "holds no split" in message(make_dataset, "cuhk03", tmp_path)
+    (place / "cuhk-03.mat").write_bytes(b"no such format")
+    if importlib.util.find_spec("h5py"):
+        assert "cannot be read" in message(make_dataset, "cuhk03", tmp_path, labeled=False)
     load = builtins.__import__
 
     def without(name, *args, **more):
