@@ -130,10 +130,11 @@ def ranking(test: TestSet, qf: Tensor, gf: Tensor, settings: Settings, query: Re
         qf, gf = query_expansion(qf, gf, int(times), int(k), float(alpha))
     where = (query.pids, gallery.pids, query.camids, gallery.camids)
     shared = {"same_list": test.same_list, "max_memory": settings.max_memory}
+    seqs = {} if query.seqs is None or gallery.seqs is None else {"q_seqs": query.seqs, "g_seqs": gallery.seqs}
     result = evaluate_features(
         qf, gf, *where, metric=settings.metric, normalize=settings.normalize, rerank=settings.rerank, ap=settings.ap,
         protocol="cuhk03" if test.protocol == "cuhk03" else "market1501", max_rank=settings.max_rank,
-        seed=settings.seed, repeats=settings.repeats, **shared,
+        seed=settings.seed, repeats=settings.repeats, **shared, **seqs,
     )  # fmt: skip
     metrics = {"mAP": float(result.mAP), "mINP": float(result.mINP)}
     metrics |= {f"Rank-{k}": float(result.cmc[k - 1]) for k in SHOWN_RANKS}
@@ -167,7 +168,7 @@ def drawn_gallery(test: TestSet, feats: Tensor, settings: Settings) -> Scored:
 def retrieval(test: TestSet, qf: Tensor, gf: Tensor, settings: Settings) -> Scored:
     """Recall@K and NMI; images of one list are never their own match."""
     gallery = () if test.same_list else (gf, test.gallery.pids)
-    result = evaluate_retrieval(qf, test.query.pids, *gallery, max_memory=settings.max_memory)
+    result = evaluate_retrieval(qf, test.query.pids, *gallery, ks=test.ks, max_memory=settings.max_memory)
     metrics = {f"Recall@{k}": float(v) for k, v in result.recall.items()} | {"NMI": float(result.nmi)}
     return Scored(metrics, test.query, {"first_match_rank": result.first_match_rank})
 

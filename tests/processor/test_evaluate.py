@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -156,3 +157,15 @@ def test_an_unknown_protocol_is_told():
     test, feats = example("market")
     with pytest.raises(UserError, match="TEST.PROTOCOL: unknown 'market'. Known: market1501, cuhk03"):
         score(test, feats, Settings())
+
+
+def test_images_of_the_query_s_own_sequence_do_not_count():
+    """Sequences of a table reach the scoring: the nearest image of the query's sequence is removed."""
+    seqs = {"query": np.array([7]), "gallery": np.array([7, 8, 9])}
+    query = replace(Records.of(["q"], [1]), seqs=seqs["query"])
+    gallery = replace(Records.of(["a", "b", "c"], [1, 2, 1], [1, 1, 1]), seqs=seqs["gallery"])
+    feats = torch.tensor([[1.0, 0.0], [1.0, 0.01], [1.0, 0.1], [1.0, 0.5]])
+    test = TestSet("own", "market1501", query, gallery, None)
+    assert score(test, feats, Settings()).metrics["mAP"] == 0.5
+    without = replace(test, query=replace(query, seqs=None))
+    assert score(without, feats, Settings()).metrics["mAP"] > 0.8
