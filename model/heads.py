@@ -48,7 +48,7 @@ class MarginHead(nn.Module):
 
     def with_margin(self, cosine: Tensor) -> Tensor:
         """The label's logit over the scale, from its cosine."""
-        raise NotImplementedError  # pragma: no cover
+        raise NotImplementedError(f"{type(self).__name__} has no margin of its own")
 
     def forward(self, feat: Tensor, label: Tensor | None = None) -> Tensor:
         cosine = self.cosines(feat)

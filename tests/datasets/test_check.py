@@ -20,7 +20,7 @@ from datasets.paths import Paths, chain
 from datasets.records import Records
 from datasets.scan import walk_images
 from tests.datasets.miniatures import LUPERSON, MARKET, MINIATURES, lists
-from tests.parity.cases import DATA, ROOT
+from tests.parity.cases import DATA, REQUIRED, ROOT
 from tests.tiny import write_market
 
 
@@ -86,6 +86,7 @@ def test_a_mistake_is_one_line_and_code_2(words, line):
 def test_eth80_in_its_three_forms(form, tmp_path, capsys):
     source = DATA / "eth80"
     if not source.is_dir():
+        assert not REQUIRED, "no ETH-80 where LINEUP_DATA points"
         pytest.skip("no ETH-80 where LINEUP_DATA points")
     root = source
     if form == "folder":
