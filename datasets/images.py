@@ -7,14 +7,14 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from datasets.files import read_bytes
 from datasets.records import Records
 from utils.errors import UserError
 
@@ -23,27 +23,38 @@ class BadImage(UserError):
     """An image that cannot be decoded; the message names its path."""
 
 
+Bytes = bytes | memoryview
 Box = Sequence[int] | np.ndarray
 Size = tuple[int, int]
 
 
-def decode(source: str | BinaryIO, path: str, at_least: Size | None = None) -> Image.Image:
-    """An RGB image from a file or its bytes. path: its name in messages.
+def read_image(path: str) -> bytes:
+    """The file's bytes. Raises ``BadImage`` where it is missing or cannot be read."""
+    try:
+        return read_bytes(path)
+    except FileNotFoundError:
+        raise BadImage(f"{path}: the image is missing") from None
+    except OSError as error:
+        raise BadImage(f"{path}: the image cannot be read ({error.strerror or error})") from None
+
+
+def decode(raw: Bytes, path: str, at_least: Size | None = None) -> Image.Image:
+    """An RGB image from the bytes of its file. path: its name in messages.
 
     at_least: (height, width) that a JPEG may be decoded down to, by halves (Pillow's draft mode): fewer pixels to
-    decode, other pixels than a full decoding gives.
+    decode, other pixels than a full decoding gives. Raises ``BadImage`` for an empty, damaged or foreign file.
     """
     try:
-        with Image.open(source) as image:
+        with Image.open(io.BytesIO(raw)) as image:
             if at_least is not None:
                 image.draft("RGB", at_least[::-1])
             image.load()
             return image if image.mode == "RGB" else image.convert("RGB")
-    except FileNotFoundError:
-        raise BadImage(f"{path}: the image is missing") from None
+    except UnidentifiedImageError:
+        reason = "no known format" if len(raw) else "empty file"
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = "empty file" if "cannot identify" in str(error) and _is_empty(path) else str(error).split("\n")[0]
-        raise BadImage(f"{path}: the image cannot be read ({reason})") from None
+        reason = str(error).split("\n")[0]
+    raise BadImage(f"{path}: the image cannot be read ({reason})")
 
 
 def cropped(image: Image.Image, box: Box | None, path: str) -> Image.Image:
@@ -60,7 +71,7 @@ def cropped(image: Image.Image, box: Box | None, path: str) -> Image.Image:
 
 def load_image(path: str, box: Box | None = None) -> Image.Image:
     """An RGB image, or the part of it in a box. Raises ``BadImage`` for a missing, empty, damaged or foreign file."""
-    return cropped(decode(path, path), box, path)
+    return cropped(decode(read_image(path), path), box, path)
 
 
 class ByteStore:
@@ -70,8 +81,7 @@ class ByteStore:
         self.block, self.ends = bytearray(), [0]
         for path in paths:
             try:
-                with open(path, "rb") as handle:
-                    raw = handle.read(budget - len(self.block) + 1)
+                raw = read_bytes(path)
             except OSError:
                 raw = b""  # told when it is its turn
             if len(self.block) + len(raw) > budget:
@@ -84,16 +94,11 @@ class ByteStore:
     def __len__(self) -> int:
         return len(self.ends) - 1
 
-    def get(self, row: int) -> BinaryIO | None:
+    def get(self, row: int) -> Bytes | None:
         """The bytes of a row, None when they are not held."""
         if row >= len(self) or self.ends[row] == self.ends[row + 1]:
             return None
-        return io.BytesIO(self.block[self.ends[row] : self.ends[row + 1]])
-
-
-def _is_empty(path: str) -> bool:
-    with open(path, "rb") as handle:
-        return not handle.read(1)
+        return self.block[self.ends[row] : self.ends[row + 1]]
 
 
 @contextmanager
@@ -141,11 +146,18 @@ class Batch:
         return Batch(*map(function, tensors), self.broken)
 
 
+Item = tuple[Tensor | None, int, list[str]]
+"""An image under the transform (None: neither it nor any other could be read), its row, what could not be read."""
+
+
 class ImageList(Dataset):
     """Images of a list under a transform. Indexed by a row, or by (row, seed) for augmentation.
 
-    Returns (image tensor, row), or the message of an image that cannot be read, so that a worker's error reaches the
-    user as one line. store: bytes that are in memory already. at_least: see ``decode``.
+    store: bytes that are in memory already. at_least: see ``decode``. stand_in: where an image cannot be read, another
+    one of its identity takes its place, the next in the list that can be read (any other image where there is none),
+    so that every batch has its full length: processes that train together take the same steps, and their gathered
+    features are of one shape. What could not be read is told with the batch, so that a worker's error reaches the user
+    as one line.
     """
 
     def __init__(
@@ -154,22 +166,23 @@ class ImageList(Dataset):
         transform: Callable[[Image.Image], Tensor],
         store: ByteStore | None = None,
         at_least: Size | None = None,
+        stand_in: bool = False,
     ):
         self.records, self.transform, self.store, self.at_least = records, transform, store, at_least
+        self.stand_in = stand_in
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int] | str:
+    def __getitem__(self, key: int | tuple[int, int]) -> Item:
         row, seed = key if isinstance(key, tuple) else (key, 0)
-        try:
-            image = self.image(row)
-        except BadImage as error:
-            return str(error)
+        image, row, broken = self.readable(row)
+        if image is None:
+            return None, row, broken
         with seeded(seed):
-            return self.transform(image), row
+            return self.transform(image), row, broken
 
-    def __getitems__(self, keys: list) -> Batch | list:
+    def __getitems__(self, keys: list) -> Batch | list[Item]:
         """A whole batch, each image written in its place in it; a list where the transform gives no size beforehand."""
         size = getattr(self.transform, "size", None)
         if size is None:
@@ -177,28 +190,45 @@ class ImageList(Dataset):
         images, rows, broken = torch.empty(len(keys), 3, *size), [], []
         for key in keys:
             row, seed = key if isinstance(key, tuple) else (key, 0)
+            image, row, messages = self.readable(row)
+            broken += messages
+            if image is not None:
+                with seeded(seed):
+                    self.transform(image, out=images[len(rows)])
+                rows.append(row)
+        return self.batch(images[: len(rows)], rows, broken)
+
+    def readable(self, row: int) -> tuple[Image.Image | None, int, list[str]]:
+        """The image of a row or of the one that stands in for it, its row, and a message for each that failed."""
+        broken = []
+        for candidate in self.candidates(row):
             try:
-                image = self.image(row)
+                return self.image(candidate), candidate, broken
             except BadImage as error:
                 broken.append(str(error))
-                continue
-            with seeded(seed):
-                self.transform(image, out=images[len(rows)])
-            rows.append(row)
-        return self.batch(images[: len(rows)], rows, broken)
+        return None, row, broken
+
+    def candidates(self, row: int) -> Iterator[int]:
+        """The row, then those that may stand in for it: its identity's after it, from the first again, then all."""
+        yield row
+        if self.stand_in:
+            own = np.flatnonzero(self.records.pids == self.records.pids[row])
+            after = np.roll(own, -1 - np.searchsorted(own, row))
+            yield from map(int, after[:-1])
+            yield from (other % len(self) for other in range(row + 1, row + len(self)))
 
     def image(self, row: int) -> Image.Image:
         path, boxes = self.records.paths[row], self.records.boxes
         held = self.store.get(row) if self.store else None
         box = None if boxes is None else boxes[row]
         at_least = None if box is not None and box.any() else self.at_least  # a box is in pixels of the whole image
-        return cropped(decode(held or path, path, at_least), box, path)
+        return cropped(decode(read_image(path) if held is None else held, path, at_least), box, path)
 
-    def collate(self, items: Batch | list) -> Batch:
+    def collate(self, items: Batch | list[Item]) -> Batch:
         if isinstance(items, Batch):
             return items
-        good = [item for item in items if not isinstance(item, str)]
-        broken = [item for item in items if isinstance(item, str)]
+        good = [(image, row) for image, row, _ in items if image is not None]
+        broken = [message for _, _, messages in items for message in messages]
         images = torch.stack([image for image, _ in good]) if good else torch.empty(0)
         return self.batch(images, [row for _, row in good], broken)
 

@@ -84,7 +84,7 @@ def read_msmt17(spec, folder: Path, use_val: bool = True, **options) -> RawSplit
 
     val = rows("val", places[0]) if use_val else []
     splits = (rows("train", places[0]) + val, rows("query", places[1]), rows("gallery", places[2]))
-    return RawSplits(*(relative_order(found, folder) for found in splits))
+    return RawSplits(*(relative_order(found, folder) for found in splits), listed=not flat)
 
 
 def read_occluded_duke(spec, folder: Path, **options) -> RawSplits:
@@ -205,7 +205,7 @@ def read_vehicleid(spec, folder: Path, test_size: int = 800, seed: int = 0, tria
     drawn = draw_one_each([pid for _, pid in test], seed + trial)
     gallery = [Row(*test[i], cam=1) for i in sorted(drawn)]
     query = [Row(path, pid) for i, (path, pid) in enumerate(test) if i not in drawn]
-    return RawSplits(train, query, gallery)
+    return RawSplits(train, query, gallery, listed=True)
 
 
 def draw_one_each(pids: list[int], seed: int) -> set[int]:

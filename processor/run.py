@@ -39,7 +39,7 @@ METHODS: dict[str, Callable[[Any, Data, nn.Module], list[Stage]]] = {"supervised
 
 FREE_KEYS = (
     "SOLVER.RESUME", "OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "DATALOADER.CACHE_GB", "DATASETS.LIST_CACHE",
-    "SOLVER.LOG_PERIOD", "MODEL.DEVICE",
+    "DATASETS.SHARDS", "SOLVER.LOG_PERIOD", "MODEL.DEVICE",
 )  # fmt: skip
 """Keys that may differ between a run and its continuation: they change no weight."""
 
