@@ -26,8 +26,8 @@ def read_bytes(path: str) -> bytes:
     if not found:
         with open(path, "rb") as handle:
             return handle.read()
-    length = int(found[3])
-    raw = os.pread(opened(found[1]).fileno(), length, int(found[2]))
+    length, shard = int(found[3]), opened(found[1])  # held by name: another thread may push it out of the cache
+    raw = os.pread(shard.fileno(), length, int(found[2]))
     if len(raw) != length:
         raise OSError(None, f"the shard ends before byte {int(found[2]) + length}", found[1])
     return raw

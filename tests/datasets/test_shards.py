@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from datasets import check, make_dataloader, make_dataset, shards
-from datasets.files import own_name
+from datasets.files import own_name, read_bytes
 from datasets.images import load_image
 from datasets.paths import Paths
 from datasets.readers import SPLITS
@@ -200,6 +201,16 @@ def test_the_check_command_looks_into_shards(tmp_path, capsys):
         assert caught.value.code == 0
         outputs.append(capsys.readouterr().out.splitlines()[1:])
     assert outputs[0] == outputs[1] and "files: 32 read, 0 missing, 0 damaged" in outputs[0]
+
+
+def test_threads_that_open_more_shards_than_stay_open_read_their_own_bytes(tmp_path):
+    addresses = {}
+    for i in range(100):
+        (tmp_path / f"{i:06d}.tar").write_bytes(b"%03d" % i * 50)
+        addresses[f"{tmp_path}/{i:06d}.tar/3+3/a.jpg"] = b"%03d" % i
+    wanted = list(addresses) * 20
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(read_bytes, wanted)) == [addresses[path] for path in wanted]
 
 
 # ---------------------------------------------------------------- what goes wrong
