@@ -42,7 +42,10 @@ def entry_key(spec, options: dict) -> str:
 @lru_cache
 def code_digest(reader: str | None) -> bytes:
     """Of the files that make lists: ours and the one that holds the reader."""
-    others = ("synthetic", "check", "sheet", "samplers", "transforms", "images", "files", "shards", "command")
+    others = (
+        "synthetic", "check", "command", "sheet", "samplers", "transforms", "images", "decoding", "stores", "files",
+        "shards",
+    )  # fmt: skip
     files = {path for path in Path(__file__).parent.glob("*.py") if not path.name.startswith(others)}
     digest = hashlib.blake2b(digest_size=8)
     for path in sorted(files | ({Path(reader)} if reader else set())):

@@ -21,9 +21,9 @@ import numpy as np
 
 from datasets.catalogue import ReIDDataset, make_dataset
 from datasets.command import configured
+from datasets.decoding import BadImage, cropped, decode
 from datasets.files import read_bytes
 from datasets.findings import findings
-from datasets.images import BadImage, cropped, decode
 from datasets.readers import SPLITS
 from datasets.records import Records
 from datasets.sheet import contact_sheet

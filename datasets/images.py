@@ -1,104 +1,21 @@
-"""From a list of images to batches: decoding, augmentation with a seed per image, collating."""
+"""From a list of images to batches: augmentation with a seed per image, collating."""
 
 from __future__ import annotations
 
-import io
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from datasets.files import read_bytes
+from datasets.decoding import BadImage, Pixels, Size, cropped, decode, read_image
 from datasets.records import Records
-from utils.errors import UserError
-
-
-class BadImage(UserError):
-    """An image that cannot be decoded; the message names its path."""
-
-
-Bytes = bytes | memoryview
-Box = Sequence[int] | np.ndarray
-Size = tuple[int, int]
-
-
-def read_image(path: str) -> bytes:
-    """The file's bytes. Raises ``BadImage`` where it is missing or cannot be read."""
-    try:
-        return read_bytes(path)
-    except FileNotFoundError:
-        raise BadImage(f"{path}: the image is missing") from None
-    except OSError as error:
-        raise BadImage(f"{path}: the image cannot be read ({error.strerror or error})") from None
-
-
-def decode(raw: Bytes, path: str, at_least: Size | None = None) -> Image.Image:
-    """An RGB image from the bytes of its file. path: its name in messages.
-
-    at_least: (height, width) that a JPEG may be decoded down to, by halves (Pillow's draft mode): fewer pixels to
-    decode, other pixels than a full decoding gives. Raises ``BadImage`` for an empty, damaged or foreign file.
-    """
-    try:
-        with Image.open(io.BytesIO(raw)) as image:
-            if at_least is not None:
-                image.draft("RGB", at_least[::-1])
-            image.load()
-            return image if image.mode == "RGB" else image.convert("RGB")
-    except UnidentifiedImageError:
-        reason = "no known format" if len(raw) else "empty file"
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = str(error).split("\n")[0]
-    raise BadImage(f"{path}: the image cannot be read ({reason})")
-
-
-def cropped(image: Image.Image, box: Box | None, path: str) -> Image.Image:
-    """The part in the box (left, top, right, bottom), cut off at the image's edges; all 0 or None: the whole image."""
-    if box is None or not any(box):
-        return image
-    left, top, right, bottom = (int(v) for v in box)
-    right, bottom = min(right, image.width), min(bottom, image.height)
-    if left >= right or top >= bottom:
-        size = f"{image.width} x {image.height}"
-        raise BadImage(f"{path}: the image cannot be read (its crop box lies outside of {size})")
-    return image.crop((left, top, right, bottom))
-
-
-def load_image(path: str, box: Box | None = None) -> Image.Image:
-    """An RGB image, or the part of it in a box. Raises ``BadImage`` for a missing, empty, damaged or foreign file."""
-    return cropped(decode(read_image(path), path), box, path)
-
-
-class ByteStore:
-    """The bytes of the first files of a list within a budget, in one block that worker processes share."""
-
-    def __init__(self, paths: Sequence[str], budget: int):
-        self.block, self.ends = bytearray(), [0]
-        for path in paths:
-            try:
-                raw = read_bytes(path)
-            except OSError:
-                raw = b""  # told when it is its turn
-            if len(self.block) + len(raw) > budget:
-                break
-            self.block += raw
-            self.ends.append(len(self.block))
-        self.ends = np.array(self.ends)
-        self.block = memoryview(self.block)
-
-    def __len__(self) -> int:
-        return len(self.ends) - 1
-
-    def get(self, row: int) -> Bytes | None:
-        """The bytes of a row, None when they are not held."""
-        if row >= len(self) or self.ends[row] == self.ends[row + 1]:
-            return None
-        return self.block[self.ends[row] : self.ends[row + 1]]
+from datasets.stores import ByteStore, PixelStore
 
 
 @contextmanager
@@ -153,23 +70,25 @@ Item = tuple[Tensor | None, int, list[str]]
 class ImageList(Dataset):
     """Images of a list under a transform. Indexed by a row, or by (row, seed) for augmentation.
 
-    store: bytes that are in memory already. at_least: see ``decode``. stand_in: where an image cannot be read, another
-    one of its identity takes its place, the next in the list that can be read (any other image where there is none),
-    so that every batch has its full length: processes that train together take the same steps, and their gathered
-    features are of one shape. What could not be read is told with the batch, so that a worker's error reaches the user
-    as one line.
+    store: files or pixels that are in memory already. decoder, at_least: see ``decode``.
+
+    stand_in: where an image cannot be read, another one of its identity takes its place, the next in the list that can
+    be read (any other image where there is none), so that every batch has its full length: processes that train
+    together take the same steps, and their gathered features are of one shape. What could not be read is told with the
+    batch, so that a worker's error reaches the user as one line.
     """
 
     def __init__(
         self,
         records: Records,
         transform: Callable[[Image.Image], Tensor],
-        store: ByteStore | None = None,
+        store: ByteStore | PixelStore | None = None,
+        decoder: Callable[..., Pixels] = decode,
         at_least: Size | None = None,
         stand_in: bool = False,
     ):
-        self.records, self.transform, self.store, self.at_least = records, transform, store, at_least
-        self.stand_in = stand_in
+        self.records, self.transform, self.store = records, transform, store
+        self.decoder, self.at_least, self.stand_in = decoder, at_least, stand_in
 
     def __len__(self) -> int:
         return len(self.records)
@@ -198,14 +117,21 @@ class ImageList(Dataset):
                 rows.append(row)
         return self.batch(images[: len(rows)], rows, broken)
 
-    def readable(self, row: int) -> tuple[Image.Image | None, int, list[str]]:
-        """The image of a row or of the one that stands in for it, its row, and a message for each that failed."""
+    def readable(self, row: int) -> tuple[Pixels | None, int, list[str]]:
+        """The image of a row or of the one that stands in for it, its row, and a message for each that failed.
+
+        Pixels only for a transform that takes them, a PIL image for any other.
+        """
         broken = []
         for candidate in self.candidates(row):
             try:
-                return self.image(candidate), candidate, broken
+                image = self.image(candidate)
             except BadImage as error:
                 broken.append(str(error))
+                continue
+            if isinstance(image, Tensor) and not getattr(self.transform, "takes_pixels", False):
+                image = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+            return image, candidate, broken
         return None, row, broken
 
     def candidates(self, row: int) -> Iterator[int]:
@@ -217,12 +143,22 @@ class ImageList(Dataset):
             yield from map(int, after[:-1])
             yield from (other % len(self) for other in range(row + 1, row + len(self)))
 
-    def image(self, row: int) -> Image.Image:
-        path, boxes = self.records.paths[row], self.records.boxes
+    def image(self, row: int) -> Pixels:
         held = self.store.get(row) if self.store else None
+        if isinstance(held, Tensor):
+            return held
+        path, boxes = self.records.paths[row], self.records.boxes
         box = None if boxes is None else boxes[row]
         at_least = None if box is not None and box.any() else self.at_least  # a box is in pixels of the whole image
-        return cropped(decode(read_image(path) if held is None else held, path, at_least), box, path)
+        return cropped(self.decoder(read_image(path) if held is None else held, path, at_least), box, path)
+
+    def images(self) -> Iterator[Pixels | None]:
+        """One after another as they enter the transform, None for one that cannot be read."""
+        for row in range(len(self)):
+            try:
+                yield self.image(row)
+            except BadImage:  # told when it is its turn
+                yield None
 
     def collate(self, items: Batch | list[Item]) -> Batch:
         if isinstance(items, Batch):

@@ -13,11 +13,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from datasets.catalogue import CATALOGUE, ReIDDataset, find_spec, make_dataset
+from datasets.decoding import DECODERS
 from datasets.findings import findings, missing_line
-from datasets.images import Batch, ByteStore, ImageList
+from datasets.images import Batch, ImageList
 from datasets.readers import SPLITS
 from datasets.records import Records, join
 from datasets.samplers import make_sampler
+from datasets.stores import ByteStore, PixelStore
 from datasets.transforms import build_transforms
 from utils.distributed import rank, world_size
 from utils.errors import UserError
@@ -69,21 +71,24 @@ class TrainLoader:
     """Batches of one epoch after another. on_bad: at an image that cannot be read, ``raise`` stops; ``skip`` counts and
     takes another image of its identity, so that batches keep their length.
 
-    cache: bytes of memory for the files of the first images. at_least: size that JPEG files may be decoded down to.
+    cache: bytes of memory for the first images, held as ``files`` or as ``pixels``. decoder: ``pillow`` or
+    ``torchvision``. at_least: size that Pillow may decode JPEG files down to.
     """
 
     def __init__(
         self, records: Records, transform, sampler, workers: int, on_bad: str = "raise", pin: bool = False,
-        cache: int = 0, at_least: tuple[int, int] | None = None,
+        cache: int = 0, held: str = "files", decoder: str = "pillow", at_least: tuple[int, int] | None = None,
     ):  # fmt: skip
         if on_bad not in ("raise", "skip"):
             raise UserError(f"DATALOADER.BAD_IMAGES: {on_bad!r} is neither 'raise' nor 'skip'")
         self.records, self.sampler, self.on_bad = records, sampler, on_bad
-        store = ByteStore(records.paths, cache) if cache else None
-        if store is not None:
-            held = len(store.block) / 1e9
-            log.info("%d of %d training images are held in memory (%.2f GB)", len(store), len(records), held)
-        images = ImageList(records, transform, store, at_least, stand_in=on_bad == "skip")
+        images = ImageList(records, transform, None, DECODERS[decoder], at_least, stand_in=on_bad == "skip")
+        if cache:
+            images.store = store = (
+                PixelStore(images.images(), cache) if held == "pixels" else ByteStore(records.paths, cache)
+            )
+            size = len(store.block) / 1e9
+            log.info("%s of %d of %d training images are in memory (%.2f GB)", held, len(store), len(records), size)
         self.make = partial(
             DataLoader, images, batch_sampler=sampler, num_workers=workers, collate_fn=images.collate,
             persistent_workers=workers > 0, pin_memory=pin, worker_init_fn=one_thread,
@@ -362,6 +367,10 @@ def make_dataloader(cfg, training: bool = True) -> Data:
         train, query, gallery = hold_out(train, cfg.DATASETS.VAL_SHARE, cfg.SOLVER.SEED)
         validation = make_test_set(cfg, "validation", "market1501", query, gallery)
     loader = None
+    if training and cfg.DATALOADER.DRAFT and cfg.DATALOADER.DECODER == "torchvision":
+        raise UserError(
+            "DATALOADER.DRAFT and DATALOADER.DECODER 'torchvision' cannot go together: torchvision decodes whole images"
+        )
     if training:
         sampler = make_sampler(cfg, train.pids, rank(), world_size())
         loader = TrainLoader(
@@ -372,6 +381,8 @@ def make_dataloader(cfg, training: bool = True) -> Data:
             cfg.DATALOADER.BAD_IMAGES,
             pinned(cfg),
             cache=int(cfg.DATALOADER.CACHE_GB * 1e9),
+            held=cfg.DATALOADER.CACHE,
+            decoder=cfg.DATALOADER.DECODER,
             at_least=tuple(cfg.INPUT.SIZE_TRAIN) if cfg.DATALOADER.DRAFT else None,
         )
     tests = []

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from datasets import check, make_dataloader, make_dataset, shards
+from datasets.decoding import load_image
 from datasets.files import own_name, read_bytes
-from datasets.images import load_image
 from datasets.paths import Paths
 from datasets.readers import SPLITS
 from datasets.shards import settings, write_shards
