@@ -140,8 +140,8 @@ DATALOADER = {
     "CACHE_GB": Key(0.0, "memory for training images, in GB (10^9 bytes), shared by all workers; 0: none", least=0),
     "CACHE": Key("files", "what that memory holds: files, or pixels, which need no decoding and five to ten times the "
                  "room", words=("files", "pixels")),
-    "DECODER": Key("pillow", "what decodes JPEG files of training: pillow, or torchvision: faster, and not bound to give "
-                   "the same pixels", words=("pillow", "torchvision")),
+    "DECODER": Key("pillow", "what decodes JPEG files of training: pillow, or torchvision: faster, but not bound to "
+                   "give the same pixels", words=("pillow", "torchvision")),
     "DRAFT": Key(False, "decode large JPEG files of training at half, quarter or eighth size; changes pixels"),
     "BAD_IMAGES": Key("raise", "what a damaged training image does: raise, so that none goes unnoticed, or skip: "
                       "another one of its identity stands in"),

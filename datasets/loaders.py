@@ -21,7 +21,7 @@ from datasets.records import Records, join
 from datasets.samplers import make_sampler
 from datasets.stores import ByteStore, PixelStore
 from datasets.transforms import build_transforms
-from utils.distributed import rank, world_size
+from utils.distributed import gather_objects, rank, world_size
 from utils.errors import UserError
 from utils.matching import Matching
 
@@ -127,6 +127,8 @@ class EpochBatches:
         except Exception:
             self.owner.restart()
             raise
+        if self.owner.on_bad == "skip":
+            skipped = set().union(*gather_objects(skipped))
         if skipped:
             log.warning("%d images could not be read in this epoch; others of their identity stood in", len(skipped))
 

@@ -44,7 +44,7 @@ def averages(runs: list[dict[str, Row]]) -> dict[str, dict[str, tuple[float, flo
     first = runs[0]
     for other in runs[1:]:
         if {name: set(row) for name, row in other.items()} != {name: set(row) for name, row in first.items()}:
-            raise UserError(f"the runs have no common values: {', '.join(first)} and {', '.join(other)}")
+            raise UserError(f"the runs have no common values: {told(first)} and {told(other)}")
     out = {}
     for name, row in first.items():
         table = {value: np.array([run[name][value] for run in runs]) for value in row}
@@ -52,6 +52,10 @@ def averages(runs: list[dict[str, Row]]) -> dict[str, dict[str, tuple[float, flo
             value: (float(c.mean()), float(c.std(ddof=1)) if len(c) > 1 else 0.0) for value, c in table.items()
         }
     return out
+
+
+def told(run: dict[str, Row]) -> str:
+    return "; ".join(f"{', '.join(sorted(row))} on {name}" for name, row in run.items())
 
 
 def lines(names: list[str], runs: list[dict[str, Row]]) -> list[str]:
