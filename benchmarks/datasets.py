@@ -106,7 +106,9 @@ WAYS = {
     "pixels in memory": {"cache": 4 * 10**9, "held": "pixels"},
     "torchvision": {"decoder": "torchvision"},
     "draft": {"at_least": (256, 128)},
+    "shards": {},
 }
+REPEATS = 5
 
 
 def loading(root: Path, count: int, size: tuple[int, int], workers: list[int]) -> None:
@@ -121,17 +123,18 @@ def loading(root: Path, count: int, size: tuple[int, int], workers: list[int]) -
     print(f"{count} JPEG of {size[0]} x {size[1]}, {mean / 1000:.0f} kB each")
     for number in workers:
         sampler = EpochSampler(shuffled, records.pids, 64, 1, seed=0)
-        base = 0.0
-        for title, more in [*WAYS.items(), ("shards", {})]:
-            part = packed if title == "shards" else records
+        loaders, room = {}, {}
+        for title, more in WAYS.items():
             began = time.perf_counter()
-            loader = TrainLoader(part, transform, sampler, number, **more)
-            filled = time.perf_counter() - began
-            found = rate(loader.epoch, 3)
-            base = base or found
-            store = loader.loader.dataset.store
-            room = f", {len(store.block) / 1e6:.0f} MB filled in {filled:.1f} s" if store else ""
-            print(f"{number} workers, {title:16s} {found:7.0f} images/s {found / base:5.2f} of files{room}", flush=True)
+            loaders[title] = TrainLoader(packed if title == "shards" else records, transform, sampler, number, **more)
+            filled, store = time.perf_counter() - began, loaders[title].loader.dataset.store
+            room[title] = f", {len(store.block) / 1e6:.0f} MB filled in {filled:.1f} s" if store else ""
+        found = dict.fromkeys(WAYS, 0.0)
+        for _ in range(REPEATS):  # in turn, so that what else the machine does meets all of them
+            found = {title: max(best, rate(loaders[title].epoch, 1)) for title, best in found.items()}
+        for title, best in found.items():
+            gain = best / found["files"]
+            print(f"{number} workers, {title:16s} {best:7.0f} images/s {gain:5.2f} of files{room[title]}", flush=True)
 
 
 def main() -> None:

@@ -121,9 +121,9 @@ def missing_line(name: str, split: str, records: Records, shown: int = 5) -> str
     absent, looked = missing(records)
     if not absent:
         return ""
-    count = f"{len(absent):,} of {looked:,} images looked for" if looked < len(records) else f"{len(absent):,} images"
+    count = f"{len(absent):,} of {looked:,}" + (" looked for" if looked < len(records) else "")
     more = ", ..." if len(absent) > shown else ""
     return (
-        f"{name}: {count} of the {split} list are missing: {', '.join(absent[:shown])}{more}; is everything unpacked, "
-        "do the paths begin in the right folder?"
+        f"{name}: images of the {split} list are missing, {count}: {', '.join(absent[:shown])}{more}; unpack "
+        "everything, or make the paths begin in the right folder"
     )

@@ -198,7 +198,7 @@ def read_vehicleid(spec, folder: Path, test_size: int = 800, seed: int = 0, tria
     if not look(lists / f"test_list_{test_size}.txt").exists():
         sizes = sorted(int(p.stem.rpartition("_")[2]) for p in lists.glob("test_list_*.txt"))
         raise UserError(
-            f"DATASETS.TEST_SIZE: {spec.name} has no test list of {test_size} vehicles in {lists}; found {sizes}"
+            f"DATASETS.TEST_SIZE: {spec.name} has no list file 'test_list_{test_size}.txt' in {lists}; found {sizes}"
         )
     train = relative_order([Row(path, pid) for path, pid in rows("train_list.txt")], folder)
     test = rows(f"test_list_{test_size}.txt")

@@ -65,28 +65,15 @@ def test_a_folder_with_another_layout_says_what_is_missing_in_it_and_what_is_the
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-@pytest.mark.parametrize("part", ["folder"])
-def test_a_folder_of_the_layout_that_is_missing_is_named(name, part, tmp_path):
-    """Every folder that holds images, renamed in turn: the reader or the look for images says so."""
-    place = MINIATURES[name].build(tmp_path)
-    used = {str(Path(p).parent) for rows in lists(read(name, tmp_path)).values() for p, *_ in rows}
-    for folder in sorted(used):
+def test_a_folder_of_images_that_is_missing_is_told(name, tmp_path):
+    """Each in turn, by the reader or by the look for the images of a list."""
+    MINIATURES[name].build(tmp_path)
+    for folder in sorted({str(Path(p).parent) for rows in lists(read(name, tmp_path)).values() for p, *_ in rows}):
         os.rename(folder, f"{folder}.away")
-        lines = refusals(name, tmp_path)
+        line = message(make_dataloader, config(tmp_path, tmp_path / "out", DATASETS__NAMES=name))
         os.rename(f"{folder}.away", folder)
-        assert lines and all("\n" not in line for line in lines), folder
-        assert any(str(place) in line or Path(folder).name in line for line in lines), lines
-
-
-def refusals(name: str, root: Path) -> list[str]:
-    """The line with which reading or the loaders refuse; none where an identity's folder may be absent."""
-    from utils.errors import UserError
-
-    try:
-        make_dataloader(config(root, root / "out", DATASETS__NAMES=name))
-    except UserError as error:
-        return [str(error)]
-    return []
+        top = Path(folder).relative_to(tmp_path).parts[0]
+        assert str(tmp_path / top) in line or "no query" in line or "no training" in line, line
 
 
 # ---------------------------------------------------------------- lists
@@ -96,8 +83,7 @@ def refusals(name: str, root: Path) -> list[str]:
 def test_a_missing_list_is_named(name, file, tmp_path):
     place = MINIATURES[name].build(tmp_path)
     (place / file).unlink()
-    text = one_line(name, tmp_path)
-    assert Path(file).name in text or f"no test list of {file[-8:-4].lstrip('_')} vehicles" in text
+    assert Path(file).name in one_line(name, tmp_path)
 
 
 @pytest.mark.parametrize(("name", "file"), [(n, f) for n, files in LISTS.items() for f in files if f.endswith("txt")])
@@ -119,7 +105,8 @@ def test_a_list_that_names_a_missing_image_is_refused_before_training(name, spli
     dataset = read(name, tmp_path)
     path = getattr(dataset, split).paths[0]
     os.unlink(path)
-    words = f"{name}: 1 images of the {split} list are missing: {path};"
+    count = len(getattr(dataset, split))
+    words = f"{name}: images of the {split} list are missing, 1 of {count}: {path};"
     line = message(make_dataloader, config(tmp_path, tmp_path / "out", DATASETS__NAMES=name))
     assert line.startswith(words) and ("BAD_IMAGES 'skip'" in line) == (split == "train")
     caplog.clear()

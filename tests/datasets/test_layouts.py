@@ -53,6 +53,21 @@ def test_counts_other_than_the_published_ones_are_told_with_both_numbers_in_one_
 
 
 @pytest.mark.parametrize("name", [n for n in MINIATURES if CATALOGUE[n].counts])
+def test_every_entry_warns_once_with_both_numbers(name, tmp_path, caplog):
+    MINIATURES[name].build(tmp_path)
+    dataset = make_dataset(name, tmp_path)
+    (line,) = [r.message for r in caplog.records if "published" in r.message]
+    told = 0
+    for split, wanted in dataset.spec.published().items():
+        found = getattr(dataset, split).counts()
+        for what, there, number in zip(("ids", "images", "cameras"), found, wanted, strict=True):
+            if number not in (None, there):
+                assert f"{split} {there:,} {what} (published {number:,})" in line
+                told += 1
+    assert told == line.count("(published ") > 0
+
+
+@pytest.mark.parametrize("name", [n for n in MINIATURES if CATALOGUE[n].counts])
 def test_published_counts_name_splits_and_three_numbers(name):
     counts = CATALOGUE[name].published()
     assert counts and set(counts) <= {"train", "query", "gallery"}

@@ -235,7 +235,7 @@ def test_images_that_are_not_there_are_counted_and_the_first_are_named(tmp_path)
         Path(path).unlink()
     line = message(make_dataloader, config(place, tmp_path, DATASETS__NAMES="csv"))
     named = ", ".join(dataset.query.paths[:5])
-    assert line.startswith(f"csv: 6 images of the query list are missing: {named}, ...; is everything unpacked")
+    assert line.startswith(f"csv: images of the query list are missing, 6 of 8: {named}, ...; unpack everything")
     assert missing(dataset.train) == ([], 16) and missing(dataset.train.take([])) == ([], 0)
     assert missing_line("x", "train", dataset.train) == ""
 
