@@ -102,8 +102,8 @@ def copies_of_queries(query: Records, gallery: Records) -> list[str]:
     return [f"{len(left)} images are query and gallery at once, such as {query.paths[left[0]]}: a perfect match each"]
 
 
-def missing(records: Records, seconds: float = 2.0) -> tuple[list[str], int]:
-    """(the images of a list that are not there, in its order; how many were looked for until the time was over).
+def missing(records: Records, seconds: float = 2.0) -> tuple[np.ndarray, int]:
+    """(rows of a list whose images are not there, ascending; how many were looked for until the time was over).
 
     In random order, so that what was looked for stands for the rest.
     """
@@ -113,17 +113,14 @@ def missing(records: Records, seconds: float = 2.0) -> tuple[list[str], int]:
             absent.append(i)
         if looked % 256 == 0 and time.monotonic() > until:
             break
-    return [records.paths[i] for i in sorted(absent)], looked
+    return np.sort(np.array(absent, np.int64)), looked
 
 
-def missing_line(name: str, split: str, records: Records, shown: int = 5) -> str:
-    """What to say of missing images of a split; empty when all are there."""
-    absent, looked = missing(records)
-    if not absent:
-        return ""
+def missing_line(split: str, records: Records, absent: np.ndarray, looked: int, shown: int = 5) -> str:
+    """What to say of the missing images of a split, naming the first."""
     count = f"{len(absent):,} of {looked:,}" + (" looked for" if looked < len(records) else "")
-    more = ", ..." if len(absent) > shown else ""
+    names = ", ".join(records.paths[i] for i in absent[:shown]) + (", ..." if len(absent) > shown else "")
     return (
-        f"{name}: images of the {split} list are missing, {count}: {', '.join(absent[:shown])}{more}; unpack "
-        "everything, or make the paths begin in the right folder"
+        f"images of the {split} list are missing, {count}: {names}; unpack everything, or make the paths begin in the "
+        "right folder"
     )

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from datasets.catalogue import CATALOGUE, ReIDDataset, find_spec, make_dataset
 from datasets.decoding import DECODERS
-from datasets.findings import findings, missing_line
+from datasets.findings import findings, missing, missing_line
 from datasets.images import Batch, ImageList
 from datasets.readers import SPLITS
 from datasets.records import Records, join
@@ -311,11 +311,18 @@ def tell_findings(dataset: ReIDDataset) -> None:
 
 def refuse_missing(dataset: ReIDDataset, splits: tuple[str, ...], skip: bool) -> None:
     """Raises ``UserError`` where a list names images that are not there. skip: training goes on without such images."""
+    name = dataset.spec.name
     for split in splits if dataset.listed else ():
-        line = missing_line(dataset.spec.name, split, getattr(dataset, split))
-        if line and split == "train" and skip:
+        records = getattr(dataset, split)
+        absent, looked = missing(records)
+        if looked < len(records):
+            log.info("%s: looked for %d of the %d images of the %s list in the time", name, looked, len(records), split)
+        if not len(absent):
+            continue
+        line = f"{name}: {missing_line(split, records, absent, looked)}"
+        if split == "train" and skip:
             log.warning(line)
-        elif line:
+        else:
             raise UserError(line + ("; DATALOADER.BAD_IMAGES 'skip' trains without" if split == "train" else ""))
 
 

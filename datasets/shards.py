@@ -27,7 +27,8 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.cache import packed, unpacked
-from datasets.files import opened, read_bytes
+from datasets.decoding import read_image
+from datasets.files import opened
 from datasets.paths import Paths
 from datasets.readers import SPLITS
 from datasets.records import LONG, Records
@@ -44,7 +45,7 @@ def settings(spec, use_all: bool, options: dict) -> dict:
     functions = [f for f in (spec.read, spec.make) if f]
     parameters = [p for f in functions for p in inspect.signature(f).parameters.values() if p.kind != p.VAR_KEYWORD]
     values = {p.name: options.get(p.name, p.default) for p in parameters if p.name not in PLACES}
-    return json.loads(json.dumps(values | {"use_all": use_all}))
+    return json.loads(json.dumps(values | {"use_all": use_all}, default=str))
 
 
 def images_of(splits: dict[str, Records]) -> Iterator[tuple[str, list[tuple[str, int]]]]:
@@ -126,7 +127,7 @@ def write_shards(dataset, out: Path, chosen: dict, size: int) -> str:
         images = tqdm(images_of(splits), desc=dataset.spec.name, leave=False, disable=not sys.stderr.isatty())
         for number, (path, owners) in enumerate(images):
             name = path.removeprefix(base)
-            writer.add(name, content(path), described(name, owners, splits))
+            writer.add(name, read_image(path), described(name, owners, splits))
             for split, i in owners:
                 rows[split][i] = number
         writer.close()
@@ -144,15 +145,6 @@ def write_shards(dataset, out: Path, chosen: dict, size: int) -> str:
         shutil.rmtree(partial_home, ignore_errors=True)
     total = sum(sizes.values()) / 1e9
     return f"{dataset.spec.name}: {len(paths):,} images in {len(sizes)} shards of {total:.3f} GB in all, in {home}"
-
-
-def content(path: str) -> bytes:
-    try:
-        return read_bytes(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: the image is missing; python -m datasets.check names all such images") from None
-    except OSError as error:
-        raise UserError(f"{path}: the image cannot be read ({error.strerror or error})") from None
 
 
 def read_shards(spec, folder: Path, chosen: dict) -> tuple[Path, dict[str, Records], dict]:
