@@ -26,13 +26,13 @@ from datasets.samplers import EpochSampler, shuffled
 from datasets.transforms import RandomErasing, build_transforms
 
 
-def write_images(folder: Path, count: int) -> list[str]:
-    """Smooth noise, which compresses like photographs do (4-5 kB a file)."""
+def write_images(folder: Path, count: int, height: int = 128, width: int = 64) -> list[str]:
+    """Smooth noise, which compresses like photographs do (128 x 64: 4-5 kB a file)."""
     rng = np.random.default_rng(0)
     paths = []
     for i in range(count):
-        small = Image.fromarray(rng.integers(0, 255, (32, 16, 3), dtype=np.uint8))
-        image = small.resize((64, 128), Image.Resampling.BICUBIC)
+        small = Image.fromarray(rng.integers(0, 255, (height // 4, width // 4, 3), dtype=np.uint8))
+        image = small.resize((width, height), Image.Resampling.BICUBIC)
         paths.append(str(folder / f"{i:06d}.jpg"))
         image.save(paths[-1], quality=90)
     return paths

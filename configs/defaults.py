@@ -112,6 +112,8 @@ DATASETS = {
     "SYNTHETIC.SEED": Key(0, "built-in data: seed"),
     "OPTIONS": Key((), "options for one dataset among several: ['cuhk03.classic', True, ...]"),
     "LIST_CACHE": Key(True, "keep the parsed lists of large sets for the next start, in .lineup beside the images"),
+    "SHARDS": Key("", "read the datasets of the run from the tar shards in this folder, which python -m "
+                  "datasets.shards writes; empty: from their own folders"),
     "VIEW_DIR": Key("", "VeRi: folder of keypoint_train.txt and keypoint_test.txt; empty: the dataset's own folder"),
     "FILE": Key("", "csv: the table; empty: dataset.csv or dataset.jsonl in ROOT_DIR"),
     "IMAGE_DIR": Key("", "csv: folder that the paths are relative to; empty: the table's folder"),
@@ -135,10 +137,14 @@ DATALOADER = {
                    "id, id_triplet, img_triplet"),
     "NUM_INSTANCE": Key(16, "images per identity in a batch (K)"),
     "REMOVE_TAIL": Key(0, "upstream's threshold for rare identities"),
-    "CACHE_GB": Key(0.0, "memory for the files of training images, in GB (10^9 bytes), shared by all workers; 0: none",
-                    least=0),
+    "CACHE_GB": Key(0.0, "memory for training images, in GB (10^9 bytes), shared by all workers; 0: none", least=0),
+    "CACHE": Key("files", "what that memory holds: files, or pixels, which need no decoding and five to ten times the "
+                 "room", words=("files", "pixels")),
+    "DECODER": Key("pillow", "what decodes JPEG files of training: pillow, or torchvision: faster, but not bound to "
+                   "give the same pixels", words=("pillow", "torchvision")),
     "DRAFT": Key(False, "decode large JPEG files of training at half, quarter or eighth size; changes pixels"),
-    "BAD_IMAGES": Key("raise", "raise or skip: what a damaged training image does; raise, so that none goes unnoticed"),
+    "BAD_IMAGES": Key("raise", "what a damaged training image does: raise, so that none goes unnoticed, or skip: "
+                      "another one of its identity stands in"),
 }
 
 _OPTIMIZER = {  # what the single-stage solver and both stages of the prompt method have in common

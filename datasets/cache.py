@@ -42,7 +42,10 @@ def entry_key(spec, options: dict) -> str:
 @lru_cache
 def code_digest(reader: str | None) -> bytes:
     """Of the files that make lists: ours and the one that holds the reader."""
-    others = ("synthetic", "check", "sheet", "samplers", "transforms", "images")
+    others = (
+        "synthetic", "check", "command", "sheet", "samplers", "transforms", "images", "decoding", "stores", "files",
+        "shards",
+    )  # fmt: skip
     files = {path for path in Path(__file__).parent.glob("*.py") if not path.name.startswith(others)}
     digest = hashlib.blake2b(digest_size=8)
     for path in sorted(files | ({Path(reader)} if reader else set())):
@@ -76,11 +79,10 @@ def load(folder: Path, key: str) -> tuple[dict[str, Records], dict] | None:
     for place in places(folder):
         try:
             with np.load(place / key, allow_pickle=False) as held:
-                kept = json.loads(bytes(held["kept"]))
-                if any(state_of(home / name) != state for name, state in kept["state"].items()):
+                state = json.loads(bytes(held["kept"]))["state"]
+                if any(state_of(home / name) != there for name, there in state.items()):
                     continue
-                blobs = {name: held[name].tobytes() for name in kept["blobs"]}
-                records = {split: unpack(held, split, kept, blobs, home) for split in kept["splits"]}
+                records, kept = unpacked(held, home)
         except FileNotFoundError:
             continue
         except Exception as error:  # a damaged copy is no reason to stop: the lists are read anew
@@ -91,8 +93,14 @@ def load(folder: Path, key: str) -> tuple[dict[str, Records], dict] | None:
     return None
 
 
-def unpack(held, split: str, kept: dict, blobs: dict[str, bytes], home: Path) -> Records:
-    of = kept["splits"][split]
+def unpacked(held, home: Path) -> tuple[dict[str, Records], dict]:
+    """What ``packed`` made arrays of: split -> records, and the other values."""
+    kept = json.loads(bytes(held["kept"]))
+    blobs = {name: held[name].tobytes() for name in kept["blobs"]}
+    return {split: unpack(held, split, of, blobs, home) for split, of in kept["splits"].items()}, kept
+
+
+def unpack(held, split: str, of: dict, blobs: dict[str, bytes], home: Path) -> Records:
     roots = [root if mark == "as is" else os.path.join(home, root) for mark, root in of["roots"]]
     paths = Paths(blobs[of["blob"]], held[f"{split}/starts"], held[f"{split}/lengths"], roots, held[f"{split}/root"])
     columns = {name: held[f"{split}/{name}"] for name in of["columns"]}
@@ -112,6 +120,20 @@ def save(folder: Path, key: str, records: dict[str, Records], looked: set[str], 
     state = {relative(path, home): state_of(Path(path)) for path in sorted(looked)}
     if any(found and found[0] > (began - JUST_NOW) * 1e9 for found in state.values()):
         return
+    arrays = packed(records, home, state=state, more=more)
+    for place in places(folder):
+        try:
+            make_quietly(place)
+            write_atomically(place / key, lambda handle: np.savez(handle, **arrays))
+        except (OSError, UserError) as error:
+            log.debug("%s: the lists cannot be kept (%s)", place, error)
+            continue
+        drop_older(place, key)
+        return
+
+
+def packed(records: dict[str, Records], home: Path, **kept) -> dict[str, np.ndarray]:
+    """Lists as arrays for ``numpy.savez``, paths relative to ``home``. kept: other values, as JSON has them."""
     arrays, described, blobs = {}, {}, {}
     for split, part in records.items():
         blob = blobs.setdefault(id(part.paths.blob), (f"blob{len(blobs)}", part.paths.blob))[0]
@@ -123,17 +145,8 @@ def save(folder: Path, key: str, records: dict[str, Records], looked: set[str], 
         roots = [marked(root, home) for root in part.paths.roots]
         described[split] = {"roots": roots, "blob": blob, "columns": list(columns), "extra": list(part.extra)}
     arrays |= {name: np.frombuffer(blob, np.uint8) for name, blob in blobs.values()}
-    kept = {"state": state, "splits": described, "more": more, "blobs": [name for name, _ in blobs.values()]}
-    arrays["kept"] = np.frombuffer(json.dumps(kept).encode(), np.uint8)
-    for place in places(folder):
-        try:
-            make_quietly(place)
-            write_atomically(place / key, lambda handle: np.savez(handle, **arrays))
-        except (OSError, UserError) as error:
-            log.debug("%s: the lists cannot be kept (%s)", place, error)
-            continue
-        drop_older(place, key)
-        return
+    kept |= {"splits": described, "blobs": [name for name, _ in blobs.values()]}
+    return arrays | {"kept": np.frombuffer(json.dumps(kept).encode(), np.uint8)}
 
 
 def marked(root: str, home: Path) -> list[str]:

@@ -19,6 +19,7 @@ from datasets.paths import Paths
 from datasets.readers import SPLITS
 from datasets.records import RawSplits, Records, Row, number, settle
 from datasets.scan import watching
+from datasets.shards import read_shards, settings
 from datasets.spec import Counts, DatasetSpec, fold, locate
 from datasets.synthetic import NAMES as SYNTHETIC_NAMES
 from datasets.synthetic import ensure_synthetic
@@ -71,7 +72,7 @@ class ReIDDataset:
     """One dataset: three lists, training ids dense and 0-based. num_cameras, num_views: as training knows them.
 
     protocol: how it is evaluated. use_all: its test images are training images too. shared_ids: identities of
-    training that are tested as well.
+    training that are tested as well. listed: see ``RawSplits``.
     """
 
     spec: DatasetSpec
@@ -83,6 +84,7 @@ class ReIDDataset:
     protocol: str = ""
     use_all: bool = False
     shared_ids: int = 0
+    listed: bool = False
     num_classes: int = field(init=False)
     num_cameras: int = field(init=False)
     num_views: int = field(init=False)
@@ -188,14 +190,14 @@ def check_counts(dataset: ReIDDataset, published: Counts) -> None:
 
 
 def make_dataset(
-    name: str, root: str | Path, use_all: bool = False, list_cache: bool = True, **options
+    name: str, root: str | Path, use_all: bool = False, list_cache: bool = True, shards: str | Path = "", **options
 ) -> ReIDDataset:
     """One dataset by its catalogue name.
 
     root: the folder that holds datasets (``DATASETS.ROOT_DIR``). use_all: train on query and gallery too; both stay
-    what they are. list_cache: keep long lists for the next time (``datasets/cache.py``). options: those of the
-    dataset's reader. Raises ``UserError`` for unknown names and options, missing folders and lists, and files that do
-    not fit the pattern.
+    what they are. list_cache: keep long lists for the next time (``datasets/cache.py``). shards: read tar shards below
+    this folder instead (``datasets/shards.py``). options: those of the dataset's reader. Raises ``UserError`` for
+    unknown names and options, missing folders and lists, and files that do not fit the pattern.
     """
     spec = find_spec(name)
     unknown = sorted(set(options) - spec.options)
@@ -209,13 +211,16 @@ def make_dataset(
         return {k: v for k, v in options.items() if k in inspect.signature(function).parameters}
 
     root = Path(root)
-    if spec.make:
-        folder = spec.make(spec.name, root, **accepted(spec.make))
-    elif spec.find:
-        folder = spec.find(root, **accepted(spec.find))
+    if shards:
+        folder, records, more = read_shards(spec, Path(shards), settings(spec, use_all, options))
     else:
-        folder = locate(spec, root)
-    records, more = lists_of(spec, folder, use_all, list_cache and not spec.make, accepted(spec.read))
+        if spec.make:
+            folder = spec.make(spec.name, root, **accepted(spec.make))
+        elif spec.find:
+            folder = spec.find(root, **accepted(spec.find))
+        else:
+            folder = locate(spec, root)
+        records, more = lists_of(spec, folder, use_all, list_cache and not spec.make, accepted(spec.read))
     for line in (spec.note, *more.pop("notes")):
         if line:
             log.warning("%s: %s", spec.name, line)
@@ -240,7 +245,7 @@ def lists_of(
         except OSError as error:
             where = error.filename or folder
             raise UserError(f"{spec.name}: {where} cannot be read ({error.strerror or error})") from None
-    more = {"same_list": raw.same_list, "protocol": raw.protocol, "notes": raw.notes, "shared_ids": 0}
+    more = {"same_list": raw.same_list, "protocol": raw.protocol, "listed": raw.listed, "notes": raw.notes}
     if use_all:
         merge_splits(spec, raw)
     else:

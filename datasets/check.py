@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import io
 import os
 import sys
 from collections import defaultdict
@@ -21,12 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from datasets.catalogue import ReIDDataset, make_dataset
+from datasets.command import configured
+from datasets.decoding import BadImage, cropped, decode
+from datasets.files import read_bytes
 from datasets.findings import findings
-from datasets.images import BadImage, cropped, decode
-from datasets.loaders import dataset_options, names_of, refuse_unknown_options
 from datasets.readers import SPLITS
 from datasets.records import Records
-from datasets.scan import is_image
 from datasets.sheet import contact_sheet
 
 SHOWN = 5
@@ -45,14 +44,13 @@ class Seen:
 
 def examine(path: str, box: tuple[int, int, int, int] | None) -> Seen:
     try:
-        with open(path, "rb") as handle:
-            raw = handle.read()
+        raw = read_bytes(path)
     except FileNotFoundError:
         return Seen(fault="missing")
     except OSError as error:
         return Seen(fault=error.strerror or str(error))
     try:
-        image = cropped(decode(io.BytesIO(raw), path), box, path)
+        image = cropped(decode(raw, path), box, path)
     except BadImage as error:
         return Seen(fault=str(error).removeprefix(f"{path}: the image "))
     pixels = np.asarray(image, np.float32).reshape(-1, 3) / 255
@@ -122,9 +120,6 @@ def report(dataset: ReIDDataset, published, workers: int, sheet: Path | None) ->
         print(f"{'warning' if finding.serious else 'notice'}: {finding.text}")
     records = {split: getattr(dataset, split) for split in SPLITS}
     looked = {s: r for s, r in records.items() if not (s == "gallery" and dataset.same_list)}
-    strange = [path for r in looked.values() for path in r.paths if not is_image(os.path.basename(path))]
-    if strange:
-        print(f"warning: {len(strange)} files have no image's ending, such as {strange[0]}")
     faults, digests, sizes, means, squares = [], {}, [], [], []
     for split, part in looked.items():
         digests[split] = []
@@ -160,22 +155,14 @@ def report(dataset: ReIDDataset, published, workers: int, sheet: Path | None) ->
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    from configs import load_config
-
     parser = argparse.ArgumentParser(
         prog="python -m datasets.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config_file", "--config-file", default="", metavar="FILE", help="YAML file under configs/")
     parser.add_argument("--sheet", default="", metavar="PATH", help="the contact sheet; default: OUTPUT_DIR/NAME.png")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads that read files")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings that override the file's")
-    args = parser.parse_args(argv)
-    cfg = load_config(args.config_file, args.opts)
-    names, targets = names_of(cfg.DATASETS.NAMES), names_of(cfg.DATASETS.TARGETS or ())
-    refuse_unknown_options(cfg, names, targets)
+    args, cfg, wanted = configured(parser, argv)
     faults = 0
-    for i, name in enumerate(dict.fromkeys([*names, *targets])):
-        options = dataset_options(cfg, name)
+    for i, (name, options) in enumerate(wanted.items()):
         dataset = make_dataset(name, cfg.DATASETS.ROOT_DIR, **options)
         folder = Path(cfg.OUTPUT_DIR or "runs/check")
         sheet = Path(args.sheet) if args.sheet and i == 0 else folder / f"{dataset.spec.name}.png"

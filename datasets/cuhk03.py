@@ -41,7 +41,7 @@ def read_cuhk03(
         for part in ("train", "query", "gallery")
     )
     train.sort(key=lambda row: row.path)
-    return RawSplits(train, query, gallery, protocol="cuhk03" if classic else "")
+    return RawSplits(train, query, gallery, protocol="cuhk03" if classic else "", listed=True)
 
 
 def given_splits(spec, folder: Path, kind: str, classic: bool) -> list[dict] | None:

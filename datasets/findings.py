@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 
 import numpy as np
 
 from datasets.catalogue import ReIDDataset
 from datasets.readers import SPLITS
-from datasets.records import Records
-from utils.errors import UserError
-
-LONG = 1_000_000
-"""From here on names are not compared: a list of this length comes from a folder, which has each name once."""
+from datasets.records import LONG, Records
+from datasets.scan import is_image
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,10 @@ def findings(dataset: ReIDDataset) -> list[Finding]:
         found.append(Finding(text, serious=False))
     if len(dataset.query) and len(dataset.gallery):
         found += [Finding(text) for text in hopeless_queries(dataset)]
+    short = [part for split in SPLITS if dataset.listed and len(part := getattr(dataset, split)) <= LONG]
+    strange = sorted({path for part in short for path in part.paths if not is_image(path.rpartition("/")[2])})
+    if strange:
+        found.append(Finding(f"{len(strange)} files have no image's ending, such as {strange[0]}"))
     for split in SPLITS:
         names = keys(getattr(dataset, split))
         twice = len(names) - len(set(names))
@@ -100,18 +102,25 @@ def copies_of_queries(query: Records, gallery: Records) -> list[str]:
     return [f"{len(left)} images are query and gallery at once, such as {query.paths[left[0]]}: a perfect match each"]
 
 
-def missing_of_a_few(name: str, records: Records, few: int = 32) -> Finding | None:
-    """Looks for some files, evenly spaced. Raises ``UserError`` when none of them is there."""
-    rows = np.unique(np.linspace(0, len(records) - 1, min(few, len(records))).astype(int))
-    absent = [records.paths[i] for i in rows if not os.path.exists(records.paths[i])]
-    if not absent:
-        return None
-    if len(absent) == len(rows):
-        raise UserError(
-            f"{name}: the list names images that are not there, such as {absent[0]} ({len(absent)} of {len(rows)} "
-            "looked for are missing); is it unpacked, do the paths begin in the right folder?"
-        )
-    return Finding(
-        f"{len(absent)} of {len(rows)} images looked for are missing, such as {absent[0]}; python -m datasets.check "
-        "looks for all"
+def missing(records: Records, seconds: float = 2.0) -> tuple[np.ndarray, int]:
+    """(rows of a list whose images are not there, ascending; how many were looked for until the time was over).
+
+    In random order, so that what was looked for stands for the rest.
+    """
+    until, absent, looked = time.monotonic() + seconds, [], 0
+    for looked, i in enumerate(np.random.default_rng(0).permutation(len(records)), 1):
+        if not os.path.exists(records.paths[i]):
+            absent.append(i)
+        if looked % 256 == 0 and time.monotonic() > until:
+            break
+    return np.sort(np.array(absent, np.int64)), looked
+
+
+def missing_line(split: str, records: Records, absent: np.ndarray, looked: int, shown: int = 5) -> str:
+    """What to say of the missing images of a split, naming the first."""
+    count = f"{len(absent):,} of {looked:,}" + (" looked for" if looked < len(records) else "")
+    names = ", ".join(records.paths[i] for i in absent[:shown]) + (", ..." if len(absent) > shown else "")
+    return (
+        f"images of the {split} list are missing, {count}: {names}; unpack everything, or make the paths begin in the "
+        "right folder"
     )

@@ -1,13 +1,11 @@
-"""From a list of images to batches: decoding, augmentation with a seed per image, collating."""
+"""From a list of images to batches: augmentation with a seed per image, collating."""
 
 from __future__ import annotations
 
-import io
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -15,85 +13,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from datasets.decoding import BadImage, Pixels, Size, cropped, decode, read_image
 from datasets.records import Records
-from utils.errors import UserError
-
-
-class BadImage(UserError):
-    """An image that cannot be decoded; the message names its path."""
-
-
-Box = Sequence[int] | np.ndarray
-Size = tuple[int, int]
-
-
-def decode(source: str | BinaryIO, path: str, at_least: Size | None = None) -> Image.Image:
-    """An RGB image from a file or its bytes. path: its name in messages.
-
-    at_least: (height, width) that a JPEG may be decoded down to, by halves (Pillow's draft mode): fewer pixels to
-    decode, other pixels than a full decoding gives.
-    """
-    try:
-        with Image.open(source) as image:
-            if at_least is not None:
-                image.draft("RGB", at_least[::-1])
-            image.load()
-            return image if image.mode == "RGB" else image.convert("RGB")
-    except FileNotFoundError:
-        raise BadImage(f"{path}: the image is missing") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = "empty file" if "cannot identify" in str(error) and _is_empty(path) else str(error).split("\n")[0]
-        raise BadImage(f"{path}: the image cannot be read ({reason})") from None
-
-
-def cropped(image: Image.Image, box: Box | None, path: str) -> Image.Image:
-    """The part in the box (left, top, right, bottom), cut off at the image's edges; all 0 or None: the whole image."""
-    if box is None or not any(box):
-        return image
-    left, top, right, bottom = (int(v) for v in box)
-    right, bottom = min(right, image.width), min(bottom, image.height)
-    if left >= right or top >= bottom:
-        size = f"{image.width} x {image.height}"
-        raise BadImage(f"{path}: the image cannot be read (its crop box lies outside of {size})")
-    return image.crop((left, top, right, bottom))
-
-
-def load_image(path: str, box: Box | None = None) -> Image.Image:
-    """An RGB image, or the part of it in a box. Raises ``BadImage`` for a missing, empty, damaged or foreign file."""
-    return cropped(decode(path, path), box, path)
-
-
-class ByteStore:
-    """The bytes of the first files of a list within a budget, in one block that worker processes share."""
-
-    def __init__(self, paths: Sequence[str], budget: int):
-        self.block, self.ends = bytearray(), [0]
-        for path in paths:
-            try:
-                with open(path, "rb") as handle:
-                    raw = handle.read(budget - len(self.block) + 1)
-            except OSError:
-                raw = b""  # told when it is its turn
-            if len(self.block) + len(raw) > budget:
-                break
-            self.block += raw
-            self.ends.append(len(self.block))
-        self.ends = np.array(self.ends)
-        self.block = memoryview(self.block)
-
-    def __len__(self) -> int:
-        return len(self.ends) - 1
-
-    def get(self, row: int) -> BinaryIO | None:
-        """The bytes of a row, None when they are not held."""
-        if row >= len(self) or self.ends[row] == self.ends[row + 1]:
-            return None
-        return io.BytesIO(self.block[self.ends[row] : self.ends[row + 1]])
-
-
-def _is_empty(path: str) -> bool:
-    with open(path, "rb") as handle:
-        return not handle.read(1)
+from datasets.stores import ByteStore, PixelStore
 
 
 @contextmanager
@@ -141,35 +63,45 @@ class Batch:
         return Batch(*map(function, tensors), self.broken)
 
 
+Item = tuple[Tensor | None, int, list[str]]
+"""An image under the transform (None: neither it nor any other could be read), its row, what could not be read."""
+
+
 class ImageList(Dataset):
     """Images of a list under a transform. Indexed by a row, or by (row, seed) for augmentation.
 
-    Returns (image tensor, row), or the message of an image that cannot be read, so that a worker's error reaches the
-    user as one line. store: bytes that are in memory already. at_least: see ``decode``.
+    store: files or pixels that are in memory already. decoder, at_least: see ``decode``.
+
+    stand_in: where an image cannot be read, another one of its identity takes its place, the next in the list that can
+    be read (any other image where there is none), so that every batch has its full length: processes that train
+    together take the same steps, and their gathered features are of one shape. What could not be read is told with the
+    batch, so that a worker's error reaches the user as one line.
     """
 
     def __init__(
         self,
         records: Records,
         transform: Callable[[Image.Image], Tensor],
-        store: ByteStore | None = None,
+        store: ByteStore | PixelStore | None = None,
+        decoder: Callable[..., Pixels] = decode,
         at_least: Size | None = None,
+        stand_in: bool = False,
     ):
-        self.records, self.transform, self.store, self.at_least = records, transform, store, at_least
+        self.records, self.transform, self.store = records, transform, store
+        self.decoder, self.at_least, self.stand_in = decoder, at_least, stand_in
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int] | str:
+    def __getitem__(self, key: int | tuple[int, int]) -> Item:
         row, seed = key if isinstance(key, tuple) else (key, 0)
-        try:
-            image = self.image(row)
-        except BadImage as error:
-            return str(error)
+        image, row, broken = self.readable(row)
+        if image is None:
+            return None, row, broken
         with seeded(seed):
-            return self.transform(image), row
+            return self.transform(image), row, broken
 
-    def __getitems__(self, keys: list) -> Batch | list:
+    def __getitems__(self, keys: list) -> Batch | list[Item]:
         """A whole batch, each image written in its place in it; a list where the transform gives no size beforehand."""
         size = getattr(self.transform, "size", None)
         if size is None:
@@ -177,28 +109,62 @@ class ImageList(Dataset):
         images, rows, broken = torch.empty(len(keys), 3, *size), [], []
         for key in keys:
             row, seed = key if isinstance(key, tuple) else (key, 0)
+            image, row, messages = self.readable(row)
+            broken += messages
+            if image is not None:
+                with seeded(seed):
+                    self.transform(image, out=images[len(rows)])
+                rows.append(row)
+        return self.batch(images[: len(rows)], rows, broken)
+
+    def readable(self, row: int) -> tuple[Pixels | None, int, list[str]]:
+        """The image of a row or of the one that stands in for it, its row, and a message for each that failed.
+
+        Pixels only for a transform that takes them, a PIL image for any other.
+        """
+        broken = []
+        for candidate in self.candidates(row):
             try:
-                image = self.image(row)
+                image = self.image(candidate)
             except BadImage as error:
                 broken.append(str(error))
                 continue
-            with seeded(seed):
-                self.transform(image, out=images[len(rows)])
-            rows.append(row)
-        return self.batch(images[: len(rows)], rows, broken)
+            if isinstance(image, Tensor) and not getattr(self.transform, "takes_pixels", False):
+                image = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+            return image, candidate, broken
+        return None, row, broken
 
-    def image(self, row: int) -> Image.Image:
-        path, boxes = self.records.paths[row], self.records.boxes
+    def candidates(self, row: int) -> Iterator[int]:
+        """The row, then those that may stand in for it: its identity's after it, from the first again, then all."""
+        yield row
+        if self.stand_in:
+            own = np.flatnonzero(self.records.pids == self.records.pids[row])
+            after = np.roll(own, -1 - np.searchsorted(own, row))
+            yield from map(int, after[:-1])
+            yield from (other % len(self) for other in range(row + 1, row + len(self)))
+
+    def image(self, row: int) -> Pixels:
         held = self.store.get(row) if self.store else None
+        if isinstance(held, Tensor):
+            return held
+        path, boxes = self.records.paths[row], self.records.boxes
         box = None if boxes is None else boxes[row]
         at_least = None if box is not None and box.any() else self.at_least  # a box is in pixels of the whole image
-        return cropped(decode(held or path, path, at_least), box, path)
+        return cropped(self.decoder(read_image(path) if held is None else held, path, at_least), box, path)
 
-    def collate(self, items: Batch | list) -> Batch:
+    def images(self) -> Iterator[Pixels | None]:
+        """One after another as they enter the transform, None for one that cannot be read."""
+        for row in range(len(self)):
+            try:
+                yield self.image(row)
+            except BadImage:  # told when it is its turn
+                yield None
+
+    def collate(self, items: Batch | list[Item]) -> Batch:
         if isinstance(items, Batch):
             return items
-        good = [item for item in items if not isinstance(item, str)]
-        broken = [item for item in items if isinstance(item, str)]
+        good = [(image, row) for image, row, _ in items if image is not None]
+        broken = [message for _, _, messages in items for message in messages]
         images = torch.stack([image for image, _ in good]) if good else torch.empty(0)
         return self.batch(images, [row for _, row in good], broken)
 

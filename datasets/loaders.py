@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from datasets.catalogue import CATALOGUE, ReIDDataset, find_spec, make_dataset
-from datasets.findings import findings, missing_of_a_few
-from datasets.images import Batch, ByteStore, ImageList
+from datasets.decoding import DECODERS
+from datasets.findings import findings, missing, missing_line
+from datasets.images import Batch, ImageList
 from datasets.readers import SPLITS
 from datasets.records import Records, join
 from datasets.samplers import make_sampler
+from datasets.stores import ByteStore, PixelStore
 from datasets.transforms import build_transforms
-from utils.distributed import rank, world_size
+from utils.distributed import gather_objects, rank, world_size
 from utils.errors import UserError
 from utils.matching import Matching
 
@@ -35,7 +38,7 @@ OPTION_KEYS = (
 class TestSet:
     """One set to be searched: ``loader`` runs over query and then gallery (the query alone when they are one list).
 
-    ks: the K of Recall@K.
+    ks, also: see ``DatasetSpec``.
     """
 
     name: str
@@ -44,7 +47,8 @@ class TestSet:
     gallery: Records
     loader: Any
     same_list: bool = False
-    ks: tuple[int, ...] = (1, 2, 4, 8)
+    ks: tuple[int | str, ...] = (1, 2, 4, 8)
+    also: tuple[str, ...] = ("NMI",)
 
     __test__ = False  # not a test class, whatever its name says to pytest
 
@@ -64,27 +68,39 @@ class Data:
 
 
 class TrainLoader:
-    """Batches of one epoch after another. on_bad: at an image that cannot be read, ``raise`` stops, ``skip`` counts.
+    """Batches of one epoch after another. on_bad: at an image that cannot be read, ``raise`` stops; ``skip`` counts and
+    takes another image of its identity, so that batches keep their length.
 
-    cache: bytes of memory for the files of the first images. at_least: size that JPEG files may be decoded down to.
+    cache: bytes of memory for the first images, held as ``files`` or as ``pixels``. decoder: ``pillow`` or
+    ``torchvision``. at_least: size that Pillow may decode JPEG files down to.
     """
 
     def __init__(
         self, records: Records, transform, sampler, workers: int, on_bad: str = "raise", pin: bool = False,
-        cache: int = 0, at_least: tuple[int, int] | None = None,
+        cache: int = 0, held: str = "files", decoder: str = "pillow", at_least: tuple[int, int] | None = None,
     ):  # fmt: skip
         if on_bad not in ("raise", "skip"):
             raise UserError(f"DATALOADER.BAD_IMAGES: {on_bad!r} is neither 'raise' nor 'skip'")
         self.records, self.sampler, self.on_bad = records, sampler, on_bad
-        store = ByteStore(records.paths, cache) if cache else None
-        if store is not None:
-            held = len(store.block) / 1e9
-            log.info("%d of %d training images are held in memory (%.2f GB)", len(store), len(records), held)
-        images = ImageList(records, transform, store, at_least)
-        self.loader = DataLoader(
-            images, batch_sampler=sampler, num_workers=workers, collate_fn=images.collate,
-            persistent_workers=workers > 0, pin_memory=pin, worker_init_fn=one_thread, generator=torch.Generator(),
+        images = ImageList(records, transform, None, DECODERS[decoder], at_least, stand_in=on_bad == "skip")
+        if cache:
+            images.store = store = (
+                PixelStore(images.images(), cache) if held == "pixels" else ByteStore(records.paths, cache)
+            )
+            size = len(store.block) / 1e9
+            log.info("%s of %d of %d training images are in memory (%.2f GB)", held, len(store), len(records), size)
+        self.make = partial(
+            DataLoader, images, batch_sampler=sampler, num_workers=workers, collate_fn=images.collate,
+            persistent_workers=workers > 0, pin_memory=pin, worker_init_fn=one_thread,
         )  # fmt: skip
+        self.restart()
+
+    def restart(self) -> None:
+        """A loader without workers yet, in place of one whose workers end with it.
+
+        Left to the garbage collector, they would not: it closes their queues first, and the word to stop is lost.
+        """
+        self.loader = self.make(generator=torch.Generator())
 
     def epoch(self, number: int) -> EpochBatches:
         """The batches of an epoch, counted from 1: the same for the same seed, whatever the number of workers."""
@@ -93,7 +109,7 @@ class TrainLoader:
 
 
 class EpochBatches:
-    """One pass over a ``TrainLoader``. Empty batches (every image unreadable) are left out and counted."""
+    """One pass over a ``TrainLoader``."""
 
     def __init__(self, owner: TrainLoader):
         self.owner = owner
@@ -102,15 +118,25 @@ class EpochBatches:
         return len(self.owner.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        skipped = 0
-        for batch in self.owner.loader:
-            if batch.broken and self.owner.on_bad == "raise":
-                raise UserError(f"{batch.broken[0]}; DATALOADER.BAD_IMAGES 'skip' trains without such images")
-            skipped += len(batch.broken)
-            if len(batch):
+        skipped: set[str] = set()
+        try:
+            for batch in self.owner.loader:
+                self._refuse(batch)
+                skipped |= set(batch.broken)
                 yield batch
+        except Exception:
+            self.owner.restart()
+            raise
+        if self.owner.on_bad == "skip":
+            skipped = set().union(*gather_objects(skipped))
         if skipped:
-            log.warning("%d images could not be read in this epoch and were skipped", skipped)
+            log.warning("%d images could not be read in this epoch; others of their identity stood in", len(skipped))
+
+    def _refuse(self, batch: Batch) -> None:
+        if batch.broken and self.owner.on_bad == "raise":
+            raise UserError(f"{batch.broken[0]}; DATALOADER.BAD_IMAGES 'skip' trains without such images")
+        if not len(batch):
+            raise UserError(f"{batch.broken[0]}; nor can any other of the {len(self.owner.records)} images be read")
 
 
 # Every loader has a generator of its own: starting workers must not draw from the one that training resumes.
@@ -171,6 +197,8 @@ def dataset_options(cfg, name: str) -> dict[str, Any]:
         options["test_share"] = cfg.DATASETS.TEST_SHARE
     if not cfg.DATASETS.LIST_CACHE:
         options["list_cache"] = False
+    if cfg.DATASETS.SHARDS:
+        options["shards"] = cfg.DATASETS.SHARDS
     if cfg.DATASETS.USE_ALL and name in names_of(cfg.DATASETS.NAMES):
         options["use_all"] = True
     if cfg.MODEL.SIE_VIEW and "missing_view" in spec.options:
@@ -274,14 +302,28 @@ def refuse_hopeless(name: str, query: Records, gallery: Records, same_list: bool
 
 
 def tell_findings(dataset: ReIDDataset) -> None:
-    """Logs what looks wrong with the lists of a dataset; raises ``UserError`` when its images are not there at all."""
+    """Logs what looks wrong with the lists of a dataset."""
     if dataset.use_all:
         log.warning("%s: trains on its query and gallery images too (DATASETS.USE_ALL)", dataset.spec.name)
-    found = findings(dataset)
-    for split in SPLITS:
-        found.append(missing_of_a_few(dataset.spec.name, getattr(dataset, split)))
-    for finding in filter(None, found):
+    for finding in findings(dataset):
         log.log(logging.WARNING if finding.serious else logging.INFO, "%s: %s", dataset.spec.name, finding.text)
+
+
+def refuse_missing(dataset: ReIDDataset, splits: tuple[str, ...], skip: bool) -> None:
+    """Raises ``UserError`` where a list names images that are not there. skip: training goes on without such images."""
+    name = dataset.spec.name
+    for split in splits if dataset.listed else ():
+        records = getattr(dataset, split)
+        absent, looked = missing(records)
+        if looked < len(records):
+            log.info("%s: looked for %d of the %d images of the %s list in the time", name, looked, len(records), split)
+        if not len(absent):
+            continue
+        line = f"{name}: {missing_line(split, records, absent, looked)}"
+        if split == "train" and skip:
+            log.warning(line)
+        else:
+            raise UserError(line + ("; DATALOADER.BAD_IMAGES 'skip' trains without" if split == "train" else ""))
 
 
 def refuse_unlabelled(cfg, train: Records) -> None:
@@ -320,6 +362,12 @@ def make_dataloader(cfg, training: bool = True) -> Data:
     empty = [d for d in sources if not len(d.train)]
     if empty and training:
         raise UserError(f"{empty[0].spec.name}: no training images in {empty[0].folder}")
+    tested = [read[n] for n in targets] or [d for d in sources if len(d.query) and len(d.gallery) and not d.use_all]
+    for dataset in read.values():
+        tell_findings(dataset)
+        wanted = {"train": training and dataset in sources, "query": dataset in tested, "gallery": dataset in tested}
+        splits = tuple(split for split in SPLITS if wanted[split])
+        refuse_missing(dataset, splits, skip=cfg.DATALOADER.BAD_IMAGES == "skip")
     train, validation = join_training(sources), None
     if training:
         refuse_unlabelled(cfg, train)
@@ -328,9 +376,9 @@ def make_dataloader(cfg, training: bool = True) -> Data:
         train, query, gallery = hold_out(train, cfg.DATASETS.VAL_SHARE, cfg.SOLVER.SEED)
         validation = make_test_set(cfg, "validation", "market1501", query, gallery)
     loader = None
-    if training and cfg.SOLVER.GATHER and cfg.DATALOADER.BAD_IMAGES == "skip":
+    if training and cfg.DATALOADER.DRAFT and cfg.DATALOADER.DECODER == "torchvision":
         raise UserError(
-            "DATALOADER.BAD_IMAGES 'skip' and SOLVER.GATHER cannot go together: gathered batches must be equally long"
+            "DATALOADER.DRAFT and DATALOADER.DECODER 'torchvision' cannot go together: torchvision decodes whole images"
         )
     if training:
         sampler = make_sampler(cfg, train.pids, rank(), world_size())
@@ -342,9 +390,10 @@ def make_dataloader(cfg, training: bool = True) -> Data:
             cfg.DATALOADER.BAD_IMAGES,
             pinned(cfg),
             cache=int(cfg.DATALOADER.CACHE_GB * 1e9),
+            held=cfg.DATALOADER.CACHE,
+            decoder=cfg.DATALOADER.DECODER,
             at_least=tuple(cfg.INPUT.SIZE_TRAIN) if cfg.DATALOADER.DRAFT else None,
         )
-    tested = [read[n] for n in targets] or [d for d in sources if len(d.query) and len(d.gallery) and not d.use_all]
     tests = []
     for d in tested:
         query, gallery = (as_trained(part, d.spec.name, sources) for part in (d.query, d.gallery))
@@ -352,7 +401,9 @@ def make_dataloader(cfg, training: bool = True) -> Data:
         if cfg.MODEL.SIE_CAMERA and unknown:
             log.warning("%s: %d images of cameras without training images; no camera is embedded", d.spec.name, unknown)
         tests.append(
-            make_test_set(cfg, d.spec.name, d.protocol, query, gallery, same_list=d.same_list, ks=d.spec.ks)
+            make_test_set(
+                cfg, d.spec.name, d.protocol, query, gallery, same_list=d.same_list, ks=d.spec.ks, also=d.spec.also
+            )
         )
     if not tests and any(d.use_all for d in sources):
         raise UserError(
@@ -360,8 +411,6 @@ def make_dataloader(cfg, training: bool = True) -> Data:
         )
     if not tests:
         raise UserError(f"{', '.join(names)}: no query and gallery images to test on; set DATASETS.TARGETS")
-    for dataset in read.values():
-        tell_findings(dataset)
     return Data(
         train=loader,
         tests=tests,

@@ -84,13 +84,12 @@ def chain(parts: Iterable[Paths]) -> Paths:
     """One list after another. Lists cut from one block of bytes keep sharing it."""
     parts = list(parts)
     roots = list(dict.fromkeys(root for part in parts for root in part.roots))
-    if len(roots) > 256:
-        return Paths.of([path for part in parts for path in part])
     blobs: dict[int, bytes] = {id(part.blob): part.blob for part in parts}
     shift, offsets = 0, {}
     for key, blob in blobs.items():
         offsets[key], shift = shift, shift + len(blob)
-    numbers = [np.array([roots.index(root) for root in part.roots], np.uint8)[part.root] for part in parts]
+    where, kind = {root: i for i, root in enumerate(roots)}, np.min_scalar_type(len(roots))
+    numbers = [np.array([where[root] for root in part.roots], kind)[part.root] for part in parts]
     return Paths(
         next(iter(blobs.values())) if len(blobs) == 1 else b"".join(blobs.values()),
         np.concatenate([part.starts + offsets[id(part.blob)] for part in parts]),

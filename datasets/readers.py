@@ -84,7 +84,7 @@ def read_msmt17(spec, folder: Path, use_val: bool = True, **options) -> RawSplit
 
     val = rows("val", places[0]) if use_val else []
     splits = (rows("train", places[0]) + val, rows("query", places[1]), rows("gallery", places[2]))
-    return RawSplits(*(relative_order(found, folder) for found in splits))
+    return RawSplits(*(relative_order(found, folder) for found in splits), listed=not flat)
 
 
 def read_occluded_duke(spec, folder: Path, **options) -> RawSplits:
@@ -198,14 +198,14 @@ def read_vehicleid(spec, folder: Path, test_size: int = 800, seed: int = 0, tria
     if not look(lists / f"test_list_{test_size}.txt").exists():
         sizes = sorted(int(p.stem.rpartition("_")[2]) for p in lists.glob("test_list_*.txt"))
         raise UserError(
-            f"DATASETS.TEST_SIZE: {spec.name} has no test list of {test_size} vehicles in {lists}; found {sizes}"
+            f"DATASETS.TEST_SIZE: {spec.name} has no list file 'test_list_{test_size}.txt' in {lists}; found {sizes}"
         )
     train = relative_order([Row(path, pid) for path, pid in rows("train_list.txt")], folder)
     test = rows(f"test_list_{test_size}.txt")
     drawn = draw_one_each([pid for _, pid in test], seed + trial)
     gallery = [Row(*test[i], cam=1) for i in sorted(drawn)]
     query = [Row(path, pid) for i, (path, pid) in enumerate(test) if i not in drawn]
-    return RawSplits(train, query, gallery)
+    return RawSplits(train, query, gallery, listed=True)
 
 
 def draw_one_each(pids: list[int], seed: int) -> set[int]:

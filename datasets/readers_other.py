@@ -130,6 +130,7 @@ def read_luperson(spec, folder: Path, keep_num: int | None = None, **options) ->
     if path is None:
         names = walk_images(place)
     else:
+        found.listed = True
         names = listed_names(spec, path, keep_num)
         names.sort()
         if keep_num is not None and len(names) < keep_num:
@@ -152,7 +153,7 @@ def read_mm(spec, folder: Path, **options) -> RawSplits:
     cameras = 1 + max(row.cam for row in first)
     shifted = [replace(row, pid=row.pid + after, cam=row.cam + cameras) for row in found.train]
     tests = ([replace(row, cam=row.cam + cameras) for row in rows] for rows in (found.query, found.gallery))
-    return RawSplits(first + shifted, *tests)
+    return RawSplits(first + shifted, *tests, listed=True)
 
 
 def find_mm(root: Path, **options) -> Path:

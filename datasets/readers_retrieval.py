@@ -16,7 +16,8 @@ from utils.errors import UserError
 def among_themselves(train: list[Row], test: list[Row], folder: Path) -> RawSplits:
     """The test images searched among themselves. Query camera 0, gallery camera 1: nothing is filtered."""
     test = relative_order(test, folder)
-    return RawSplits(relative_order(train, folder), test, [replace(r, cam=1) for r in test], same_list=True)
+    searched = [replace(r, cam=1) for r in test]
+    return RawSplits(relative_order(train, folder), test, searched, same_list=True, listed=True)
 
 
 def by_class(rows: Iterable[Row], last: int, folder: Path) -> RawSplits:
@@ -91,7 +92,7 @@ def read_inshop(spec, folder: Path, **options) -> RawSplits:
     if path is None and first_of([folder / "test_query.txt"]):
         for split, name in zip(found, ("train.txt", "test_query.txt", "test_gallery.txt"), strict=True):
             found[split] = labelled_paths(spec, folder, name, int(split == "gallery"))
-        return RawSplits(relative_order(found["train"], folder), found["query"], found["gallery"])
+        return RawSplits(relative_order(found["train"], folder), found["query"], found["gallery"], listed=True)
     if path is None:
         looked = ", ".join(map(str, [*listed, folder / "test_query.txt"]))
         raise UserError(f"{spec.name}: no list of the splits; looked for {looked}")
@@ -102,7 +103,7 @@ def read_inshop(spec, folder: Path, **options) -> RawSplits:
         top, _, below = name.partition("/")
         place = next((p for p in images if p == top), images[0] if images else top)  # the other release, if only that
         found[status].append(Row(f"{folder}/{place}/{below}", item, int(status == "gallery")))
-    return RawSplits(relative_order(found["train"], folder), found["query"], found["gallery"])
+    return RawSplits(relative_order(found["train"], folder), found["query"], found["gallery"], listed=True)
 
 
 PLATFORMS = ("satellite", "drone", "street", "google")

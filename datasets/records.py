@@ -56,6 +56,8 @@ class Records(Sequence):
         return len(np.unique(self.pids[self.pids >= 0])), len(self), len(np.unique(self.camids))
 
 
+LONG = 1_000_000
+"""From here on no object is held per name. A list of this length comes from a folder, which has each name once."""
 COLUMNS = ("pids", "camids", "viewids", "domain", "seqs", "boxes")
 
 
@@ -95,7 +97,8 @@ class RawSplits:
     """What a reader returns. same_list: query and gallery are one list, each image searched among the others.
 
     train: rows, or finished records where a list is too long for an object per image (no tests then).
-    protocol: where the layout decides it. notes: lines for the log.
+    protocol: where the layout decides it. notes: lines for the log. listed: the names come from a list, which may name
+    images that are not there, rather than from a look into the folders.
     """
 
     train: list[Row] | Records = field(default_factory=list)
@@ -104,6 +107,7 @@ class RawSplits:
     same_list: bool = False
     protocol: str = ""
     notes: list[str] = field(default_factory=list)
+    listed: bool = False
 
 
 def settle(rows: Sequence[Row], column: str) -> None:

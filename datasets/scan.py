@@ -81,7 +81,9 @@ def existing(folder: str | Path) -> str:
 def require(path: Path, what: str, spec) -> Path:
     """``path`` if it is there, else the line that says what is."""
     if not look(path).exists():
-        raise UserError(f"{spec.name}: no {what} {path.name!r} in {path.parent} (found: {existing(path.parent)})")
+        place = next((p for p in path.parents if p.is_dir()), path.parent)
+        name = path.relative_to(place).as_posix()
+        raise UserError(f"{spec.name}: no {what} {name!r} in {place} (found: {existing(place)})")
     return path
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from datasets.catalogue import ReIDDataset
-from datasets.images import BadImage, load_image
+from datasets.decoding import BadImage, load_image
 from datasets.records import Records
 from utils.errors import UserError
 

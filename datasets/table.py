@@ -124,7 +124,7 @@ def read_table(spec, path: Path, image_dir: str = "", **options) -> RawSplits:
     needed = [name for name in ("path", "pid", "camid") if name in header]
     unused = [name for name in header if name not in COLUMNS]
     marked, boxed = "is_query" in header and "is_gallery" in header, BOX[0] in header
-    found, words, twice, rows_tested = RawSplits(), set(), set(), 0
+    found, words, twice, rows_tested = RawSplits(listed=True), set(), set(), 0
     if unused:
         found.notes.append(f"{path}: nothing reads the columns {', '.join(unused)}")
     for number, line in lines:

@@ -15,9 +15,9 @@ from torch import Tensor
 from utils.errors import UserError
 
 
-def to_pixels(image: Image.Image) -> Tensor:
-    """RGB image -> uint8 (3, H, W), a view of (H, W, 3) in memory."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+def to_pixels(image: Image.Image | Tensor) -> Tensor:
+    """RGB image -> uint8 (3, H, W), a view of (H, W, 3) in memory. Pixels come back as they are."""
+    return image if isinstance(image, Tensor) else torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def resize(image: Image.Image, size: Sequence[int]) -> Tensor:
@@ -28,7 +28,7 @@ def resize(image: Image.Image, size: Sequence[int]) -> Tensor:
     )
 
 
-def quick_resize(image: Image.Image, size: Sequence[int]) -> Tensor:
+def quick_resize(image: Image.Image | Tensor, size: Sequence[int]) -> Tensor:
     """Training's resize, bicubic: Pillow's filter in torch's vectorised form, at most two grey levels from it.
 
     size: (H, W). Returns uint8 (3, H, W).
@@ -115,13 +115,16 @@ class RandomErasing:
 class TrainTransform:
     """Resize (bicubic), flip, pad and crop, normalise, erase: the order of the published ReID code."""
 
+    takes_pixels = True
+    """Images may come as uint8 (3, H, W), which are not written to."""
+
     def __init__(self, size, flip: float, padding: int, normalize: ToNormalized, erase: RandomErasing):
         if not 0 <= flip <= 1:
             raise UserError(f"INPUT.PROB: {flip} is no probability")
         self.size, self.flip, self.normalize, self.erase = size, flip, normalize, erase
         self.crop = PadAndCrop(padding)
 
-    def __call__(self, image: Image.Image, out: Tensor | None = None) -> Tensor:
+    def __call__(self, image: Image.Image | Tensor, out: Tensor | None = None) -> Tensor:
         """Written into ``out`` (3, H, W) where it is given."""
         pixels = quick_resize(image, self.size)
         if random.random() < self.flip:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from datasets.files import own_name
 from datasets.loaders import TestSet
 from datasets.readers import draw_one_each
 from datasets.records import Records
@@ -156,7 +157,8 @@ def drawn_gallery(test: TestSet, feats: Tensor, settings: Settings) -> Scored:
     """
     pids = np.concatenate([test.query.pids, test.gallery.pids])
     paths = np.array([*test.query.paths, *test.gallery.paths])
-    order = np.argsort(paths, kind="stable")  # a draw must not depend on how an earlier one split the list
+    names = np.array([own_name(path) for path in paths])  # in shards as in folders
+    order = np.argsort(names, kind="stable")  # a draw must not depend on how an earlier one split the list
     results = []
     for trial in range(settings.repeats):
         chosen = np.zeros(len(order), bool)
@@ -171,10 +173,21 @@ def drawn_gallery(test: TestSet, feats: Tensor, settings: Settings) -> Scored:
 
 
 def retrieval(test: TestSet, qf: Tensor, gf: Tensor, settings: Settings) -> Scored:
-    """Recall@K and NMI; images of one list are never their own match."""
+    """Recall@K and, where the set's protocol has them, NMI and mAP; images of one list are never their own match.
+
+    A share of the gallery as K is rounded to whole images, one at least.
+    """
     gallery = () if test.same_list else (gf, test.gallery.pids)
-    result = evaluate_retrieval(qf, test.query.pids, *gallery, ks=test.ks, max_memory=settings.max_memory)
-    metrics = {f"Recall@{k}": float(v) for k, v in result.recall.items()} | {"NMI": float(result.nmi)}
+    ks = [k if isinstance(k, int) else max(1, round(len(gf) * float(k.rstrip("%")) / 100)) for k in test.ks]
+    shared = {"max_memory": settings.max_memory}
+    result = evaluate_retrieval(qf, test.query.pids, *gallery, ks=ks, nmi="NMI" in test.also, **shared)
+    metrics = {f"Recall@{name}": float(result.recall[k]) for name, k in zip(test.ks, ks, strict=True)}
+    if "NMI" in test.also:
+        metrics["NMI"] = float(result.nmi)
+    if "mAP" in test.also:
+        pids = (test.query.pids, test.gallery.pids)
+        ranked = evaluate_features(qf, gf, *pids, metric="cosine", ap=settings.ap, same_list=test.same_list, **shared)
+        metrics["mAP"] = float(ranked.mAP)
     return Scored(metrics, test.query, {"first_match_rank": result.first_match_rank})
 
 

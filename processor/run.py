@@ -38,8 +38,8 @@ METHODS: dict[str, Callable[[Any, Data, nn.Module], list[Stage]]] = {"supervised
 """PROCESSOR.NAME -> function of (cfg, data, model) that gives the method's stages; ``register_method`` adds one."""
 
 FREE_KEYS = (
-    "SOLVER.RESUME", "OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "DATALOADER.CACHE_GB", "DATASETS.LIST_CACHE",
-    "SOLVER.LOG_PERIOD", "MODEL.DEVICE",
+    "SOLVER.RESUME", "OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "DATALOADER.CACHE_GB", "DATALOADER.CACHE",
+    "DATASETS.LIST_CACHE", "DATASETS.SHARDS", "SOLVER.LOG_PERIOD", "MODEL.DEVICE",
 )  # fmt: skip
 """Keys that may differ between a run and its continuation: they change no weight."""
 

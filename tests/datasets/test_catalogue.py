@@ -13,6 +13,7 @@ import pytest
 
 from datasets import CATALOGUE, DatasetSpec, make_dataset, register_dataset
 from datasets.readers import draw_one_each
+from tests.datasets.every import NAMES, OPTIONS, build
 from tests.datasets.miniatures import (
     BUFFER,
     DUKE,
@@ -145,30 +146,40 @@ def test_a_root_whose_own_path_looks_like_an_id_changes_nothing(tmp_path):
     assert lists(make_dataset("market1501", root)) == MARKET.expected(place)
 
 
-def test_ids_are_equal_in_processes_with_other_hash_seeds(tmp_path):
-    DUKE.build(tmp_path)
-    extra = [f"bounding_box_train/{(i * 617) % 7141:04d}_c{i % 8 + 1}_f{i:07d}.jpg" for i in range(1, 60)]
-    for name in extra:
-        (tmp_path / DUKE.folder / name).touch()
-    rows = [f"{i}.jpg,{'abcdefg'[i % 7]}{i},{'train' if i % 2 else 'test'},cam{i % 5}" for i in range(60)]
-    (tmp_path / "dataset.csv").write_text("\n".join(["path,pid,split,camid", *rows]))
+def test_every_entry_numbers_alike_and_densely_in_processes_with_other_hash_seeds(tmp_path):
+    for name in NAMES:
+        build(name, tmp_path / name)
+    DUKE.build(tmp_path / "dukemtmc")
+    for i in range(1, 60):  # as many and as far apart as make the walk through a set of them depend on its history
+        name = f"bounding_box_train/{(i * 617) % 7141:04d}_c{i % 8 + 1}_f{i:07d}.jpg"
+        (tmp_path / "dukemtmc" / DUKE.folder / name).touch()
+    rows = [f"{i}.jpg,{'abcdefg'[i % 7]}{i},{'train' if i % 2 else 'test'},cam{i % 5},{i % 3}v" for i in range(60)]
+    (tmp_path / "csv" / "dataset.csv").write_text("\n".join(["path,pid,split,camid,viewid", *rows]))
     code = (
         "import sys, json; from datasets import make_dataset\n"
-        "d, t = make_dataset('duke', sys.argv[1]), make_dataset('csv', sys.argv[1])\n"
-        "print(json.dumps([list(s) for s in (d.train, d.query, d.gallery, t.train, t.query, t.gallery)]))"
+        "for name, options in json.loads(sys.argv[2]).items():\n"
+        "    d = make_dataset(name, f'{sys.argv[1]}/{name}', **options)\n"
+        "    counts = d.num_classes, d.num_cameras, d.num_views\n"
+        "    print(json.dumps([name, *counts, list(d.train), list(d.query), list(d.gallery)]))"
     )
+    wanted = json.dumps({name: OPTIONS.get(name, {}) for name in NAMES})
     pipes = [
         subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path)],
+            [sys.executable, "-c", code, str(tmp_path), wanted],
             env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             text=True,
         )
         for seed in ("1", "2")
     ]
-    first, second = (json.loads(pipe.communicate(timeout=60)[0]) for pipe in pipes)
+    first, second = (pipe.communicate(timeout=120)[0].splitlines() for pipe in pipes)
     assert first == second
-    assert {pid for _, pid, _, _ in first[0]} == set(range(len({Path(p).name[:4] for p, *_ in first[0]})))
+    assert len(first) == len(CATALOGUE)
+    for line in first:
+        name, *counts, train, _, _ = json.loads(line)
+        for count, column in zip(counts, (1, 2, 3), strict=True):
+            assert {row[column] for row in train} == set(range(count)), name
+    assert len({row[1] for row in json.loads(first[NAMES.index("dukemtmc")])[4]}) > 50
 
 
 # ---------------------------------------------------------------- MSMT17

@@ -1,4 +1,4 @@
-"""The command ``datasets.check``, the kept copies of lists, packed paths, and images read from memory."""
+"""The command ``datasets.check``, the kept copies of lists, packed paths."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ import pytest
 from PIL import Image
 
 from datasets import cache, check, make_dataset
-from datasets.images import ByteStore, ImageList, decode
 from datasets.paths import Paths, chain
-from datasets.records import Records
 from datasets.scan import walk_images
 from tests.datasets.miniatures import LUPERSON, MARKET, MINIATURES, lists
 from tests.parity.cases import DATA, REQUIRED, ROOT
@@ -233,36 +231,6 @@ def test_a_walk_is_sorted_by_whole_relative_paths(tmp_path):
     LUPERSON.build(tmp_path)
     found = [name.decode() for name in walk_images(tmp_path / "LUP" / "images").tolist()]
     assert found == sorted(found) == ["a-1.jpg", "a/1.jpg", "a/2.jpg", "b.jpg", "c.jpg"]
-
-
-# ---------------------------------------------------------------- images from memory
-
-
-def test_images_from_memory_are_those_of_the_files_within_the_budget(tmp_path):
-    place = write_market(tmp_path) / "market1501" / "bounding_box_train"
-    paths = [str(path) for path in sorted(place.iterdir())]
-    sizes = [os.path.getsize(path) for path in paths]
-    store = ByteStore(paths, sum(sizes[:3]) + 10)
-    assert len(store) == 3 and len(store.block) == sum(sizes[:3])
-    images = ImageList(Records.of(paths, None), np.asarray, store)
-    plain = ImageList(Records.of(paths, None), np.asarray)
-    assert all(np.array_equal(images[i][0], plain[i][0]) for i in range(5))
-    os.unlink(paths[0])
-    os.unlink(paths[4])
-    assert np.array_equal(images[0][0], np.asarray(decode(store.get(0), "x")))
-    assert "is missing" in images[4]
-    assert len(ByteStore(paths, 10**9)) == len(paths) and "is missing" in ImageList(
-        Records.of(paths, None), np.asarray, ByteStore(paths, 10**9)
-    )[4]
-
-
-def test_draft_decoding_is_smaller_and_never_below_the_size_asked_for(tmp_path):
-    path = str(tmp_path / "a.jpg")
-    Image.new("RGB", (256, 512), (10, 200, 30)).save(path)
-    assert decode(path, path).size == (256, 512)
-    assert decode(path, path, (128, 64)).size == (64, 128) and decode(path, path, (129, 64)).size == (128, 256)
-    boxed = Records.of([path], None, boxes=np.array([[0, 0, 200, 400]]))
-    assert ImageList(boxed, np.asarray, at_least=(16, 8))[0][0].shape == (400, 200, 3)
 
 
 # ---------------------------------------------------------------- the page

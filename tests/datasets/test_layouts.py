@@ -53,6 +53,21 @@ def test_counts_other_than_the_published_ones_are_told_with_both_numbers_in_one_
 
 
 @pytest.mark.parametrize("name", [n for n in MINIATURES if CATALOGUE[n].counts])
+def test_every_entry_warns_once_with_both_numbers(name, tmp_path, caplog):
+    MINIATURES[name].build(tmp_path)
+    dataset = make_dataset(name, tmp_path)
+    (line,) = [r.message for r in caplog.records if "published" in r.message]
+    told = 0
+    for split, wanted in dataset.spec.published().items():
+        found = getattr(dataset, split).counts()
+        for what, there, number in zip(("ids", "images", "cameras"), found, wanted, strict=True):
+            if number not in (None, there):
+                assert f"{split} {there:,} {what} (published {number:,})" in line
+                told += 1
+    assert told == line.count("(published ") > 0
+
+
+@pytest.mark.parametrize("name", [n for n in MINIATURES if CATALOGUE[n].counts])
 def test_published_counts_name_splits_and_three_numbers(name):
     counts = CATALOGUE[name].published()
     assert counts and set(counts) <= {"train", "query", "gallery"}
@@ -190,7 +205,7 @@ def test_cuhk03_is_taken_out_of_its_raw_file_once(level, tmp_path):
     assert first.train.paths == [str(images / name) for name in CUHK03_FILES[:3]]
     (place / level / "cuhk-03.mat").unlink()
     assert lists(make_dataset("cuhk03", tmp_path, labeled=False)) == lists(first)
-    from datasets.images import load_image
+    from datasets.decoding import load_image
 
     image = load_image(first.train.paths[0])
     assert image.size == (4, 8) and image.getpixel((0, 0)) == (90, 90, 90)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 from collections import Counter
 from pathlib import Path
@@ -14,6 +15,7 @@ from torchvision.transforms import functional as tv
 
 from datasets import build_transforms, make_dataloader, make_dataset
 from datasets.catalogue import CATALOGUE, ReIDDataset
+from datasets.images import ImageList
 from datasets.loaders import TestLoader, TrainLoader, as_trained, hold_out, join_training
 from datasets.records import Records
 from datasets.samplers import (
@@ -306,13 +308,14 @@ def test_batches_depend_on_seed_and_epoch_alone_and_not_on_workers(market):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_files_held_in_memory_and_draft_decoding_of_small_images_change_no_batch(market, workers):
+def test_images_held_in_memory_and_draft_decoding_of_small_ones_change_no_batch(market, workers):
     plain = content(training_loader(market, 0), 1)
-    changes = {"DATALOADER__CACHE_GB": 0.00001, "DATALOADER__DRAFT": True, "DATALOADER__NUM_WORKERS": workers}
-    loader = make_dataloader(settings(market, **changes)).train
-    held = loader.loader.dataset.store
-    assert 0 < len(held) < len(loader.records) and len(held.block) <= 10_000
-    assert same(content(loader, 1), plain)
+    for more in ({"DATALOADER__DRAFT": True}, {"DATALOADER__CACHE": "pixels"}):
+        changes = {"DATALOADER__CACHE_GB": 0.000005, "DATALOADER__NUM_WORKERS": workers, **more}
+        loader = make_dataloader(settings(market, **changes)).train
+        held = loader.loader.dataset.store
+        assert 0 < len(held) < len(loader.records) and len(held.block) <= 5_000
+        assert same(content(loader, 1), plain)
 
 
 def test_a_batch_holds_what_the_list_says(market):
@@ -362,27 +365,55 @@ def test_a_bad_image_stops_training_and_testing_with_its_path_in_one_line(tmp_pa
     damage(path, how)
     transform = build_transforms(settings(), is_train=False)
     for run in (lambda: content(loader, 1), lambda: list(TestLoader(loader.records, transform, 4, workers))):
+        before = len(multiprocessing.active_children())
         with pytest.raises(UserError) as caught:
             run()
+        assert len(multiprocessing.active_children()) == before  # workers end with the error, not ten seconds later
         line = str(caught.value)
         assert line.startswith(f"{path}: the image") and BAD[how] in line and "\n" not in line
 
 
-def test_bad_images_are_skipped_and_counted_on_request(tmp_path, caplog):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_another_image_of_the_identity_stands_in_for_a_bad_one_on_request(tmp_path, workers, caplog):
     skip = {"DATALOADER__SAMPLER": "softmax", "DATALOADER__BAD_IMAGES": "skip"}
-    loader = training_loader(write_market(tmp_path), 0, **skip)
-    bad = loader.records.paths[:5]
-    for path, how in zip(bad, ("missing", "empty", "damaged", "text", "missing"), strict=True):
+    loader = training_loader(write_market(tmp_path), workers, **skip)
+    records = loader.records
+    assert records.pids.tolist() == [i // 4 for i in range(16)]
+    whole = content(loader, 1)
+    for path, how in zip(records.paths[:5], ("missing", "empty", "damaged", "text", "missing"), strict=True):
         damage(path, how)
-    batches = list(loader.epoch(1))
-    assert sum(len(b) for b in batches) == len(loader.records) - 5
-    assert all(len(b.images) == len(b.pids) == len(b.rows) for b in batches)
+    batches = content(loader, 1)
+    instead = {**{row: row for row in range(16)}, **dict.fromkeys(range(4), 5), 4: 5}  # identity 0 has none left
     assert sum("5 images could not be read" in record.message for record in caplog.records) == 1
-    for path in loader.records.paths[5:]:
+    assert len(batches) == len(whole) == 4
+    for (images, pids, _, _, rows), (images_whole, _, _, _, rows_whole) in zip(batches, whole, strict=True):
+        assert rows.tolist() == [instead[row] for row in rows_whole.tolist()] and len(images) == 4
+        assert pids.tolist() == records.pids[rows].tolist()
+        kept = rows == rows_whole
+        assert torch.equal(images[kept], images_whole[kept])
+
+
+def test_when_no_image_at_all_can_be_read_training_stops(tmp_path):
+    loader = training_loader(write_market(tmp_path), 0, DATALOADER__BAD_IMAGES="skip")
+    for path in loader.records.paths:
         Path(path).unlink()
-    assert list(loader.epoch(1)) == []  # batches without any image are left out
+    with pytest.raises(UserError, match="is missing; nor can any other of the 16 images be read"):
+        list(loader.epoch(1))
     with pytest.raises(UserError, match="DATALOADER.BAD_IMAGES"):
         TrainLoader(loader.records, None, loader.sampler, 0, "ignore")
+
+
+def test_images_that_stand_in_do_so_for_transforms_of_any_shape_too(tmp_path):
+    place = write_market(tmp_path) / "market1501/bounding_box_train"
+    paths = [str(path) for path in sorted(place.iterdir())[:6]]
+    records = Records.of(paths, [7, 8, 7, 8, 7, 7])
+    damage(paths[4], "missing"), damage(paths[5], "text")
+    images = ImageList(records, np.asarray, stand_in=True)
+    found = [(row, len(broken)) for _, row, broken in (images[i] for i in range(6))]
+    assert found == [(0, 0), (1, 0), (2, 0), (3, 0), (0, 2), (0, 1)]
+    damage(paths[1], "missing"), damage(paths[3], "missing")
+    assert [images[i][1] for i in (1, 3)] == [2, 0]  # no image of 8 is left: the next of anyone
+    assert list(images.candidates(2))[:4] == [2, 4, 5, 0]
 
 
 # ---------------------------------------------------------------- several sets, validation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ import pytest
 from PIL import Image
 
 from datasets import make_dataloader, make_dataset
-from datasets.findings import findings, missing_of_a_few
-from datasets.images import load_image
+from datasets.decoding import load_image
+from datasets.findings import findings, missing, missing_line
 from datasets.loaders import hold_out, join_training
 from datasets.records import Records, join
 from tests.datasets.miniatures import lists, message, write
@@ -201,7 +202,7 @@ def test_held_out_rows_keep_their_boxes():
 
 
 def texts(tmp_path, table: str, **options) -> list[str]:
-    (tmp_path / "dataset.csv").write_text(table)
+    (tmp_path / "dataset.csv").write_text(re.sub(r"^(\w),", r"\1.jpg,", table, flags=re.MULTILINE))
     return [finding.text for finding in findings(make_dataset("csv", tmp_path, **options))]
 
 
@@ -223,21 +224,30 @@ def test_nothing_is_found_in_an_ordinary_set(tmp_path):
     assert findings(make_dataset("market1501", write_market(tmp_path))) == []
 
 
-def test_images_that_are_not_there_stop_the_start_and_some_missing_are_told(tmp_path, caplog):
+def test_images_that_are_not_there_are_counted_and_the_first_are_named(tmp_path):
     place = write_market(tmp_path) / "market1501"
     table = [f"{p.relative_to(place)},{p.name[:4]},{p.name[6]},{s}" for s, d in
              (("train", "bounding_box_train"), ("query", "query"), ("gallery", "bounding_box_test"))
              for p in sorted((place / d).iterdir())]  # fmt: skip
     (place / "dataset.csv").write_text("\n".join(["path,pid,camid,split", *table]))
-    for path in list((place / "query").iterdir())[:2]:
-        path.unlink()
-    make_dataloader(config(place, tmp_path, DATASETS__NAMES="csv"))
-    assert [r for r in caplog.records if "2 of 8 images looked for are missing" in r.message]
-    records = make_dataset("csv", place).train
-    assert missing_of_a_few("x", records) is None and missing_of_a_few("x", records.take([])) is None
-    (place / "bounding_box_train").rename(place / "elsewhere")
-    with pytest.raises(UserError, match="names images that are not there, such as .*is it unpacked"):
-        make_dataloader(config(place, tmp_path, DATASETS__NAMES="csv"))
+    dataset = make_dataset("csv", place)
+    for path in dataset.query.paths[:6]:
+        Path(path).unlink()
+    line = message(make_dataloader, config(place, tmp_path, DATASETS__NAMES="csv"))
+    named = ", ".join(dataset.query.paths[:5])
+    assert line.startswith(f"csv: images of the query list are missing, 6 of 8: {named}, ...; unpack everything")
+    for part, count in ((dataset.train, 16), (dataset.train.take([]), 0)):
+        absent, looked = missing(part)
+        assert len(absent) == 0 and looked == count
+
+
+def test_the_look_for_missing_images_ends_in_time_and_says_how_far_it_came(tmp_path):
+    records = Records.of([str(tmp_path / f"{i}.jpg") for i in range(5_000)], None)
+    absent, looked = missing(records, seconds=0)
+    assert looked == len(absent) == 256 and np.all(np.diff(absent) > 0)
+    assert absent[0] < 100 and absent[-1] > 4_900  # spread over the list
+    words = "images of the train list are missing, 256 of 256 looked for: "
+    assert missing_line("train", records, absent, looked).startswith(words + records.paths[absent[0]])
 
 
 # ---------------------------------------------------------------- everything trains

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from tests.tiny import options
+from tests.tiny import options, write_market
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -53,3 +53,16 @@ def test_a_run_by_torchrun_trains_evaluates_and_goes_on(market, tmp_path):
         assert abs(alone[key] - value) < 1e-6, key
     again = run(*TORCHRUN, "train.py", *words)
     assert again.returncode == 0 and "finished already" in again.stdout
+
+
+def test_processes_that_skip_bad_images_keep_step_and_gather_batches_of_one_length(tmp_path):
+    train = write_market(tmp_path) / "market1501" / "bounding_box_train"
+    for path in sorted(train.glob("0001_*")) + sorted(train.glob("0002_*"))[:1]:  # all of one identity, one of another
+        path.write_bytes(b"")
+    words = options(
+        tmp_path, tmp_path / "run", DATALOADER__BAD_IMAGES="skip", SOLVER__GATHER=True, SOLVER__IMS_PER_BATCH=8,
+        DATALOADER__SAMPLER="softmax",
+    )  # fmt: skip
+    done = run(*TORCHRUN, "train.py", *words)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("5 images could not be read in this epoch") == 2  # epochs; counted over both processes

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from datasets import CATALOGUE
 from datasets.loaders import TestSet
 from datasets.records import Records
 from processor import evaluate as module
@@ -90,6 +91,27 @@ def test_retrieval_shows_the_rank_of_the_first_match(same_list):
     result = evaluate_retrieval(feats[:12], test.query.pids, *gallery, nmi=False)
     assert np.mean([row["valid"] == "1" and row["first_match_rank"] == "1" for row in found]) == result.recall[1]
     assert found[3]["valid"] == "0" and all(row["AP"] == "" for row in found)
+
+
+@pytest.mark.parametrize(("share", "k"), [("1%", 1), ("10%", 4), ("100%", 40)])
+def test_a_share_of_the_gallery_is_a_k_and_what_the_protocol_has_not_is_not_computed(share, k):
+    test, feats = example("retrieval")
+    scored = score(test, feats, Settings())
+    assert set(scored.metrics) == {"Recall@1", "Recall@2", "Recall@4", "Recall@8", "NMI"}
+    other = replace(test, ks=(1, k, share), also=("mAP",))
+    found = score(other, feats, Settings(ap="trapezoid")).metrics
+    assert set(found) == {"Recall@1", f"Recall@{k}", f"Recall@{share}", "mAP"}
+    assert found[f"Recall@{share}"] == found[f"Recall@{k}"]
+    unit = torch.nn.functional.normalize(feats)
+    pids = (test.query.pids, test.gallery.pids)
+    assert found["mAP"] == pytest.approx(evaluate_features(unit[:12], unit[12:], *pids, ap="trapezoid").mAP, abs=1e-6)
+
+
+def test_sets_of_the_retrieval_protocol_report_what_their_papers_report():
+    assert {name: (spec.ks, spec.also) for name, spec in CATALOGUE.items() if spec.protocol == "retrieval"} == {
+        "car196": ((1, 2, 4, 8), ("NMI",)), "cub200": ((1, 2, 4, 8), ("NMI",)), "sop": ((1, 10, 100, 1000), ()),
+        "inshop": ((1, 10, 20, 30), ()), "university1652": ((1, 5, 10, "1%"), ("mAP",)),
+    }  # fmt: skip
 
 
 class Given(torch.nn.Module):

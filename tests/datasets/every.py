@@ -1,0 +1,51 @@
+"""Every entry of the catalogue as a small tree that can be read, and the images in it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from datasets import CATALOGUE
+from datasets.scan import is_image
+from datasets.synthetic import NAMES as SYNTHETIC
+from tests.datasets.miniatures import MINIATURES, write
+
+TABLE = """path,pid,camid,split,seq,x1,y1,x2,y2,weather
+in/b.jpg,ann,gate,train,,0,0,4,6,dry
+in/b.jpg,rex,gate,train,,2,1,4,8,dry
+in/a.png,zoë,yard,train,s1,,,,,wet
+out/q.jpg,tom,gate,query,s2,,,,,dry
+out/g.jpg,tom,yard,gallery,s3,,,,,wet
+out/h.jpg,eve,yard,gallery,,,,,,wet
+"""
+PEOPLE = ["ann/1.jpg", "ann/2.jpg", "rex/1.jpg", "tom/1.jpg", "tom/3.jpg", "zoë/1.jpg"]
+OPTIONS = {name: {"ids": 4, "cameras": 2, "images": 2} for name in SYNTHETIC}
+"""Options without which an entry would be slow to make."""
+
+
+def build(name: str, root: Path) -> None:
+    """Writes what ``make_dataset(name, root, **OPTIONS.get(name, {}))`` reads."""
+    root.mkdir(parents=True, exist_ok=True)
+    if name in MINIATURES:
+        MINIATURES[name].build(root)
+    elif name == "csv":
+        write(root, ["in/a.png", "in/b.jpg", "out/q.jpg", "out/g.jpg", "out/h.jpg"])
+        (root / "dataset.csv").write_text(TABLE, encoding="utf-8")
+    elif name == "folder":
+        write(root, PEOPLE)
+    else:
+        assert name in SYNTHETIC, f"{name} is in the catalogue and has no small tree here"
+
+
+def paint(root: Path) -> None:
+    """Gives every image below a content of its own."""
+    for i, path in enumerate(sorted(p for p in root.rglob("*") if is_image(p.name))):
+        pixels = np.random.default_rng(i).integers(0, 255, (8, 4, 3), np.uint8)
+        Image.fromarray(pixels).save(path, "PNG" if path.suffix == ".png" else "JPEG")
+        os.utime(path, (1e9, 1e9))
+
+
+NAMES = sorted(CATALOGUE)
