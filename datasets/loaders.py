@@ -51,7 +51,10 @@ class TestSet:
 
 @dataclass
 class Data:
-    """What ``make_dataloader`` returns. train: None when only testing. num_*: of the training split."""
+    """What ``make_dataloader`` returns. train: None when only testing. num_*: of the training split.
+
+    targets: training loaders of the targets, for methods that adapt to them; their labels are not for training.
+    """
 
     train: TrainLoader | None
     tests: list[TestSet]
@@ -61,6 +64,7 @@ class Data:
     kind: str = "person"
     datasets: list[ReIDDataset] = field(default_factory=list)
     validation: TestSet | None = None
+    targets: list[TrainLoader] = field(default_factory=list)
 
 
 class TrainLoader:
@@ -85,6 +89,10 @@ class TrainLoader:
             images, batch_sampler=sampler, num_workers=workers, collate_fn=images.collate,
             persistent_workers=workers > 0, pin_memory=pin, worker_init_fn=one_thread, generator=torch.Generator(),
         )  # fmt: skip
+
+    def relabel(self, pids: np.ndarray) -> None:
+        """Draws batches by other classes from the next epoch on. pids: (N,), -1 for an image to leave out."""
+        self.sampler.relabel(pids)
 
     def epoch(self, number: int) -> EpochBatches:
         """The batches of an epoch, counted from 1: the same for the same seed, whatever the number of workers."""
@@ -143,6 +151,42 @@ class TestLoader:
             if batch.broken:
                 raise UserError(batch.broken[0])
             yield batch
+
+
+def make_train_loader(cfg, records: Records) -> TrainLoader:
+    """The loader of a training list, batches drawn as DATALOADER.SAMPLER says."""
+    return TrainLoader(
+        records,
+        build_transforms(cfg, is_train=True),
+        make_sampler(cfg, records.pids, rank(), world_size()),
+        cfg.DATALOADER.NUM_WORKERS,
+        cfg.DATALOADER.BAD_IMAGES,
+        pinned(cfg),
+        cache=int(cfg.DATALOADER.CACHE_GB * 1e9),
+        at_least=tuple(cfg.INPUT.SIZE_TRAIN) if cfg.DATALOADER.DRAFT else None,
+    )
+
+
+def feature_loader(cfg, records: Records) -> TestLoader:
+    """The loader for features of a list in its order, with evaluation's transform."""
+    transform = build_transforms(cfg, is_train=False)
+    return TestLoader(records, transform, cfg.TEST.IMS_PER_BATCH, cfg.DATALOADER.NUM_WORKERS, pin=pinned(cfg))
+
+
+def adapts(cfg) -> bool:
+    """Whether the method trains on the targets' training images."""
+    return cfg.PROCESSOR.NAME in ("dmmd", "mtda_kd")
+
+
+def make_target_loaders(cfg, targets: list[ReIDDataset]) -> list[TrainLoader]:
+    """A training loader per target, or one over all of them with DMMD.BLEND."""
+    if not targets:
+        raise UserError(f"DATASETS.TARGETS is empty, and PROCESSOR.NAME {cfg.PROCESSOR.NAME!r} adapts to targets")
+    for dataset in targets:
+        if not len(dataset.train):
+            raise UserError(f"{dataset.spec.name}: no training images to adapt to in {dataset.folder}")
+    groups = [targets] if cfg.DMMD.BLEND and cfg.PROCESSOR.NAME == "dmmd" else [[d] for d in targets]
+    return [make_train_loader(cfg, join_training(group)) for group in groups]
 
 
 def names_of(value: str | tuple | list) -> list[str]:
@@ -254,13 +298,7 @@ def hold_out(records: Records, share: float, seed: int) -> tuple[Records, Record
 def make_test_set(cfg, name: str, protocol: str, query: Records, gallery: Records, **more) -> TestSet:
     records = query if more.get("same_list") else join([query, gallery])
     refuse_hopeless(name, query, gallery, more.get("same_list", False))
-    loader = TestLoader(
-        records,
-        build_transforms(cfg, is_train=False),
-        cfg.TEST.IMS_PER_BATCH,
-        cfg.DATALOADER.NUM_WORKERS,
-        pin=pinned(cfg),
-    )
+    loader = feature_loader(cfg, records)
     return TestSet(name, cfg.TEST.PROTOCOL or protocol, query, gallery, loader, **more)
 
 
@@ -333,17 +371,8 @@ def make_dataloader(cfg, training: bool = True) -> Data:
             "DATALOADER.BAD_IMAGES 'skip' and SOLVER.GATHER cannot go together: gathered batches must be equally long"
         )
     if training:
-        sampler = make_sampler(cfg, train.pids, rank(), world_size())
-        loader = TrainLoader(
-            train,
-            build_transforms(cfg, is_train=True),
-            sampler,
-            cfg.DATALOADER.NUM_WORKERS,
-            cfg.DATALOADER.BAD_IMAGES,
-            pinned(cfg),
-            cache=int(cfg.DATALOADER.CACHE_GB * 1e9),
-            at_least=tuple(cfg.INPUT.SIZE_TRAIN) if cfg.DATALOADER.DRAFT else None,
-        )
+        loader = make_train_loader(cfg, train)
+    adapted = make_target_loaders(cfg, [read[n] for n in targets]) if training and adapts(cfg) else []
     tested = [read[n] for n in targets] or [d for d in sources if len(d.query) and len(d.gallery) and not d.use_all]
     tests = []
     for d in tested:
@@ -371,4 +400,5 @@ def make_dataloader(cfg, training: bool = True) -> Data:
         kind=sources[0].spec.kind or "person",
         datasets=list(read.values()),
         validation=validation,
+        targets=adapted,
     )

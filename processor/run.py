@@ -22,7 +22,9 @@ from datasets.loaders import Data, TestSet, make_dataloader
 from model import make_model
 from model.describe import summary
 from model.pretrained import load_initial_weights
+from processor.dmmd import dmmd
 from processor.evaluate import Settings, evaluate, means
+from processor.mtda_kd import mtda_kd
 from processor.stage import Stage
 from processor.supervised import supervised
 from processor.trainer import LAST, Trainer
@@ -34,7 +36,11 @@ from utils.logger import close_logging, set_up_logging
 
 log = logging.getLogger("lineup")
 
-METHODS: dict[str, Callable[[Any, Data, nn.Module], list[Stage]]] = {"supervised": supervised}
+METHODS: dict[str, Callable[[Any, Data, nn.Module], list[Stage]]] = {
+    "supervised": supervised,
+    "dmmd": dmmd,
+    "mtda_kd": mtda_kd,
+}
 """PROCESSOR.NAME -> function of (cfg, data, model) that gives the method's stages; ``register_method`` adds one."""
 
 FREE_KEYS = (
