@@ -35,7 +35,7 @@ OPTION_KEYS = (
 class TestSet:
     """One set to be searched: ``loader`` runs over query and then gallery (the query alone when they are one list).
 
-    ks: the K of Recall@K.
+    ks: the K of Recall@K. in_mean: False for the source of an adaptation, which is shown beside the targets' mean.
     """
 
     name: str
@@ -45,6 +45,7 @@ class TestSet:
     loader: Any
     same_list: bool = False
     ks: tuple[int, ...] = (1, 2, 4, 8)
+    in_mean: bool = True
 
     __test__ = False  # not a test class, whatever its name says to pytest
 
@@ -180,6 +181,9 @@ def adapts(cfg) -> bool:
 
 def make_target_loaders(cfg, targets: list[ReIDDataset]) -> list[TrainLoader]:
     """A training loader per target, or one over all of them with DMMD.BLEND."""
+    both = {d.spec.name for d in targets} & {find_spec(name).name for name in names_of(cfg.DATASETS.NAMES)}
+    if both:
+        raise UserError(f"DATASETS.TARGETS: {', '.join(sorted(both))} is source and target at once")
     if not targets:
         raise UserError(f"DATASETS.TARGETS is empty, and PROCESSOR.NAME {cfg.PROCESSOR.NAME!r} adapts to targets")
     for dataset in targets:
@@ -373,15 +377,20 @@ def make_dataloader(cfg, training: bool = True) -> Data:
     if training:
         loader = make_train_loader(cfg, train)
     adapted = make_target_loaders(cfg, [read[n] for n in targets]) if training and adapts(cfg) else []
-    tested = [read[n] for n in targets] or [d for d in sources if len(d.query) and len(d.gallery) and not d.use_all]
+    own = [d for d in sources if len(d.query) and len(d.gallery) and not d.use_all]
+    tested = [read[n] for n in targets] or own
+    beside = own if training and adapts(cfg) else []
     tests = []
-    for d in tested:
+    for d in [*tested, *beside]:
         query, gallery = (as_trained(part, d.spec.name, sources) for part in (d.query, d.gallery))
         unknown = int((query.camids >= num_cameras).sum() + (gallery.camids >= num_cameras).sum())
         if cfg.MODEL.SIE_CAMERA and unknown:
             log.warning("%s: %d images of cameras without training images; no camera is embedded", d.spec.name, unknown)
         tests.append(
-            make_test_set(cfg, d.spec.name, d.protocol, query, gallery, same_list=d.same_list, ks=d.spec.ks)
+            make_test_set(
+                cfg, d.spec.name, d.protocol, query, gallery,
+                same_list=d.same_list, ks=d.spec.ks, in_mean=not any(d is source for source in beside),
+            )  # fmt: skip
         )
     if not tests and any(d.use_all for d in sources):
         raise UserError(

@@ -188,7 +188,7 @@ def evaluate(
         if folder is not None and is_main():
             name = f"per_query_{re.sub(r'[^A-Za-z0-9._-]', '_', test.name)}.csv" if len(tests) > 1 else "per_query.csv"
             write_atomically(Path(folder) / name, lambda handle, scored=scored: handle.write(per_query_csv(scored)))
-    for line in table(results):
+    for line in table(results, [test.name for test in tests if test.in_mean]):
         log.info(line)
     return results
 
@@ -223,10 +223,16 @@ def means(results: dict[str, dict[str, float]]) -> dict[str, float]:
     return {k: float(np.mean([r[k] for r in results.values()])) for k in shared}
 
 
-def table(results: dict[str, dict[str, Any]]) -> list[str]:
-    """Lines of a table, in percent."""
+def mean_of(tests: list[TestSet], results: dict[str, dict[str, float]]) -> dict[str, float]:
+    """``means`` over the sets that count: all but the source of an adaptation."""
+    return means({test.name: results[test.name] for test in tests if test.in_mean})
+
+
+def table(results: dict[str, dict[str, Any]], counted: list[str] | None = None) -> list[str]:
+    """Lines of a table, in percent. counted: the sets whose mean is the last line; None: all."""
     columns = [k for k in means(results) if k not in ("queries", "valid_queries")]
-    rows = {**results, **({"mean": means(results)} if len(results) > 1 else {})}
+    counted = list(results) if counted is None else counted
+    rows = {**results, **({"mean": means({name: results[name] for name in counted})} if len(counted) > 1 else {})}
     width = max(len("dataset"), *(len(name) for name in rows))
     lines = [f"{'dataset':{width}s} " + " ".join(f"{c:>8s}" for c in columns)]
     for name, row in rows.items():
