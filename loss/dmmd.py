@@ -14,11 +14,13 @@ class GaussianSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, squared: Tensor, sigmas: tuple[float, ...]) -> Tensor:
-        value, slope = torch.zeros_like(squared), torch.zeros_like(squared)
+        value, term = torch.zeros_like(squared), torch.empty_like(squared)
+        slope = torch.zeros_like(squared) if ctx.needs_input_grad[0] else None
         for sigma in sigmas:
-            term = torch.exp(squared * (-0.5 / sigma))
+            torch.mul(squared, -0.5 / sigma, out=term).exp_()
             value += term
-            slope.add_(term, alpha=-0.5 / sigma)
+            if slope is not None:
+                slope.add_(term, alpha=-0.5 / sigma)
         ctx.save_for_backward(slope)
         return value
 
@@ -30,32 +32,39 @@ class GaussianSum(torch.autograd.Function):
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """(n, D), (m, D) -> (n, m), by differences: the narrow kernels see what the expanded product's rounding hides."""
-    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square()
+    """(n, D), (m, D) -> (n, m) float32. By the expanded product in double precision: the narrow kernels see equal rows
+    as equal, which float32's rounding would hide."""
+    a, b = a.double(), b.double()
+    squared = a.square().sum(1, keepdim=True) + b.square().sum(1) - 2 * a @ b.t()
+    return squared.clamp(min=0).float()
 
 
-def mmd(x: Tensor, y: Tensor, sigmas: tuple[float, ...] = SIGMAS) -> Tensor:
-    """Squared maximum mean discrepancy of two samples under a sum of Gaussian kernels. (n, D), (m, D) -> scalar.
+def among(squared: Tensor, sigmas: tuple[float, ...]) -> Tensor:
+    """Mean kernel of a sample with itself, an element's pair with itself included. squared: (n, n), symmetric."""
+    n = len(squared)
+    above = torch.triu_indices(n, n, 1, device=squared.device)
+    return (n * len(sigmas) + 2 * GaussianSum.apply(squared[above[0], above[1]], sigmas).sum()) / n**2
 
-    The means run over all pairs, an element with itself included (the biased estimate).
+
+def mmd(xx: Tensor, yy: Tensor, xy: Tensor, sigmas: tuple[float, ...] = SIGMAS) -> Tensor:
+    """Squared maximum mean discrepancy of two samples under a sum of Gaussian kernels, from squared distances.
+
+    xx: (n, n), yy: (m, m), xy: (n, m). The means run over all pairs (the biased estimate). Returns a scalar.
     """
-    xx, yy, xy = (
-        GaussianSum.apply(squared_distances(a, b), tuple(sigmas)).mean() for a, b in ((x, x), (y, y), (x, y))
-    )
-    return xx + yy - 2 * xy
+    return among(xx, sigmas) + among(yy, sigmas) - 2 * GaussianSum.apply(xy, sigmas).mean()
 
 
-def distance_samples(feats: Tensor, num_instances: int) -> tuple[Tensor, Tensor]:
-    """Within-class and between-class samples: rows of K squared distances. (P * K, D) -> (P * K, K), (n, K).
+def distance_samples(squared: Tensor, num_instances: int) -> tuple[Tensor, Tensor]:
+    """Within-class and between-class samples: rows of K distances. (P * K, P * K) -> (P * K, K), (n, K).
 
-    Rows of ``feats`` come identity after identity. Every image gives a row of distances to its own identity (itself
-    included) and one row to each other identity, n = ((P - 1)**2 + 1) * K: as published, the first identity is an
-    anchor against the second only.
+    The rows of ``squared`` come identity after identity. Every image gives a row of distances to its own identity
+    (itself included) and one row to each other identity, n = ((P - 1)**2 + 1) * K: as published, the first identity is
+    an anchor against the second only.
     """
     k = num_instances
-    groups = len(feats) // k
-    blocks = squared_distances(feats, feats).view(groups, k, groups, k).transpose(1, 2)  # (P, P, K, K)
-    own = torch.eye(groups, dtype=torch.bool, device=feats.device)
+    groups = len(squared) // k
+    blocks = squared.view(groups, k, groups, k).transpose(1, 2)  # (P, P, K, K)
+    own = torch.eye(groups, dtype=torch.bool, device=squared.device)
     others = ~own
     others[0, 2:] = False
     return blocks[own].reshape(-1, k), blocks[others].reshape(-1, k)
@@ -76,12 +85,12 @@ def dmmd(
             raise ValueError(
                 f"{name}: {len(feats)} rows are not two or more identities of num_instances {num_instances} each"
             )
+    sigmas = tuple(sigmas)
     with torch.autocast(source.device.type, enabled=False):
-        source, target = source.float(), target.float()
-        within_source, between_source = distance_samples(source.detach(), num_instances)
-        within_target, between_target = distance_samples(target, num_instances)
-        return (
-            mmd(within_source, within_target, sigmas),
-            mmd(between_source, between_target, sigmas),
-            mmd(source, target, sigmas),
-        )
+        ss, tt, st = (squared_distances(a, b) for a, b in ((source, source), (target, target), (source, target)))
+        terms = []
+        samples = zip(distance_samples(ss.detach(), num_instances), distance_samples(tt, num_instances), strict=True)
+        for x, y in samples:
+            terms.append(mmd(*(squared_distances(a, b) for a, b in ((x, x), (y, y), (x, y))), sigmas))
+        within, between = terms
+        return within, between, mmd(ss, tt, st, sigmas)

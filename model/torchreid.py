@@ -149,12 +149,19 @@ class TorchreidModel(nn.Module):
     def published_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """torchreid's flat names under ours: everything but heads and classifier belongs to the trunk.
 
-        Domain-specific batch norms of SPCL (``BN_S``, ``BN_T``): the target's becomes the batch norm.
+        Domain-specific batch norms of SPCL (``BN_S``, ``BN_T``): the target's becomes the batch norm. A file without
+        a head per domain starts them all from its shared one.
         """
         state = {key.replace(".BN_T.", "."): value for key, value in state.items() if ".BN_S." not in key}
-        if any(key.startswith("base.") for key in state):
-            return state
-        return {key if key.startswith(HEAD_KEYS) else f"base.{key}": value for key, value in state.items()}
+        if not any(key.startswith("base.") for key in state):
+            state = {key if key.startswith(HEAD_KEYS) else f"base.{key}": value for key, value in state.items()}
+        heads = range(len(getattr(self, "feat_fc_multi", ())))
+        for i, part in ((0, "feat."), (1, "feat_bn.")):
+            shared = {key.removeprefix(part): value for key, value in state.items() if key.startswith(part)}
+            for domain in heads:
+                for key, value in shared.items():
+                    state.setdefault(f"feat_fc_multi.{domain}.{i}.{key}", value)
+        return state
 
 
 def matcher(width: int, out: int) -> nn.Sequential:

@@ -181,14 +181,17 @@ def evaluate(
     folder: where the first process writes ``per_query.csv`` (``per_query_NAME.csv`` with several sets), None: nowhere.
     """
     results = {}
+    counted = [test.name for test in tests if test.in_mean]
     for test in tests:
+        if hasattr(model, "use_domain"):
+            model.use_domain(counted.index(test.name) if test.in_mean else 0)
         feats = extract_features(model, test.loader, device, settings.flip)
         scored = score(test, feats.to(device) if fits(feats, device) else feats, settings)
         results[test.name] = scored.metrics
         if folder is not None and is_main():
             name = f"per_query_{re.sub(r'[^A-Za-z0-9._-]', '_', test.name)}.csv" if len(tests) > 1 else "per_query.csv"
             write_atomically(Path(folder) / name, lambda handle, scored=scored: handle.write(per_query_csv(scored)))
-    for line in table(results, [test.name for test in tests if test.in_mean]):
+    for line in table(results, counted):
         log.info(line)
     return results
 

@@ -25,6 +25,7 @@ from processor.dmmd import dmmd_terms
 from processor.stage import Stage
 from solver import make_optimizer, make_scheduler
 from utils.checkpoint import as_tensors, load_weights, require_complete
+from utils.distributed import is_distributed
 from utils.errors import UserError
 
 log = logging.getLogger("lineup")
@@ -121,6 +122,9 @@ class Distillation(Stage):
         teachers = [make_teacher(cfg, path, data) for path in cfg.KD.TEACHER.WEIGHTS]
         if not cfg.KD.WEIGHT_DA and hasattr(model, "classifier"):
             model.classifier.requires_grad_(False)  # no term uses it
+        if cfg.KD.MULTI_HEAD:
+            model.feat.requires_grad_(False)
+            model.feat_bn.requires_grad_(False)
 
         def make_solver(module: nn.Module):
             optimizer = make_optimizer(cfg, module)
@@ -252,6 +256,8 @@ def look(teacher: nn.Module, images: Tensor) -> ReIDOutput:
 
 def refuse_conflicts(cfg) -> None:
     """Raises ``UserError`` where teachers and targets do not match, or stage maps are asked of what has none."""
+    if cfg.KD.MULTI_HEAD and is_distributed():
+        raise UserError("KD.MULTI_HEAD trains one head at a time and runs as one process; start without torchrun")
     weights, targets = cfg.KD.TEACHER.WEIGHTS, names_of(cfg.DATASETS.TARGETS)
     if len(weights) != len(targets):
         raise UserError(
