@@ -79,6 +79,11 @@ MODEL = {
     "USE_SSL_STAGE1": Key(None, "prompt method: language self-supervision in stage 1; None: as USE_SSL", of=bool),
     "SSL_TYPE": Key("SIMCLR", "prompt method: head of the vision self-supervision, SIMCLR or SIMSIAM"),
     "PROMPT_NOUN": Key("", "prompt method: the noun of the prompt; empty: person or vehicle by the dataset's kind"),
+    "FC_HEAD": Key("feat", "torchreid family: layers behind the pooling: feat (linear, batch norm), fc (linear, batch "
+                   "norm, ReLU; its model zoo's), none", words=("feat", "fc", "none")),
+    "FC_DIM": Key(2048, "torchreid family: width of the feature behind FC_HEAD; 2048 as published", least=1),
+    "MAPS": Key("none", "torchreid's ResNets: stage maps for distillation, as teacher or as student gives them",
+                words=("none", "teacher", "student")),
     "SYNC_BN": Key(False, "batch norm statistics over all processes"),
     "COMPILE": Key(False, "torch.compile the model; off, since the first step takes minutes"),
     "GRAD_CHECKPOINT": Key(False, "recompute activations in the backward pass: less memory, more time"),
@@ -92,6 +97,8 @@ INPUT = {
     "RE_MAX_AREA": Key(1 / 3, "largest share of the image that random erasing takes; 1/3 as in timm's"),
     "RE_MODE": Key("pixel", "filling of random erasing: pixel (noise) or const (black)"),
     "PADDING": Key(10, "pixels added on each side before the random crop"),
+    "ENLARGE_PROB": Key(0.0, "probability of enlarging to 9/8 and cropping, in place of PADDING; 0: never",
+                        least=0, most=1),
     "PIXEL_MEAN": Key([0.485, 0.456, 0.406], "mean of the normalisation; ImageNet's"),
     "PIXEL_STD": Key([0.229, 0.224, 0.225], "standard deviation of the normalisation; ImageNet's"),
 }
@@ -192,8 +199,10 @@ SOLVER = {
                      "docs/configuration.md"),
     "SCHEDULER_START": Key("auto", "the schedule's t in the first epoch: -1, 0 or 1; auto by the schedule, and then "
                            "an integer", of=int),
-    "STEP_SIZE": Key(40, "step: epochs between two falls of the rate", least=1),
+    "STEP_SIZE": Key(50, "step: epochs between two falls of the rate", least=1),
     "NESTEROV": Key(False, "Nesterov momentum in SGD"),
+    "ADAM_BETAS": Key((0.9, 0.999), "decay of Adam's and AdamW's running means; torch's"),
+    "FREEZE_EPOCHS": Key(0, "first epochs that train the classifiers only", least=0),
     "PRECISION": Key("auto", "auto (fp16 with a scaler on a GPU, fp32 on a CPU), fp32, fp16, bf16"),
     "CLIP_GRAD": Key(0.0, "largest norm of the gradient; 0: no clipping", least=0),
     "ACCUMULATION": Key(1, "batches whose gradients are summed before a step", least=1),
@@ -233,8 +242,51 @@ TEST = {
     "REPEATS": Key(10, "draws of the gallery in the cuhk03 and vehicleid protocols", least=1),
 }
 
+DMMD = {
+    "WARMUP_EPOCHS": Key(25, "epochs with source terms only; D-MMD's join after them, as published", least=0),
+    "ONLY": Key(False, "D-MMD's three terms alone, without the source's identity and triplet terms"),
+    "BLEND": Key(False, "several targets as one training set; without it there is one target"),
+    "LOSS_WEIGHTS": Key((1.0, 1.0, 1.0), "weights of within, between and overall; the paper's"),
+    "SIGMAS": Key((1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 35.0, 100.0, 1e3, 1e4,
+                   1e5, 1e6), "widths of the Gaussian kernels, as published", several=True),
+    "GROUPS": Key("tracklet", "which target images count as one identity: tracklet (one identity under one camera), "
+                  "pseudo (clusters of the features), identity (true labels, as released: an upper bound)",
+                  words=("tracklet", "pseudo", "identity")),
+    "SOURCE_WEIGHT": Key("", "checkpoint of the source training to start from"),
+}
+
+CLUSTER = {
+    "EPS": Key(0.6, "largest Jaccard distance of neighbours in DBSCAN; 0.7 for MSMT17 as published", least=0, most=1),
+    "MIN_SAMPLES": Key(4, "neighbours, the image itself counted, that make the core of a cluster", least=1),
+    "K1": Key(30, "nearest images that the Jaccard distance starts from, the image itself counted", least=1),
+    "K2": Key(6, "images that an encoding is averaged over; 1: none", least=1),
+}
+
+KD = {
+    "TEACHER.NAME": Key("torchreid_resnet50", "architecture of the teachers; as MODEL.NAME"),
+    "TEACHER.WEIGHTS": Key((), "a checkpoint per target, in the order of DATASETS.TARGETS", of=str, several=True),
+    "TEACHER.MODE": Key("eval", "eval: teachers stay as they are; train: batch statistics, and they drift, as released",
+                        words=("eval", "train")),
+    "STUDENT_WEIGHT": Key("", "checkpoint of the source training that the student starts from"),
+    "STYLE": Key("only_outputs", "what is distilled: only_outputs (dissimilarities), only_feats (stage maps), all",
+                 words=("only_outputs", "only_feats", "all")),
+    "ALTERNATION": Key("batch", "batch: an update per target for every batch; full: one target after the other",
+                       words=("batch", "full")),
+    "ORDER": Key("random", "order of the targets: fixed, random, shift (nearest domain first)",
+                 words=("fixed", "random", "shift")),
+    "SWEEPS": Key("once", "once, or per_teacher: an epoch goes through the data once per teacher, as released",
+                  words=("once", "per_teacher")),
+    "WEIGHT_TARGET": Key(1.0, "weight of the distillation on target images", least=0),
+    "WEIGHT_SOURCE": Key(0.0, "weight of the distillation on source images", least=0),
+    "WEIGHT_DA": Key(0.0, "weight of the student's own D-MMD and source terms, over 100", least=0),
+    "MARGINS": Key("teacher", "margins of the stage maps: teacher (from its own batch norms) or checkpoint (as stored "
+                   "in its file, as released)", words=("teacher", "checkpoint")),
+    "LOG_EUCLID": Key(False, "compare matrix logarithms of the similarities; off, as in every published run"),
+    "MULTI_HEAD": Key(False, "a head of its own for each target"),
+}
+
 _SECTIONS = {"MODEL": MODEL, "INPUT": INPUT, "DATASETS": DATASETS, "DATALOADER": DATALOADER, "SOLVER": SOLVER,
-             "TEST": TEST}
+             "TEST": TEST, "CLUSTER": CLUSTER, "DMMD": DMMD, "KD": KD}
 
 KEYS: dict[str, Key] = {
     "PROCESSOR.NAME": Key("auto", "method: supervised, prompt, dino, cluster, self_distill, dmmd, mtda_kd; auto: "

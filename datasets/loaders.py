@@ -38,7 +38,8 @@ OPTION_KEYS = (
 class TestSet:
     """One set to be searched: ``loader`` runs over query and then gallery (the query alone when they are one list).
 
-    ks, also: see ``DatasetSpec``.
+    ks, also: see ``DatasetSpec``. in_mean: False for the source of an adaptation, which is shown beside the targets'
+    mean.
     """
 
     name: str
@@ -49,13 +50,17 @@ class TestSet:
     same_list: bool = False
     ks: tuple[int | str, ...] = (1, 2, 4, 8)
     also: tuple[str, ...] = ("NMI",)
+    in_mean: bool = True
 
     __test__ = False  # not a test class, whatever its name says to pytest
 
 
 @dataclass
 class Data:
-    """What ``make_dataloader`` returns. train: None when only testing. num_*: of the training split."""
+    """What ``make_dataloader`` returns. train: None when only testing. num_*: of the training split.
+
+    targets: training loaders of the targets, for methods that adapt to them; their labels are not for training.
+    """
 
     train: TrainLoader | None
     tests: list[TestSet]
@@ -65,6 +70,7 @@ class Data:
     kind: str = "person"
     datasets: list[ReIDDataset] = field(default_factory=list)
     validation: TestSet | None = None
+    targets: list[TrainLoader] = field(default_factory=list)
 
 
 class TrainLoader:
@@ -101,6 +107,10 @@ class TrainLoader:
         Left to the garbage collector, they would not: it closes their queues first, and the word to stop is lost.
         """
         self.loader = self.make(generator=torch.Generator())
+
+    def relabel(self, pids: np.ndarray) -> None:
+        """Draws batches by other classes from the next epoch on. pids: (N,), -1 for an image to leave out."""
+        self.sampler.relabel(pids)
 
     def epoch(self, number: int) -> EpochBatches:
         """The batches of an epoch, counted from 1: the same for the same seed, whatever the number of workers."""
@@ -169,6 +179,47 @@ class TestLoader:
             if batch.broken:
                 raise UserError(batch.broken[0])
             yield batch
+
+
+def make_train_loader(cfg, records: Records) -> TrainLoader:
+    """The loader of a training list, batches drawn as DATALOADER.SAMPLER says."""
+    return TrainLoader(
+        records,
+        build_transforms(cfg, is_train=True),
+        make_sampler(cfg, records.pids, rank(), world_size()),
+        cfg.DATALOADER.NUM_WORKERS,
+        cfg.DATALOADER.BAD_IMAGES,
+        pinned(cfg),
+        cache=int(cfg.DATALOADER.CACHE_GB * 1e9),
+        held=cfg.DATALOADER.CACHE,
+        decoder=cfg.DATALOADER.DECODER,
+        at_least=tuple(cfg.INPUT.SIZE_TRAIN) if cfg.DATALOADER.DRAFT else None,
+    )
+
+
+def feature_loader(cfg, records: Records) -> TestLoader:
+    """The loader for features of a list in its order, with evaluation's transform."""
+    transform = build_transforms(cfg, is_train=False)
+    return TestLoader(records, transform, cfg.TEST.IMS_PER_BATCH, cfg.DATALOADER.NUM_WORKERS, pin=pinned(cfg))
+
+
+def adapts(cfg) -> bool:
+    """Whether the method trains on the targets' training images."""
+    return cfg.PROCESSOR.NAME in ("dmmd", "mtda_kd")
+
+
+def make_target_loaders(cfg, targets: list[ReIDDataset]) -> list[TrainLoader]:
+    """A training loader per target, or one over all of them with DMMD.BLEND."""
+    both = {d.spec.name for d in targets} & {find_spec(name).name for name in names_of(cfg.DATASETS.NAMES)}
+    if both:
+        raise UserError(f"DATASETS.TARGETS: {', '.join(sorted(both))} is source and target at once")
+    if not targets:
+        raise UserError(f"DATASETS.TARGETS is empty, and PROCESSOR.NAME {cfg.PROCESSOR.NAME!r} adapts to targets")
+    for dataset in targets:
+        if not len(dataset.train):
+            raise UserError(f"{dataset.spec.name}: no training images to adapt to in {dataset.folder}")
+    groups = [targets] if cfg.DMMD.BLEND and cfg.PROCESSOR.NAME == "dmmd" else [[d] for d in targets]
+    return [make_train_loader(cfg, join_training(group)) for group in groups]
 
 
 def names_of(value: str | tuple | list) -> list[str]:
@@ -282,13 +333,7 @@ def hold_out(records: Records, share: float, seed: int) -> tuple[Records, Record
 def make_test_set(cfg, name: str, protocol: str, query: Records, gallery: Records, **more) -> TestSet:
     records = query if more.get("same_list") else join([query, gallery])
     refuse_hopeless(name, query, gallery, more.get("same_list", False))
-    loader = TestLoader(
-        records,
-        build_transforms(cfg, is_train=False),
-        cfg.TEST.IMS_PER_BATCH,
-        cfg.DATALOADER.NUM_WORKERS,
-        pin=pinned(cfg),
-    )
+    loader = feature_loader(cfg, records)
     return TestSet(name, cfg.TEST.PROTOCOL or protocol, query, gallery, loader, **more)
 
 
@@ -381,29 +426,22 @@ def make_dataloader(cfg, training: bool = True) -> Data:
             "DATALOADER.DRAFT and DATALOADER.DECODER 'torchvision' cannot go together: torchvision decodes whole images"
         )
     if training:
-        sampler = make_sampler(cfg, train.pids, rank(), world_size())
-        loader = TrainLoader(
-            train,
-            build_transforms(cfg, is_train=True),
-            sampler,
-            cfg.DATALOADER.NUM_WORKERS,
-            cfg.DATALOADER.BAD_IMAGES,
-            pinned(cfg),
-            cache=int(cfg.DATALOADER.CACHE_GB * 1e9),
-            held=cfg.DATALOADER.CACHE,
-            decoder=cfg.DATALOADER.DECODER,
-            at_least=tuple(cfg.INPUT.SIZE_TRAIN) if cfg.DATALOADER.DRAFT else None,
-        )
+        loader = make_train_loader(cfg, train)
+    adapted = make_target_loaders(cfg, [read[n] for n in targets]) if training and adapts(cfg) else []
+    own = [d for d in sources if len(d.query) and len(d.gallery) and not d.use_all]
+    tested = [read[n] for n in targets] or own
+    beside = own if training and adapts(cfg) else []
     tests = []
-    for d in tested:
+    for d in [*tested, *beside]:
         query, gallery = (as_trained(part, d.spec.name, sources) for part in (d.query, d.gallery))
         unknown = int((query.camids >= num_cameras).sum() + (gallery.camids >= num_cameras).sum())
         if cfg.MODEL.SIE_CAMERA and unknown:
             log.warning("%s: %d images of cameras without training images; no camera is embedded", d.spec.name, unknown)
         tests.append(
             make_test_set(
-                cfg, d.spec.name, d.protocol, query, gallery, same_list=d.same_list, ks=d.spec.ks, also=d.spec.also
-            )
+                cfg, d.spec.name, d.protocol, query, gallery, same_list=d.same_list, ks=d.spec.ks, also=d.spec.also,
+                in_mean=not any(d is source for source in beside),
+            )  # fmt: skip
         )
     if not tests and any(d.use_all for d in sources):
         raise UserError(
@@ -420,4 +458,5 @@ def make_dataloader(cfg, training: bool = True) -> Data:
         kind=sources[0].spec.kind or "person",
         datasets=list(read.values()),
         validation=validation,
+        targets=adapted,
     )

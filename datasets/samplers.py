@@ -78,11 +78,17 @@ class EpochSampler(Sampler):
         super().__init__()
         self.rule, self.pids, self.num_instances, self.seed = rule, pids, num_instances, seed
         self.per_rank, self.rank, self.world = batch_size // world, rank, world
+        self.rows = np.arange(len(pids))
         self.set_epoch(1)
+
+    def relabel(self, pids: np.ndarray) -> None:
+        """Draws by other classes from the next ``set_epoch`` on. pids: (N,), -1 for a row to leave out."""
+        self.pids, self.rows = pids, np.flatnonzero(pids >= 0)
 
     def set_epoch(self, epoch: int) -> None:
         rng = np.random.default_rng([self.seed, epoch])
-        batches = self.rule(self.pids, self.per_rank, self.num_instances, rng)
+        batches = self.rule(self.pids[self.rows], self.per_rank, self.num_instances, rng)
+        batches = [self.rows[b] for b in batches]
         batches = batches[: len(batches) // self.world * self.world]
         seeds = rng.integers(2**62, size=(len(batches), self.per_rank))
         self.batches = [list(zip(b.tolist(), s.tolist(), strict=True)) for b, s in zip(batches, seeds, strict=True)][

@@ -73,6 +73,22 @@ class PadAndCrop:
         return padded[:, top : top + height, left : left + width]
 
 
+class EnlargeAndCrop:
+    """With a probability, enlarges to 9/8 of the size and takes a random crop of the old size. (3, H, W) uint8."""
+
+    def __init__(self, probability: float):
+        self.probability = probability
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        if random.random() >= self.probability:
+            return pixels
+        height, width = pixels.shape[1:]
+        size = round(height * 1.125), round(width * 1.125)
+        large = F.interpolate(pixels[None], size=size, mode="bilinear", antialias=True)[0]
+        top, left = random.randint(0, size[0] - height), random.randint(0, size[1] - width)
+        return large[:, top : top + height, left : left + width]
+
+
 class RandomErasing:
     """Fills one random rectangle with noise (Zhong et al., AAAI 2020; the pixel mode of timm's).
 
@@ -113,16 +129,21 @@ class RandomErasing:
 
 
 class TrainTransform:
-    """Resize (bicubic), flip, pad and crop, normalise, erase: the order of the published ReID code."""
+    """Resize (bicubic), flip, pad and crop, normalise, erase: the order of the published ReID code.
+
+    enlarge: probability of enlarging and cropping in place of padding and cropping, 0 for the latter.
+    """
 
     takes_pixels = True
     """Images may come as uint8 (3, H, W), which are not written to."""
 
-    def __init__(self, size, flip: float, padding: int, normalize: ToNormalized, erase: RandomErasing):
+    def __init__(
+        self, size, flip: float, padding: int, normalize: ToNormalized, erase: RandomErasing, enlarge: float = 0.0
+    ):
         if not 0 <= flip <= 1:
             raise UserError(f"INPUT.PROB: {flip} is no probability")
         self.size, self.flip, self.normalize, self.erase = size, flip, normalize, erase
-        self.crop = PadAndCrop(padding)
+        self.crop = EnlargeAndCrop(enlarge) if enlarge else PadAndCrop(padding)
 
     def __call__(self, image: Image.Image | Tensor, out: Tensor | None = None) -> Tensor:
         """Written into ``out`` (3, H, W) where it is given."""
@@ -151,4 +172,6 @@ def build_transforms(cfg, is_train: bool) -> Callable[[Image.Image], Tensor]:
     if not is_train:
         return TestTransform(tuple(cfg.INPUT.SIZE_TEST), normalize)
     erase = RandomErasing(cfg.INPUT.RE_PROB, (0.02, cfg.INPUT.RE_MAX_AREA), cfg.INPUT.RE_MODE)
-    return TrainTransform(tuple(cfg.INPUT.SIZE_TRAIN), cfg.INPUT.PROB, cfg.INPUT.PADDING, normalize, erase)
+    return TrainTransform(
+        tuple(cfg.INPUT.SIZE_TRAIN), cfg.INPUT.PROB, cfg.INPUT.PADDING, normalize, erase, cfg.INPUT.ENLARGE_PROB
+    )

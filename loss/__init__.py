@@ -1,8 +1,15 @@
 """Losses as functions of tensors, one idea per file."""
 
 from loss.center import center
+from loss.cluster_memory import ClusterMemory
 from loss.cross_entropy import cross_entropy
+from loss.distillation import dissimilarity_distillation, margin_distillation
+from loss.dmmd import dmmd
 from loss.make_loss import make_loss, part_weights
 from loss.triplet import triplet
+from utils.statistics import bn_margins
 
-__all__ = ["center", "cross_entropy", "make_loss", "part_weights", "triplet"]
+__all__ = [
+    "ClusterMemory", "bn_margins", "center", "cross_entropy", "dissimilarity_distillation", "dmmd", "make_loss",
+    "margin_distillation", "part_weights", "triplet",
+]  # fmt: skip

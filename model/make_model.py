@@ -12,6 +12,7 @@ from model.backbones.vit import DEIT_SMALL, TRANSREID_VIT_SMALL, VIT_SMALL, VIT_
 from model.heads import make_head
 from model.norms import convert_sync_batch_norm
 from model.reid import ReIDModel
+from model.torchreid import HEADS, PREFIX, RESNETS, TRUNKS, TorchreidModel, make_trunk, stage_widths
 from utils import switch
 from utils.errors import UserError, nearest
 
@@ -72,11 +73,32 @@ def make_backbone(cfg, camera_num: int, view_num: int) -> nn.Module:
     if name.startswith("timm:"):
         size = tuple(cfg.INPUT.SIZE_TRAIN)
         return TimmBackbone(name.removeprefix("timm:"), size, cfg.MODEL.DROP_PATH, cfg.MODEL.GRAD_CHECKPOINT)
-    known = ["transformer", *RESNET_TYPES, *BACKBONES]
+    known = ["transformer", *RESNET_TYPES, *(PREFIX + trunk for trunk in TRUNKS), *BACKBONES]
     hint = nearest(name, known)
     raise UserError(
         f"MODEL.NAME: unknown {name!r}{hint} Known: {', '.join(known)}, or timm:NAME for any image model of timm"
     )
+
+
+def make_torchreid(cfg, num_class: int) -> TorchreidModel:
+    """A model of the torchreid family: MODEL.FC_HEAD, MODEL.FC_DIM, MODEL.MAPS, and a head per target if asked for."""
+    name, maps, head = cfg.MODEL.NAME, cfg.MODEL.MAPS, cfg.MODEL.FC_HEAD
+    if maps != "none" and name.removeprefix(PREFIX) not in RESNETS:
+        raise UserError(f"MODEL.MAPS {maps!r} and MODEL.NAME {name!r} cannot go together: only ResNets give stage maps")
+    if cfg.KD.MULTI_HEAD and (head != "feat" or cfg.PROCESSOR.NAME != "mtda_kd"):
+        raise UserError("KD.MULTI_HEAD goes with PROCESSOR.NAME 'mtda_kd' and MODEL.FC_HEAD 'feat' only")
+    if head not in HEADS:
+        raise UserError(f"MODEL.FC_HEAD: {head!r} is none of {', '.join(HEADS)}")
+    matched: tuple[int, ...] = ()
+    if maps == "student":
+        if cfg.KD.TEACHER.NAME.removeprefix(PREFIX) not in RESNETS or not cfg.KD.TEACHER.NAME.startswith(PREFIX):
+            raise UserError(
+                f"MODEL.MAPS 'student' and KD.TEACHER.NAME {cfg.KD.TEACHER.NAME!r} cannot go together: only "
+                f"{PREFIX} ResNets give stage maps to follow"
+            )
+        matched = stage_widths(cfg.KD.TEACHER.NAME)
+    domains = len(cfg.DATASETS.TARGETS) if cfg.KD.MULTI_HEAD else 0
+    return TorchreidModel(make_trunk(name), num_class, head, cfg.MODEL.FC_DIM, maps, matched, domains)
 
 
 def jigsaw_layout(cfg, base: nn.Module) -> dict | None:
@@ -103,6 +125,8 @@ def make_model(cfg, num_class: int, camera_num: int = 0, view_num: int = 0) -> n
     """
     if cfg.MODEL.NECK not in ("bnneck", "no"):
         raise UserError(f"MODEL.NECK: {cfg.MODEL.NECK!r} is neither 'bnneck' nor 'no'")
+    if cfg.MODEL.NAME.startswith(PREFIX):
+        return synchronised(cfg, make_torchreid(cfg, num_class))
     base = make_backbone(cfg, camera_num, view_num)
     head = partial(
         make_head,
@@ -120,4 +144,9 @@ def make_model(cfg, num_class: int, camera_num: int = 0, view_num: int = 0) -> n
         reduce_dim=cfg.MODEL.FEAT_DIM if cfg.MODEL.REDUCE_FEAT_DIM else 0,
         dropout=cfg.MODEL.DROPOUT_RATE,
     )
+    return synchronised(cfg, model)
+
+
+def synchronised(cfg, model: nn.Module) -> nn.Module:
+    """The model with batch norms over all processes where MODEL.SYNC_BN asks for it."""
     return convert_sync_batch_norm(model) if switch("MODEL.SYNC_BN", cfg.MODEL.SYNC_BN) else model

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from torch import nn
 
+from model.backbones.osnet import OSNET_TYPES
 from model.backbones.vit import VIT_SMALL
+from model.torchreid import PREFIX
 from utils.checkpoint import load_pretrained, load_weights
 from utils.errors import UserError
 
@@ -22,12 +24,14 @@ TIMM_SOURCES = {
 }
 
 #: MODEL.NAME -> torchvision's constructor.
-TORCHVISION_SOURCES = {"resnet18", "resnet34", "resnet50", "resnet101"}
+TORCHVISION_SOURCES = {"resnet18", "resnet34", "resnet50", "resnet101", "resnet152"}
 
 #: Published files that no library gives out, and who does.
 ELSEWHERE = {
     VIT_SMALL: "vit_small_p16_224-15ec54c9.pth, given out with early timm releases",
     "resnet50_ibn_a": "resnet50_ibn_a.pth.tar, given out by the IBN-Net repository",
+    **{f"{PREFIX}{name}": f"{name}_imagenet.pth, given out in torchreid's model zoo" for name in OSNET_TYPES},
+    f"{PREFIX}mobilenetv2_x1_4": "mobilenetv2_1.4-bc1cc36b.pth, given out in torchreid's model zoo",
     "resnet101_ibn_a": "resnet101_ibn_a.pth.tar, given out by the IBN-Net repository",
 }
 
@@ -35,6 +39,7 @@ ELSEWHERE = {
 def fetch_imagenet(name: str, transformer_type: str) -> dict:
     """ImageNet weights through torchvision or timm, kept in their usual cache; ``UserError`` when none has them."""
     wanted = transformer_type if name == "transformer" else name
+    name = name.removeprefix(PREFIX)
     way_out = "set MODEL.PRETRAIN_PATH to the file, or MODEL.PRETRAIN_CHOICE 'no' to start from random weights"
     try:
         if name in TORCHVISION_SOURCES:

@@ -199,14 +199,17 @@ def evaluate(
     folder: where the first process writes ``per_query.csv`` (``per_query_NAME.csv`` with several sets), None: nowhere.
     """
     results = {}
+    counted = [test.name for test in tests if test.in_mean]
     for test in tests:
+        if hasattr(model, "use_domain"):
+            model.use_domain(counted.index(test.name) if test.in_mean else 0)
         feats = extract_features(model, test.loader, device, settings.flip)
         scored = score(test, feats.to(device) if fits(feats, device) else feats, settings)
         results[test.name] = scored.metrics
         if folder is not None and is_main():
             name = f"per_query_{re.sub(r'[^A-Za-z0-9._-]', '_', test.name)}.csv" if len(tests) > 1 else "per_query.csv"
             write_atomically(Path(folder) / name, lambda handle, scored=scored: handle.write(per_query_csv(scored)))
-    for line in table(results):
+    for line in table(results, counted):
         log.info(line)
     return results
 
@@ -241,10 +244,16 @@ def means(results: dict[str, dict[str, float]]) -> dict[str, float]:
     return {k: float(np.mean([r[k] for r in results.values()])) for k in shared}
 
 
-def table(results: dict[str, dict[str, Any]]) -> list[str]:
-    """Lines of a table, in percent."""
+def mean_of(tests: list[TestSet], results: dict[str, dict[str, float]]) -> dict[str, float]:
+    """``means`` over the sets that count: all but the source of an adaptation."""
+    return means({test.name: results[test.name] for test in tests if test.in_mean})
+
+
+def table(results: dict[str, dict[str, Any]], counted: list[str] | None = None) -> list[str]:
+    """Lines of a table, in percent. counted: the sets whose mean is the last line; None: all."""
     columns = [k for k in means(results) if k not in ("queries", "valid_queries")]
-    rows = {**results, **({"mean": means(results)} if len(results) > 1 else {})}
+    counted = list(results) if counted is None else counted
+    rows = {**results, **({"mean": means({name: results[name] for name in counted})} if len(counted) > 1 else {})}
     width = max(len("dataset"), *(len(name) for name in rows))
     lines = [f"{'dataset':{width}s} " + " ".join(f"{c:>8s}" for c in columns)]
     for name, row in rows.items():

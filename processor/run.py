@@ -22,7 +22,9 @@ from datasets.loaders import Data, TestSet, make_dataloader
 from model import make_model
 from model.describe import summary
 from model.pretrained import load_initial_weights
-from processor.evaluate import Settings, evaluate, means
+from processor.dmmd import dmmd
+from processor.evaluate import Settings, evaluate, mean_of, means
+from processor.mtda_kd import mtda_kd
 from processor.stage import Stage
 from processor.supervised import supervised
 from processor.trainer import LAST, Trainer
@@ -34,7 +36,11 @@ from utils.logger import close_logging, set_up_logging
 
 log = logging.getLogger("lineup")
 
-METHODS: dict[str, Callable[[Any, Data, nn.Module], list[Stage]]] = {"supervised": supervised}
+METHODS: dict[str, Callable[[Any, Data, nn.Module], list[Stage]]] = {
+    "supervised": supervised,
+    "dmmd": dmmd,
+    "mtda_kd": mtda_kd,
+}
 """PROCESSOR.NAME -> function of (cfg, data, model) that gives the method's stages; ``register_method`` adds one."""
 
 FREE_KEYS = (
@@ -171,7 +177,7 @@ def _train(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
     def evaluate_now(network: nn.Module) -> dict[str, float]:
         results.clear()
         results.update(evaluate(network, data.tests, settings, device, folder))
-        return means(held_out(network) if data.validation else results)
+        return means(held_out(network)) if data.validation else mean_of(data.tests, results)
 
     def held_out(network: nn.Module) -> dict[str, dict[str, float]]:
         return evaluate(network, [data.validation], settings, device)
@@ -196,7 +202,7 @@ def _train(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
         if before := training_metrics(folder):
             return before
         evaluate_now(model.to(device))
-    metrics = {"results": results, "mean": means(results) if results else {}, "history": progress.history}
+    metrics = {"results": results, "mean": mean_of(data.tests, results) if results else {}, "history": progress.history}
     if cfg.SOLVER.KEEP_BEST:
         metrics["best"] = best_entry(cfg, data.validation, progress)
     metrics |= {
@@ -265,7 +271,7 @@ def _test(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
     results = evaluate(model.to(device), data.tests, Settings.from_cfg(cfg), device, folder)
     metrics = {
         "results": results,
-        "mean": means(results),
+        "mean": mean_of(data.tests, results),
         "weight": cfg.TEST.WEIGHT,
         "commit": commit(),
         "config_file": config_file,

@@ -41,14 +41,25 @@ class Centers(nn.Module):
 
 
 class Supervised(Stage):
-    """P x K batches, identity and triplet terms over one or five parts, all weights trained."""
+    """P x K batches, identity and triplet terms over one or five parts, all weights trained.
+
+    freeze_epochs: first epochs in which only the classifiers learn and everything else is in evaluation mode.
+    """
 
     name = "supervised"
 
     def __init__(
-        self, model: nn.Module, loader, loss_function, epochs: int, make_solver, centers: Centers | None = None
+        self,
+        model: nn.Module,
+        loader,
+        loss_function,
+        epochs: int,
+        make_solver,
+        centers: Centers | None = None,
+        freeze_epochs: int = 0,
     ):
         super().__init__(model, epochs)
+        self.freeze_epochs, self.frozen = freeze_epochs, False
         self.loader, self.loss_function, self.make_solver, self.centers = loader, loss_function, make_solver, centers
         self.accuracy = 0.0
 
@@ -62,7 +73,9 @@ class Supervised(Stage):
         if "center" in cfg.MODEL.METRIC_LOSS_TYPE:
             centers = Centers(data.num_classes, model.width, cfg.SOLVER.CENTER_LOSS_WEIGHT, cfg.SOLVER.CENTER_LR)
         loss_function = loss.make_loss(cfg, data.num_classes)
-        stage = cls(model, data.train, loss_function, cfg.SOLVER.MAX_EPOCHS, make_solver, centers)
+        stage = cls(
+            model, data.train, loss_function, cfg.SOLVER.MAX_EPOCHS, make_solver, centers, cfg.SOLVER.FREEZE_EPOCHS
+        )
         stage.eval_period = cfg.SOLVER.EVAL_PERIOD
         stage.checkpoint_period = cfg.SOLVER.CHECKPOINT_PERIOD
         stage.log_period = cfg.SOLVER.LOG_PERIOD
@@ -78,6 +91,13 @@ class Supervised(Stage):
     def batches(self, epoch: int):
         return self.loader.epoch(epoch)
 
+    def set_rates(self, epoch: int, step: int, steps: int) -> None:
+        super().set_rates(epoch, step, steps)
+        self.frozen = epoch <= self.freeze_epochs
+        if self.frozen and step == 0:
+            for name, child in self.model.named_children():
+                child.train(name.startswith("classifier"))
+
     def losses(self, batch) -> dict[str, Tensor]:
         out = self.net(batch.images, label=batch.pids, cam_label=batch.camids, view_label=batch.viewids)
         self.accuracy = (out.scores[0].detach().argmax(1) == batch.pids).float().mean()
@@ -90,6 +110,10 @@ class Supervised(Stage):
         return {"acc": float(self.accuracy)}
 
     def before_step(self) -> None:
+        if self.frozen:
+            for name, parameter in self.model.named_parameters():
+                if not name.startswith("classifier"):
+                    parameter.grad = None  # the optimizer passes over it: no decay, no momentum
         if self.centers:
             self.centers.rescale_gradient()
 

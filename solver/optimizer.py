@@ -37,15 +37,22 @@ def parameter_groups(
 
 
 def build_optimizer(
-    name: str, groups: list[dict], lr: float, momentum: float = 0.9, nesterov: bool = False
+    name: str,
+    groups: list[dict],
+    lr: float,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    betas: tuple[float, float] = (0.9, 0.999),
 ) -> Optimizer:
-    """The optimizer of ``torch.optim`` that ``name`` says, by its own defaults; SGD takes momentum."""
+    """The optimizer of ``torch.optim`` that ``name`` says, by its own defaults; SGD takes momentum, Adam betas."""
     kinds = {n: v for n, v in vars(torch.optim).items() if isinstance(v, type) and issubclass(v, Optimizer)}
     for unfit in ("Optimizer", "LBFGS", "SparseAdam"):  # not one step per gradient, not for dense gradients
         del kinds[unfit]
     if name not in kinds:
         raise UserError(f"SOLVER.OPTIMIZER_NAME: no {name!r} of torch.optim can be used{nearest(name, kinds)}")
     options = {"momentum": momentum, "nesterov": nesterov} if name == "SGD" else {}
+    if name in ("Adam", "AdamW"):
+        options = {"betas": tuple(betas)}
     try:
         return kinds[name](groups, lr=lr, **options)
     except ValueError as error:
@@ -65,5 +72,10 @@ def make_optimizer(cfg, module: nn.Module, stage: int | None = None) -> Optimize
         cfg.SOLVER.LARGE_FC_LR,
     )
     return build_optimizer(
-        cfg.SOLVER.OPTIMIZER_NAME, groups, cfg.SOLVER.BASE_LR, cfg.SOLVER.MOMENTUM, cfg.SOLVER.NESTEROV
+        cfg.SOLVER.OPTIMIZER_NAME,
+        groups,
+        cfg.SOLVER.BASE_LR,
+        cfg.SOLVER.MOMENTUM,
+        cfg.SOLVER.NESTEROV,
+        cfg.SOLVER.ADAM_BETAS,
     )

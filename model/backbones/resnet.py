@@ -29,6 +29,7 @@ RESNET_TYPES = {
     "resnet34": ResNetSpec(BasicBlock, (3, 4, 6, 3)),
     "resnet50": ResNetSpec(Bottleneck, (3, 4, 6, 3)),
     "resnet101": ResNetSpec(Bottleneck, (3, 4, 23, 3)),
+    "resnet152": ResNetSpec(Bottleneck, (3, 8, 36, 3)),
     "resnet50_ibn_a": ResNetSpec(Bottleneck, (3, 4, 6, 3), ibn=True),
     "resnet101_ibn_a": ResNetSpec(Bottleneck, (3, 4, 23, 3), ibn=True),
 }

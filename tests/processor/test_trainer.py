@@ -29,16 +29,16 @@ class Killed(Exception):
     pass
 
 
-def kill_at(monkeypatch, step: int) -> None:
-    """The process dies in the given step of training, counted over the run from 1."""
-    count, real = iter(range(1, 10**6)), Supervised.losses
+def kill_at(monkeypatch, step: int, stage: type = Supervised) -> None:
+    """The process dies in the given step of training in stages of that kind, counted over the run from 1."""
+    count, real = iter(range(1, 10**6)), stage.losses
 
     def losses(self, batch):
         if next(count) == step:
             raise Killed
         return real(self, batch)
 
-    monkeypatch.setattr(Supervised, "losses", losses)
+    monkeypatch.setattr(stage, "losses", losses)
 
 
 VARIANTS = {

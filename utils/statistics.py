@@ -1,0 +1,21 @@
+"""Facts about distributions that a network's own parameters state."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def bn_margins(scale: Tensor, shift: Tensor) -> Tensor:
+    """Mean of the negative part of N(shift, scale**2), per channel; -3 |scale| where hardly any of it is negative.
+
+    What a batch norm with this scale and shift gives, as far as a ReLU behind it would cut it off. (C,), (C,) -> (C,).
+    """
+    mean, deviation = shift.double(), scale.double().abs()  # the tails of a normal distribution cancel in float32
+    ratio = mean / deviation.clamp(min=1e-30)
+    below = torch.special.ndtr(-ratio)
+    density = torch.exp(-ratio.square() / 2) / math.sqrt(2 * math.pi)
+    negative = mean - deviation * density / below.clamp(min=1e-3)
+    return torch.where(below > 1e-3, negative, -3 * deviation).to(scale.dtype)
