@@ -51,7 +51,10 @@ class TestSet:
 
 @dataclass
 class Data:
-    """What ``make_dataloader`` returns. train: None when only testing. num_*: of the training split."""
+    """What ``make_dataloader`` returns. train: None when only testing. num_*: of the training split.
+
+    plain: the training images in order under the test transform, where a method needs them.
+    """
 
     train: TrainLoader | None
     tests: list[TestSet]
@@ -61,6 +64,7 @@ class Data:
     kind: str = "person"
     datasets: list[ReIDDataset] = field(default_factory=list)
     validation: TestSet | None = None
+    plain: TestLoader | None = None
 
 
 class TrainLoader:
@@ -203,7 +207,10 @@ def join_training(parts: list[ReIDDataset]) -> Records:
         r = part.train
         shifted.append(
             replace(
-                r, pids=np.where(r.pids < 0, -1, r.pids + pids), camids=r.camids + cams, viewids=r.viewids + views,
+                r,
+                pids=np.where(r.pids < 0, -1, r.pids + pids),
+                camids=r.camids + cams,
+                viewids=r.viewids + views,
                 domain=np.full(len(r), i),
             )  # fmt: skip
         )
@@ -295,6 +302,15 @@ def refuse_unlabelled(cfg, train: Records) -> None:
         )
 
 
+def refuse_skipping(cfg) -> None:
+    """Raises ``UserError`` where images may not be left out: the prompts learn from every training image's feature."""
+    if cfg.DATALOADER.BAD_IMAGES == "skip":
+        raise UserError(
+            "DATALOADER.BAD_IMAGES 'skip' and PROCESSOR.NAME 'prompt' cannot go together: its first stage keeps a "
+            "feature of every training image"
+        )
+
+
 def pinned(cfg) -> bool:
     return torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu"
 
@@ -327,11 +343,15 @@ def make_dataloader(cfg, training: bool = True) -> Data:
     if cfg.DATASETS.VAL_SHARE and training:
         train, query, gallery = hold_out(train, cfg.DATASETS.VAL_SHARE, cfg.SOLVER.SEED)
         validation = make_test_set(cfg, "validation", "market1501", query, gallery)
-    loader = None
+    loader, plain = None, None
     if training and cfg.SOLVER.GATHER and cfg.DATALOADER.BAD_IMAGES == "skip":
         raise UserError(
             "DATALOADER.BAD_IMAGES 'skip' and SOLVER.GATHER cannot go together: gathered batches must be equally long"
         )
+    if training and cfg.PROCESSOR.NAME == "prompt":
+        refuse_skipping(cfg)
+        test_transform = build_transforms(cfg, is_train=False)
+        plain = TestLoader(train, test_transform, cfg.TEST.IMS_PER_BATCH, cfg.DATALOADER.NUM_WORKERS, pin=pinned(cfg))
     if training:
         sampler = make_sampler(cfg, train.pids, rank(), world_size())
         loader = TrainLoader(
@@ -351,9 +371,7 @@ def make_dataloader(cfg, training: bool = True) -> Data:
         unknown = int((query.camids >= num_cameras).sum() + (gallery.camids >= num_cameras).sum())
         if cfg.MODEL.SIE_CAMERA and unknown:
             log.warning("%s: %d images of cameras without training images; no camera is embedded", d.spec.name, unknown)
-        tests.append(
-            make_test_set(cfg, d.spec.name, d.protocol, query, gallery, same_list=d.same_list, ks=d.spec.ks)
-        )
+        tests.append(make_test_set(cfg, d.spec.name, d.protocol, query, gallery, same_list=d.same_list, ks=d.spec.ks))
     if not tests and any(d.use_all for d in sources):
         raise UserError(
             f"DATASETS.USE_ALL: {', '.join(names)} train on their test images; name other sets in DATASETS.TARGETS"
@@ -371,4 +389,5 @@ def make_dataloader(cfg, training: bool = True) -> Data:
         kind=sources[0].spec.kind or "person",
         datasets=list(read.values()),
         validation=validation,
+        plain=plain,
     )

@@ -23,6 +23,7 @@ from model import make_model
 from model.describe import summary
 from model.pretrained import load_initial_weights
 from processor.evaluate import Settings, evaluate, means
+from processor.prompt import prompt
 from processor.stage import Stage
 from processor.supervised import supervised
 from processor.trainer import LAST, Trainer
@@ -34,12 +35,15 @@ from utils.logger import close_logging, set_up_logging
 
 log = logging.getLogger("lineup")
 
-METHODS: dict[str, Callable[[Any, Data, nn.Module], list[Stage]]] = {"supervised": supervised}
+METHODS: dict[str, Callable[[Any, Data, nn.Module], list[Stage]]] = {
+    "supervised": supervised,
+    "prompt": prompt,
+}
 """PROCESSOR.NAME -> function of (cfg, data, model) that gives the method's stages; ``register_method`` adds one."""
 
 FREE_KEYS = (
     "SOLVER.RESUME", "OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "DATALOADER.CACHE_GB", "DATASETS.LIST_CACHE",
-    "SOLVER.LOG_PERIOD", "MODEL.DEVICE",
+    "SOLVER.LOG_PERIOD", "SOLVER.STAGE1.LOG_PERIOD", "SOLVER.STAGE2.LOG_PERIOD", "MODEL.DEVICE",
 )  # fmt: skip
 """Keys that may differ between a run and its continuation: they change no weight."""
 
@@ -159,7 +163,7 @@ def _train(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
         write_atomically(folder / "config.yml", lambda handle: handle.write(resolved(cfg, folder).encode()))
     data = make_dataloader(cfg)
     check_keep_best(cfg, data)
-    model = make_model(cfg, data.num_classes, data.num_cameras, data.num_views)
+    model = make_model(cfg, data.num_classes, data.num_cameras, data.num_views, data.kind)
     log.info("model: %s", summary(model, tuple(cfg.INPUT.SIZE_TEST)))
     if cfg.SOLVER.RESUME != "auto" or not (folder / LAST).exists():
         load_initial_weights(cfg, model)
@@ -258,7 +262,7 @@ def _test(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
         raise UserError(f"TEST.WEIGHT: {cfg.TEST.WEIGHT}: no such file")
     device, folder = prepare(cfg, config_file, notes, "test_log.txt")
     data = make_dataloader(cfg, training=False)
-    model = make_model(cfg, data.num_classes, data.num_cameras, data.num_views)
+    model = make_model(cfg, data.num_classes, data.num_cameras, data.num_views, data.kind)
     report = load_weights(model, cfg.TEST.WEIGHT)
     log.info("%s", report)
     require_complete(model, report)
