@@ -62,9 +62,9 @@ class CLIPReID(nn.Module):
         """(B, D) for the class token; 0 where the model embeds nothing or no labels are given."""
         return self.sie_coe * self.side(self.cv_embed, cam_label, view_label) if self.side.rows else 0.0
 
-    def embed(self, images: Tensor) -> Tensor:
-        """The projected feature that is compared with text, without side information. (B, 3, H, W) -> (B, P)."""
-        return self.image_encoder(images).projected
+    def embed(self, images: Tensor, cam_label=None, view_label=None) -> Tensor:
+        """The projected feature, which is compared with text. (B, 3, H, W) -> (B, P)."""
+        return self.image_encoder(images, self.side_vector(cam_label, view_label)).projected
 
     def forward(self, images: Tensor, label=None, cam_label=None, view_label=None) -> ReIDOutput | Tensor:
         """Training: ``ReIDOutput``, feats with the early feature first. Evaluation: (B, D + P), locals in quarters."""

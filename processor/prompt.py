@@ -86,18 +86,19 @@ class FeatureBatches:
 
 
 @torch.no_grad()
-def image_features(model: nn.Module, loader) -> Tensor:
+def image_features(model: nn.Module, loader, side: bool = False) -> Tensor:
     """Projected features (N, P) of a ``TestLoader``'s images in its order, alike on all processes.
 
-    In evaluation mode and without side information. On the model's device where they fit beside training, else in host
-    memory, in the precision that autocast gives.
+    In evaluation mode; side: with side information, which stage 1 leaves out. On the model's device where they fit
+    beside training, else in host memory, in the precision that autocast gives.
     """
     training, device = model.training, next(model.parameters()).device
     model.eval()
     share, counts = share_of(len(loader.records))
     kept, done = None, 0
     for batch in loader:
-        found = model.embed(batch.images.to(device))
+        batch = batch.to(device)
+        found = model.embed(batch.images, *((batch.camids, batch.viewids) if side else ()))
         kept = torch.empty(share.stop - share.start, found.shape[1], dtype=found.dtype) if kept is None else kept
         kept[done : done + len(found)] = found
         done += len(found)
