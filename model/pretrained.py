@@ -99,8 +99,8 @@ def load_prompts(model: nn.Module, path: str) -> None:
     """The weights of a stage-1 checkpoint. ``UserError`` when it is of another architecture or of other identities."""
     report = load_weights(model, path)
     log.info("%s", report)
-    lacking = [k for k in (*report.mismatched, *report.missing) if k.startswith(model.needed_for_stage2)]
-    prompts = [text for text in lacking if text.startswith("prompt_learner.cls_ctx (")]
+    lacking = [key for key in report.missing if key.startswith(model.needed_for_stage2)]  # the misshaped ones too
+    prompts = [text for text in report.mismatched if text.startswith("prompt_learner.cls_ctx")]
     if prompts and len(lacking) == 1:
         theirs, ours = re.findall(r"\((\d+),", prompts[0])
         raise UserError(

@@ -1,4 +1,4 @@
-"""Ranks a gallery by a sentence: ``python -m processor.text_query --config_file FILE --text "a red car" TEST.WEIGHT W``.
+"""Ranks a gallery by a sentence: ``python -m processor.text_query --config_file F --text "a red car" TEST.WEIGHT W``.
 
 For models of the prompt method, whose image features stay comparable to text. The sentence's words are looked up in the
 token embedding of the CLIP that training started from (MODEL.PRETRAIN_PATH, or fetched), which checkpoints do not hold.
@@ -25,7 +25,7 @@ def sentence_features(model: nn.Module, table: Tensor, sentences: list[str]) -> 
     ids = open_clip.tokenize(sentences, context_length=len(model.text_encoder.positional_embedding))
     if table.shape[1] != model.text_encoder.width or len(table) <= int(ids.max()):
         raise UserError(
-            f"MODEL.PRETRAIN_PATH: its token embedding of {tuple(table.shape)} is of another text tower than the model's"
+            f"MODEL.PRETRAIN_PATH: its token embedding of {tuple(table.shape)} is not that of the model's text tower"
         )
     device = next(model.parameters()).device
     return model.text_encoder(table.float()[ids].to(device), ids.argmax(1).to(device))

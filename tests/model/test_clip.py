@@ -25,7 +25,7 @@ def build(num_class: int = 5, camera_num: int = 3, view_num: int = 2, kind: str 
 
 
 def towers(name: str, size: tuple[int, int], stride: tuple[int, int] = (16, 16)) -> tuple[nn.Module, nn.Module]:
-    """open_clip's tower of 64 x 64 images and ours of another size, with the same weights but for the positions."""
+    """open_clip's tower and ours of another image size, with the same weights but for the positions."""
     torch.manual_seed(0)
     theirs = build_clip(name, clip_config(name), with_text=False).visual.eval()
     ours = make_image_tower(build_clip(name, clip_config(name), with_text=False).visual, 32, size, stride, False).eval()
@@ -86,7 +86,7 @@ def test_checkpointing_changes_no_gradient():
 @pytest.mark.parametrize(
     "name", ["ViT-L-14", "RN101", "open_clip:ViT-B-32", "open_clip:convnext_tiny", "open_clip:EVA02-B-16"]
 )
-def test_other_architectures_of_open_clip_give_three_features_and_read_prompts(name):
+def test_other_architectures_of_open_clip_give_three_features(name):
     stride = {"ViT-L-14": [14, 14]}.get(name, [16, 16])
     size = {"INPUT__SIZE_TRAIN": [128, 64], "MODEL__STRIDE_SIZE": stride}
     with torch.device("meta"):
@@ -99,14 +99,8 @@ def test_other_architectures_of_open_clip_give_three_features_and_read_prompts(n
 
 def test_bare_names_have_quick_gelu_and_the_librarys_own_names_what_it_says():
     assert openai_name("ViT-B-16") == "ViT-B-16-quickgelu" and openai_name("ViT-H-15") == ""
-    acts = {
-        name: type(
-            build(MODEL__NAME=name, PROCESSOR__NAME="supervised").image_encoder.transformer.resblocks[0].mlp.gelu
-        )
-        for name in ("ViT-micro-8",)
-    }
-    assert acts == {"ViT-micro-8": open_clip.transformer.QuickGELU}
-    for name, kind in (("open_clip:ViT-S-32-alt", nn.GELU), ("ViT-B-32", open_clip.transformer.QuickGELU)):
+    quick = open_clip.transformer.QuickGELU
+    for name, kind in (("open_clip:ViT-S-32-alt", nn.GELU), ("ViT-B-32", quick), ("ViT-micro-8", quick)):
         with torch.device("meta"):
             clip = build_clip(name, clip_config(name), with_text=False)
         assert type(clip.visual.transformer.resblocks[0].mlp.gelu) is kind
