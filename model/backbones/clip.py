@@ -28,6 +28,11 @@ SMALL = {  # for tests and quick starts: minutes on a CPU, from random weights
         "vision_cfg": {"image_size": 128, "layers": 6, "width": 128, "head_width": 32, "patch_size": 16},
         "text_cfg": _SMALL_TEXT | {"width": 128, "layers": 3},
     },
+    "RN-mini": {
+        "embed_dim": 128,
+        "vision_cfg": {"image_size": 128, "layers": [1, 1, 1, 1], "width": 16, "head_width": 64},
+        "text_cfg": _SMALL_TEXT | {"width": 128, "layers": 3},
+    },
     "ViT-micro-8": {
         "embed_dim": 32,
         "vision_cfg": {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 8},
@@ -132,6 +137,9 @@ class CLIPResNet(nn.Module):
         self.attnpool.grid = (image_size[0] // 16, image_size[1] // 16)
         rows = 1 + self.attnpool.grid[0] * self.attnpool.grid[1]
         self.attnpool.positional_embedding = nn.Parameter(torch.randn(rows, self.width) / self.width**0.5)
+        for module in self.modules():  # open_clip leaves torch's start, under which no signal reaches the last stage
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def stem(self, x: Tensor) -> Tensor:
         for i in (1, 2, 3):

@@ -160,7 +160,8 @@ def test_every_shipped_file_is_checked_here():
     rows |= {"transreid/eth80"}  # ours: data that published settings know nothing of
     rows |= {f"transreid_ssl/{row['file']}" for row in TRANSREID_SSL if "debug" not in row["file"]}
     rows |= {shipped_clip(row).relative_to(SHIPPED).with_suffix("").as_posix() for row in CLIP}
-    rows |= {f"svll/{data}_vit_base" for data in ("person", "veri", "vehicleid")} | {"clip_reid/eth80", "svll/eth80"}
+    rows |= {f"svll/{data}_vit_base" for data in ("person", "veri", "vehicleid")}
+    rows |= {"clip_reid/eth80", "clip_reid/synthetic", "clip_reid/synthetic_base", "svll/eth80", "svll/synthetic"}
     found = {f"{path.parent.name}/{path.stem}" for folder in ("transreid", "transreid_ssl", "clip_reid", "svll")
              for path in (SHIPPED / folder).glob("*.yml") if path.stem != "_base"}
     assert found == rows
