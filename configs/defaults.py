@@ -36,14 +36,15 @@ MODEL = {
     "DEVICE": Key("auto", "where to compute: auto (what is there), cpu, cuda; cuda set by hand and absent is an error"),
     "DEVICE_ID": Key("0", "upstream's choice of visible GPUs"),
     "NAME": Key("resnet50", "architecture: transformer, resnet50, resnet50_ibn_a, ViT-B-16, RN50, timm:NAME, "
-                "open_clip:NAME; resnet50 as in all four upstream trees"),
+                "open_clip:NAME; resnet50 as in all four upstream trees. A bare CLIP name has QuickGELU, as OpenAI's"),
     "TRANSFORMER_TYPE": Key("None", "which transformer stands behind NAME 'transformer'; 'None' forces a choice"),
     "VIT_SMALL": Key("auto", "which network vit_small is: transreid (768 wide, 8 blocks), deit (384 wide, 12 blocks); "
                      "auto tells the two upstream meanings apart", words=("auto", "transreid", "deit")),
     "LAST_STRIDE": Key(1, "stride of a ResNet's last stage; 1 keeps a finer map, as every published setting does"),
     "PRETRAIN_CHOICE": Key("imagenet", "imagenet: load PRETRAIN_PATH into the backbone; self: into the whole model; "
                            "no: random weights"),
-    "PRETRAIN_PATH": Key("", "file of the pre-trained weights; empty: fetched by the library that has them"),
+    "PRETRAIN_PATH": Key("", "file of the pre-trained weights, or timm:NAME, open_clip:TAG for what these libraries "
+                         "give out; empty: fetched by the library that has them"),
     "PRETRAIN_HW_RATIO": Key(1, "height over width of the grid the position embeddings were trained on: 1 for "
                              "ImageNet, 2 for pre-training at 256x128"),
     "NECK": Key("bnneck", "bnneck or no: batch norm before the classifier of a ResNet"),
@@ -77,8 +78,10 @@ MODEL = {
     "USE_SSL": Key(False, "prompt method: vision self-supervision in stage 2; False, so that CLIP-ReID's YAMLs, which "
                    "do not know the key, mean what they meant"),
     "USE_SSL_STAGE1": Key(None, "prompt method: language self-supervision in stage 1; None: as USE_SSL", of=bool),
-    "SSL_TYPE": Key("SIMCLR", "prompt method: head of the vision self-supervision, SIMCLR or SIMSIAM"),
-    "PROMPT_NOUN": Key("", "prompt method: the noun of the prompt; empty: person or vehicle by the dataset's kind"),
+    "SSL_TYPE": Key("SIMCLR", "prompt method: head of the vision self-supervision, SIMCLR or SIMSIAM",
+                    words=("SIMCLR", "SIMSIAM")),
+    "SSL_HIDDEN": Key(4096, "prompt method: hidden width of SimCLR's heads; published. Smaller saves memory", least=1),
+    "PROMPT_NOUN": Key("", "prompt method: the prompt's noun; empty: by the dataset's kind (person, vehicle, ...)"),
     "FC_HEAD": Key("feat", "torchreid family: layers behind the pooling: feat (linear, batch norm), fc (linear, batch "
                    "norm, ReLU; its model zoo's), none", words=("feat", "fc", "none")),
     "FC_DIM": Key(2048, "torchreid family: width of the feature behind FC_HEAD; 2048 as published", least=1),
@@ -213,8 +216,12 @@ SOLVER = {
     "GATHER": Key(False, "collect the features of batch-coupled losses from all processes, with gradient"),
     **{f"STAGE1.{name}": key for name, key in _OPTIMIZER.items()},
     "STAGE1.SSL_LOSS_WEIGHT": Key(2.0, "weight of the language self-supervision"),
-    "STAGE1.PROMPT_AUG_METHOD": Key("mask", "augmentation of the prompts: mask, swap or mix"),
-    "STAGE1.PROMPT_AUG_SCALE": Key(0.5, "strength of the prompts' augmentation: share that is masked, moved or mixed"),
+    "STAGE1.PROMPT_AUG_METHOD": Key("mask", "augmentation of the prompts: mask, swap or mix",
+                                    words=("mask", "swap", "mix")),
+    "STAGE1.PROMPT_AUG_SCALE": Key(0.5, "strength of the prompts' augmentation: share that is masked, moved or mixed",
+                                   least=0, most=1),
+    "STAGE1.TRAIN_HEAD": Key(False, "train the head of the language self-supervision too; upstream leaves it random"),
+    "STAGE1.WEIGHT": Key("", "checkpoint of stage 1 to start stage 2 from; stage 1 is skipped, PRETRAIN_PATH not read"),
     **{f"STAGE2.{name}": key for name, key in {**_OPTIMIZER, **_FINE_TUNING}.items()},
     "STAGE2.SSL_LOSS_WEIGHT": Key(0.8, "weight of the vision self-supervision"),
 }
@@ -325,21 +332,33 @@ INERT: dict[str, str] = {
 }
 
 #: Keys, or sections ending in a dot, that wait for a method or a dataset not built yet. An entry goes when that comes.
-RESERVED: dict[str, str] = {
+RESERVED: dict[str, str] = {}
+
+#: Keys, or sections ending in a dot, that one method alone reads. Setting one for another is told in a line of the log.
+OWNED: dict[str, str] = {
     "SOLVER.STAGE1.": "prompt",
     "SOLVER.STAGE2.": "prompt",
     "MODEL.USE_SSL": "prompt",
     "MODEL.USE_SSL_STAGE1": "prompt",
     "MODEL.SSL_TYPE": "prompt",
+    "MODEL.SSL_HIDDEN": "prompt",
     "MODEL.PROMPT_NOUN": "prompt",
-    "MODEL.I2T_LOSS_WEIGHT": "prompt",
 }
+
+
+def _listed(key: str, table: dict[str, str]) -> str:
+    return next((owner for name, owner in table.items()
+                 if key == name or (name.endswith(".") and key.startswith(name))), "")
 
 
 def reserved_for(key: str) -> str:
     """The method or dataset, not built yet, that ``key`` waits for; empty when it waits for none."""
-    return next((owner for name, owner in RESERVED.items()
-                 if key == name or (name.endswith(".") and key.startswith(name))), "")
+    return _listed(key, RESERVED)
+
+
+def owner_of(key: str) -> str:
+    """The method that alone reads ``key``; empty when several do."""
+    return _listed(key, OWNED)
 
 
 def get_cfg_defaults() -> CfgNode:

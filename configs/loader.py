@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
-from configs.defaults import INERT, KEYS, SECTIONS, get_cfg_defaults, reserved_for
+from configs.defaults import INERT, KEYS, SECTIONS, get_cfg_defaults, owner_of, reserved_for
 from configs.values import ConfigError, coerce
 
 BASE = "_BASE_"
@@ -167,6 +167,8 @@ def notes(cfg: CfgNode, given: Iterable[str]) -> list[str]:
             lines.append(f"{name} is set and does nothing here: {INERT[name]}")
         elif owner not in ("", cfg.PROCESSOR.NAME) and lookup(cfg, name) != KEYS[name].default:
             lines.append(f"{name} is set and does nothing yet: it belongs to '{owner}', which is not built")
+        elif owner_of(name) not in ("", cfg.PROCESSOR.NAME) and lookup(cfg, name) != KEYS[name].default:
+            lines.append(f"{name} is set and does nothing here: it belongs to PROCESSOR.NAME '{owner_of(name)}'")
     if cfg.TEST.FEAT_NORM.lower() in ("no", "off", "false"):
         lines.append(f"TEST.FEAT_NORM {cfg.TEST.FEAT_NORM!r}: features are not normalised; upstream would have done it")
     if cfg.TEST.RE_RANKING:

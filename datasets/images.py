@@ -39,7 +39,8 @@ def seeded(seed: int) -> Iterator[None]:
 class Batch:
     """images: (B, 3, H, W) float32. pids, camids, viewids, rows: (B,) int64; rows index the list they come from.
 
-    broken: what could not be read, a message each; these images are not in the batch.
+    broken: what could not be read, a message each; these images are not in the batch. views: further views of the
+    images, (B, 3, H, W) each.
     """
 
     images: Tensor
@@ -48,6 +49,7 @@ class Batch:
     viewids: Tensor
     rows: Tensor
     broken: list[str] = field(default_factory=list)
+    views: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -60,7 +62,7 @@ class Batch:
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         tensors = (self.images, self.pids, self.camids, self.viewids, self.rows)
-        return Batch(*map(function, tensors), self.broken)
+        return Batch(*map(function, tensors), self.broken, tuple(map(function, self.views)))
 
 
 Item = tuple[Tensor | None, int, list[str]]
@@ -106,16 +108,17 @@ class ImageList(Dataset):
         size = getattr(self.transform, "size", None)
         if size is None:
             return [self[key] for key in keys]
-        images, rows, broken = torch.empty(len(keys), 3, *size), [], []
+        count = getattr(self.transform, "count", 1)  # an image and its views, each in a block of its own
+        blocks, rows, broken = torch.empty(count, len(keys), 3, *size), [], []
         for key in keys:
             row, seed = key if isinstance(key, tuple) else (key, 0)
             image, row, messages = self.readable(row)
             broken += messages
             if image is not None:
                 with seeded(seed):
-                    self.transform(image, out=images[len(rows)])
+                    self.transform(image, out=blocks[0, len(rows)] if count == 1 else blocks[:, len(rows)])
                 rows.append(row)
-        return self.batch(images[: len(rows)], rows, broken)
+        return self.batch(blocks[:, : len(rows)], rows, broken)
 
     def readable(self, row: int) -> tuple[Pixels | None, int, list[str]]:
         """The image of a row or of the one that stands in for it, its row, and a message for each that failed.
@@ -166,9 +169,10 @@ class ImageList(Dataset):
         good = [(image, row) for image, row, _ in items if image is not None]
         broken = [message for _, _, messages in items for message in messages]
         images = torch.stack([image for image, _ in good]) if good else torch.empty(0)
-        return self.batch(images, [row for _, row in good], broken)
+        return self.batch(images[None], [row for _, row in good], broken)
 
-    def batch(self, images: Tensor, rows: list[int], broken: list[str]) -> Batch:
+    def batch(self, blocks: Tensor, rows: list[int], broken: list[str]) -> Batch:
+        """blocks: (1 + views, B, 3, H, W)."""
         records, rows = self.records, np.array(rows, np.int64)
         columns = (torch.from_numpy(c[rows]) for c in (records.pids, records.camids, records.viewids))
-        return Batch(images, *columns, torch.from_numpy(rows), broken)
+        return Batch(blocks[0], *columns, torch.from_numpy(rows), broken, tuple(blocks[1:]))

@@ -60,6 +60,7 @@ class Data:
     """What ``make_dataloader`` returns. train: None when only testing. num_*: of the training split.
 
     targets: training loaders of the targets, for methods that adapt to them; their labels are not for training.
+    plain: the training images in order under the test transform, where a method needs them.
     """
 
     train: TrainLoader | None
@@ -71,6 +72,7 @@ class Data:
     datasets: list[ReIDDataset] = field(default_factory=list)
     validation: TestSet | None = None
     targets: list[TrainLoader] = field(default_factory=list)
+    plain: TestLoader | None = None
 
 
 class TrainLoader:
@@ -282,7 +284,10 @@ def join_training(parts: list[ReIDDataset]) -> Records:
         r = part.train
         shifted.append(
             replace(
-                r, pids=np.where(r.pids < 0, -1, r.pids + pids), camids=r.camids + cams, viewids=r.viewids + views,
+                r,
+                pids=np.where(r.pids < 0, -1, r.pids + pids),
+                camids=r.camids + cams,
+                viewids=r.viewids + views,
                 domain=np.full(len(r), i),
             )  # fmt: skip
         )
@@ -382,6 +387,15 @@ def refuse_unlabelled(cfg, train: Records) -> None:
         )
 
 
+def refuse_skipping(cfg) -> None:
+    """Raises ``UserError`` where images may not be left out: the prompts learn from every training image's feature."""
+    if cfg.DATALOADER.BAD_IMAGES == "skip":
+        raise UserError(
+            "DATALOADER.BAD_IMAGES 'skip' and PROCESSOR.NAME 'prompt' cannot go together: its first stage keeps a "
+            "feature of every training image"
+        )
+
+
 def pinned(cfg) -> bool:
     return torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu"
 
@@ -407,10 +421,14 @@ def make_dataloader(cfg, training: bool = True) -> Data:
     empty = [d for d in sources if not len(d.train)]
     if empty and training:
         raise UserError(f"{empty[0].spec.name}: no training images in {empty[0].folder}")
-    tested = [read[n] for n in targets] or [d for d in sources if len(d.query) and len(d.gallery) and not d.use_all]
+    own = [d for d in sources if len(d.query) and len(d.gallery) and not d.use_all]
+    tested = [read[n] for n in targets] or own
+    beside = own if training and adapts(cfg) else []
+    searched = [*tested, *beside]
     for dataset in read.values():
         tell_findings(dataset)
-        wanted = {"train": training and dataset in sources, "query": dataset in tested, "gallery": dataset in tested}
+        trained_on = training and (dataset in sources or adapts(cfg))
+        wanted = {"train": trained_on, "query": dataset in searched, "gallery": dataset in searched}
         splits = tuple(split for split in SPLITS if wanted[split])
         refuse_missing(dataset, splits, skip=cfg.DATALOADER.BAD_IMAGES == "skip")
     train, validation = join_training(sources), None
@@ -420,19 +438,19 @@ def make_dataloader(cfg, training: bool = True) -> Data:
     if cfg.DATASETS.VAL_SHARE and training:
         train, query, gallery = hold_out(train, cfg.DATASETS.VAL_SHARE, cfg.SOLVER.SEED)
         validation = make_test_set(cfg, "validation", "market1501", query, gallery)
-    loader = None
+    loader, plain = None, None
     if training and cfg.DATALOADER.DRAFT and cfg.DATALOADER.DECODER == "torchvision":
         raise UserError(
             "DATALOADER.DRAFT and DATALOADER.DECODER 'torchvision' cannot go together: torchvision decodes whole images"
         )
+    if training and cfg.PROCESSOR.NAME == "prompt":
+        refuse_skipping(cfg)
+        plain = feature_loader(cfg, train)
     if training:
         loader = make_train_loader(cfg, train)
     adapted = make_target_loaders(cfg, [read[n] for n in targets]) if training and adapts(cfg) else []
-    own = [d for d in sources if len(d.query) and len(d.gallery) and not d.use_all]
-    tested = [read[n] for n in targets] or own
-    beside = own if training and adapts(cfg) else []
     tests = []
-    for d in [*tested, *beside]:
+    for d in searched:
         query, gallery = (as_trained(part, d.spec.name, sources) for part in (d.query, d.gallery))
         unknown = int((query.camids >= num_cameras).sum() + (gallery.camids >= num_cameras).sum())
         if cfg.MODEL.SIE_CAMERA and unknown:
@@ -459,4 +477,5 @@ def make_dataloader(cfg, training: bool = True) -> Data:
         datasets=list(read.values()),
         validation=validation,
         targets=adapted,
+        plain=plain,
     )

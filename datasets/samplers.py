@@ -104,33 +104,34 @@ class EpochSampler(Sampler):
 
 def make_sampler(cfg, pids: np.ndarray, rank: int, world: int) -> EpochSampler:
     """The sampler that DATALOADER.SAMPLER names. Raises ``UserError`` for batch sizes that cannot be made."""
-    name, batch, k = cfg.DATALOADER.SAMPLER, cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE
+    name, k = cfg.DATALOADER.SAMPLER, cfg.DATALOADER.NUM_INSTANCE
+    key, batch = "SOLVER.IMS_PER_BATCH", cfg.SOLVER.IMS_PER_BATCH
+    if cfg.PROCESSOR.NAME == "prompt":  # its stage 1 draws features, not images
+        key, batch = "SOLVER.STAGE2.IMS_PER_BATCH", cfg.SOLVER.STAGE2.IMS_PER_BATCH
     name = "softmax_triplet" if name not in RULES and "triplet" in name else name
     if name not in RULES:
         raise UserError(f"DATALOADER.SAMPLER: unknown {name!r}. Known: {', '.join(RULES)}")
     if batch % world:
-        raise UserError(f"SOLVER.IMS_PER_BATCH: {batch} images cannot be shared by {world} processes alike")
+        raise UserError(f"{key}: {batch} images cannot be shared by {world} processes alike")
     if batch // world < 2:
-        raise UserError(f"SOLVER.IMS_PER_BATCH: {batch} leaves a process one image; batch norm needs at least two")
+        raise UserError(f"{key}: {batch} leaves a process one image; batch norm needs at least two")
     if name != "softmax":
-        check_identities(batch // world, k, len(np.unique(pids)))
+        check_identities(batch // world, k, len(np.unique(pids)), key)
     sampler = EpochSampler(RULES[name], pids, batch, k, cfg.SOLVER.SEED, rank, world)
     if not len(sampler):
-        raise UserError(
-            f"SOLVER.IMS_PER_BATCH: {len(pids)} training images give no batch of {batch} under sampler {name!r}"
-        )
+        raise UserError(f"{key}: {len(pids)} training images give no batch of {batch} under sampler {name!r}")
     return sampler
 
 
-def check_identities(batch: int, num_instances: int, identities: int) -> None:
-    """Raises ``UserError`` unless a batch is P x K and there are P identities."""
+def check_identities(batch: int, num_instances: int, identities: int, key: str = "SOLVER.IMS_PER_BATCH") -> None:
+    """Raises ``UserError`` unless a batch is P x K and there are P identities. key: names the batch size."""
     if num_instances < 1 or batch % num_instances:
         raise UserError(
-            f"SOLVER.IMS_PER_BATCH: {batch} images a process is no multiple of DATALOADER.NUM_INSTANCE "
+            f"{key}: {batch} images a process is no multiple of DATALOADER.NUM_INSTANCE "
             f"{num_instances}; a batch is P identities x K images"
         )
     if batch // num_instances > identities:
         raise UserError(
-            f"SOLVER.IMS_PER_BATCH: a batch of {batch} needs {batch // num_instances} identities with {num_instances} "
-            f"images each, the training set has {identities}; lower IMS_PER_BATCH or raise DATALOADER.NUM_INSTANCE"
+            f"{key}: a batch of {batch} needs {batch // num_instances} identities with {num_instances} "
+            f"images each, the training set has {identities}; lower {key} or raise DATALOADER.NUM_INSTANCE"
         )

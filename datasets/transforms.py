@@ -14,6 +14,9 @@ from torch import Tensor
 
 from utils.errors import UserError
 
+VIEW_AREA = (0.33, 1 / 3)
+"""Share of a self-supervised view that random erasing takes (SVLL-ReID): about a third, whenever it erases."""
+
 
 def to_pixels(image: Image.Image | Tensor) -> Tensor:
     """RGB image -> uint8 (3, H, W), a view of (H, W, 3) in memory. Pixels come back as they are."""
@@ -147,10 +150,33 @@ class TrainTransform:
 
     def __call__(self, image: Image.Image | Tensor, out: Tensor | None = None) -> Tensor:
         """Written into ``out`` (3, H, W) where it is given."""
-        pixels = quick_resize(image, self.size)
+        return self.augment(quick_resize(image, self.size), out)
+
+    def augment(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
+        """What follows the resize. pixels: uint8 (3, H, W), left as it is."""
         if random.random() < self.flip:
             pixels = pixels.flip(2)
         return self.erase(self.normalize(self.crop(pixels), out))
+
+
+class WithViews:
+    """The training image and two further views of it, drawn independently from one decoded and resized image.
+
+    first, view: the transforms; the training image is the one that ``first`` alone would give.
+    """
+
+    count = 3
+
+    def __init__(self, first: TrainTransform, view: TrainTransform):
+        self.first, self.view, self.size = first, view, first.size
+
+    def __call__(self, image: Image.Image, out: Tensor | None = None) -> Tensor:
+        """(3, 3, H, W), written into ``out`` where it is given."""
+        pixels = quick_resize(image, self.size)
+        out = torch.empty(self.count, 3, *self.size) if out is None else out
+        for place, transform in zip(out, (self.first, self.view, self.view), strict=True):
+            transform.augment(pixels, place)
+        return out
 
 
 class TestTransform:
@@ -167,11 +193,21 @@ class TestTransform:
 
 
 def build_transforms(cfg, is_train: bool) -> Callable[[Image.Image], Tensor]:
-    """The transform of training or of evaluation: PIL image -> float32 (3, H, W)."""
+    """The transform of training or of evaluation: PIL image -> float32 (3, H, W).
+
+    Training with vision self-supervision gives (3, 3, H, W): two views beside the image.
+    """
     normalize = ToNormalized(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)
     if not is_train:
         return TestTransform(tuple(cfg.INPUT.SIZE_TEST), normalize)
-    erase = RandomErasing(cfg.INPUT.RE_PROB, (0.02, cfg.INPUT.RE_MAX_AREA), cfg.INPUT.RE_MODE)
-    return TrainTransform(
-        tuple(cfg.INPUT.SIZE_TRAIN), cfg.INPUT.PROB, cfg.INPUT.PADDING, normalize, erase, cfg.INPUT.ENLARGE_PROB
-    )
+
+    def train_transform(area: tuple[float, float]) -> TrainTransform:
+        erase = RandomErasing(cfg.INPUT.RE_PROB, area, cfg.INPUT.RE_MODE)
+        return TrainTransform(
+            tuple(cfg.INPUT.SIZE_TRAIN), cfg.INPUT.PROB, cfg.INPUT.PADDING, normalize, erase, cfg.INPUT.ENLARGE_PROB
+        )
+
+    first = train_transform((0.02, cfg.INPUT.RE_MAX_AREA))
+    if cfg.PROCESSOR.NAME == "prompt" and cfg.MODEL.USE_SSL:
+        return WithViews(first, train_transform(VIEW_AREA))
+    return first

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from utils.errors import UserError
+
 LOCAL_PARTS = 4
 
 
@@ -41,9 +43,27 @@ def jigsaw_features(tokens: Tensor, whole: nn.Module, local: nn.Module, pool, **
 
     tokens: (B, 1 + N, D) before the last block. whole, local: copies of (last block, norm). pool: tokens -> feature.
     """
+    return [pool(whole(tokens)), *local_features(tokens, local, pool, **layout)]
+
+
+def local_features(tokens: Tensor, local: nn.Module, pool, **layout) -> list[Tensor]:
+    """The four pieces' features alone; arguments as for ``jigsaw_features``."""
     pieces = jigsaw_pieces(tokens, **layout)
     if len({piece.shape[1] for piece in pieces}) == 1:
-        parts = pool(local(torch.cat(pieces))).chunk(LOCAL_PARTS)
-    else:
-        parts = [pool(local(piece)) for piece in pieces]
-    return [pool(whole(tokens)), *parts]
+        return list(pool(local(torch.cat(pieces))).chunk(LOCAL_PARTS))
+    return [pool(local(piece)) for piece in pieces]
+
+
+def jigsaw_layout(cfg, patches: int) -> dict | None:
+    """The arguments of ``jigsaw_pieces``, None without JPM. patches: of an image, 0 for a network without them."""
+    if not cfg.MODEL.JPM:
+        return None
+    if not patches:
+        raise UserError(f"MODEL.JPM and MODEL.NAME {cfg.MODEL.NAME!r} cannot go together: JPM needs patch tokens")
+    layout = {"shift": cfg.MODEL.SHIFT_NUM, "groups": cfg.MODEL.SHUFFLE_GROUP, "divide": cfg.MODEL.DEVIDE_LENGTH}
+    if layout["groups"] < 1 or not 1 <= layout["divide"] <= patches:
+        raise UserError(
+            f"MODEL.SHUFFLE_GROUP must be at least 1 and MODEL.DEVIDE_LENGTH between 1 and the {patches} patches "
+            f"of an image, got {layout['groups']} and {layout['divide']}"
+        )
+    return layout | {"shuffled": cfg.MODEL.RE_ARRANGE}

@@ -10,11 +10,14 @@ from model.backbones.resnet import RESNET_TYPES, ReIDResNet
 from model.backbones.timm_image import TimmBackbone
 from model.backbones.vit import DEIT_SMALL, TRANSREID_VIT_SMALL, VIT_SMALL, VIT_TYPES, ViT, ViTSpec
 from model.heads import make_head
+from model.jpm import jigsaw_layout
+from model.make_clip import make_clip_model
 from model.norms import convert_sync_batch_norm
 from model.reid import ReIDModel
 from model.torchreid import HEADS, PREFIX, RESNETS, TRUNKS, TorchreidModel, make_trunk, stage_widths
 from utils import switch
 from utils.errors import UserError, nearest
+from utils.names import is_clip
 
 BACKBONES: dict = {}
 """Backbones from outside the repository: name -> function of (cfg, camera_num, view_num)."""
@@ -74,9 +77,10 @@ def make_backbone(cfg, camera_num: int, view_num: int) -> nn.Module:
         size = tuple(cfg.INPUT.SIZE_TRAIN)
         return TimmBackbone(name.removeprefix("timm:"), size, cfg.MODEL.DROP_PATH, cfg.MODEL.GRAD_CHECKPOINT)
     known = ["transformer", *RESNET_TYPES, *(PREFIX + trunk for trunk in TRUNKS), *BACKBONES]
-    hint = nearest(name, known)
+    hint = nearest(name, [*known, "ViT-B-16", "RN50"])
     raise UserError(
-        f"MODEL.NAME: unknown {name!r}{hint} Known: {', '.join(known)}, or timm:NAME for any image model of timm"
+        f"MODEL.NAME: unknown {name!r}{hint} Known: {', '.join(known)}, ViT-B-16, RN50 and CLIP's other names, "
+        "open_clip:NAME for any CLIP of open_clip, or timm:NAME for any image model of timm"
     )
 
 
@@ -101,28 +105,20 @@ def make_torchreid(cfg, num_class: int) -> TorchreidModel:
     return TorchreidModel(make_trunk(name), num_class, head, cfg.MODEL.FC_DIM, maps, matched, domains)
 
 
-def jigsaw_layout(cfg, base: nn.Module) -> dict | None:
-    """The arguments of ``model.jpm``, None without JPM."""
-    if not cfg.MODEL.JPM:
-        return None
-    if not hasattr(base, "last_stage"):
-        raise UserError(f"MODEL.JPM and MODEL.NAME {cfg.MODEL.NAME!r} cannot go together: JPM needs patch tokens")
-    patches = base.pos_embed.shape[1] - 1
-    layout = {"shift": cfg.MODEL.SHIFT_NUM, "groups": cfg.MODEL.SHUFFLE_GROUP, "divide": cfg.MODEL.DEVIDE_LENGTH}
-    if layout["groups"] < 1 or not 1 <= layout["divide"] <= patches:
-        raise UserError(
-            f"MODEL.SHUFFLE_GROUP must be at least 1 and MODEL.DEVIDE_LENGTH between 1 and the {patches} patches "
-            f"of an image, got {layout['groups']} and {layout['divide']}"
-        )
-    return layout | {"shuffled": cfg.MODEL.RE_ARRANGE}
-
-
-def make_model(cfg, num_class: int, camera_num: int = 0, view_num: int = 0) -> nn.Module:
+def make_model(cfg, num_class: int, camera_num: int = 0, view_num: int = 0, kind: str = "") -> nn.Module:
     """The model that the configuration asks for, randomly initialised; reads no file.
 
     num_class: training identities. camera_num, view_num: their numbers in the training split, for side information.
-    Raises ``UserError`` for unknown names and for keys that cannot go together.
+    kind: what the data show (person, vehicle, ...), for prompts. Raises ``UserError`` for unknown names and for keys
+    that cannot go together.
     """
+    if is_clip(cfg.MODEL.NAME) and cfg.MODEL.NAME not in BACKBONES:
+        return make_clip_model(cfg, num_class, camera_num, view_num, kind)
+    if cfg.PROCESSOR.NAME == "prompt":
+        raise UserError(
+            f"PROCESSOR.NAME 'prompt' and MODEL.NAME {cfg.MODEL.NAME!r} cannot go together: prompts need a CLIP, such "
+            "as ViT-B-16, RN50 or open_clip:NAME"
+        )
     if cfg.MODEL.NECK not in ("bnneck", "no"):
         raise UserError(f"MODEL.NECK: {cfg.MODEL.NECK!r} is neither 'bnneck' nor 'no'")
     if cfg.MODEL.NAME.startswith(PREFIX):
@@ -139,7 +135,7 @@ def make_model(cfg, num_class: int, camera_num: int = 0, view_num: int = 0) -> n
         base,
         lambda width: head(width=width),
         neck_feat=cfg.TEST.NECK_FEAT,
-        jigsaw=jigsaw_layout(cfg, base),
+        jigsaw=jigsaw_layout(cfg, base.pos_embed.shape[1] - 1 if hasattr(base, "last_stage") else 0),
         use_neck=cfg.MODEL.NECK == "bnneck" or cfg.MODEL.NAME == "transformer",
         reduce_dim=cfg.MODEL.FEAT_DIM if cfg.MODEL.REDUCE_FEAT_DIM else 0,
         dropout=cfg.MODEL.DROPOUT_RATE,

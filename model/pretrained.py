@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
+import open_clip
 from torch import nn
 
+from model.backbones.clip import LIBRARY, clip_config, openai_name
 from model.backbones.osnet import OSNET_TYPES
 from model.backbones.vit import VIT_SMALL
 from model.torchreid import PREFIX
-from utils.checkpoint import load_pretrained, load_weights
+from utils.checkpoint import load_pretrained, load_weights, read_state
 from utils.errors import UserError
+from utils.names import is_clip
 
 log = logging.getLogger("lineup")
 
@@ -64,23 +68,85 @@ def fetch_imagenet(name: str, transformer_type: str) -> dict:
     )
 
 
+def fetch_clip(name: str, tag: str) -> dict:
+    """The weights of a CLIP that open_clip gives out under ``tag``, kept in its usual cache.
+
+    name: MODEL.NAME. tag: '' means OpenAI's. Raises ``UserError`` when there are none or they cannot be fetched.
+    """
+    source = name.removeprefix(LIBRARY) if name.startswith(LIBRARY) else openai_name(name)
+    way_out = "set MODEL.PRETRAIN_PATH to the file, or MODEL.PRETRAIN_CHOICE 'no' to start from random weights"
+    tags = open_clip.list_pretrained_tags_by_model(source)
+    if (tag or "openai") not in tags:
+        known = ", ".join(f"open_clip:{t}" for t in tags) or "none"
+        raise UserError(
+            f"MODEL.PRETRAIN_PATH: open_clip gives out no {tag or 'openai'!r} weights of {name!r} (it has {known}); "
+            f"{way_out}"
+        )
+    found = open_clip.get_pretrained_cfg(source, tag or "openai")
+    quick = clip_config(name).get("quick_gelu", False)
+    if found.get("quick_gelu", False) != quick:
+        raise UserError(
+            f"MODEL.PRETRAIN_PATH: the {tag or 'openai'!r} weights were trained {'without' if quick else 'with'} "
+            f"QuickGELU, MODEL.NAME {name!r} is the opposite; a bare name or one ending in -quickgelu has it"
+        )
+    try:
+        path = open_clip.download_pretrained(found)
+    except Exception as error:  # noqa: BLE001 - network, cache and hub errors come in many kinds
+        reason = str(error).strip().split("\n")[0][:100] or type(error).__name__
+        raise UserError(
+            f"MODEL.PRETRAIN_PATH: the {tag or 'openai'!r} weights of {name!r} could not be fetched through open_clip "
+            f"({reason}); {way_out}"
+        ) from None
+    return read_state(path)
+
+
+def load_prompts(model: nn.Module, path: str) -> None:
+    """The weights of a stage-1 checkpoint. ``UserError`` when it is of another architecture or of other identities."""
+    report = load_weights(model, path)
+    log.info("%s", report)
+    lacking = [key for key in report.missing if key.startswith(model.needed_for_stage2)]  # the misshaped ones too
+    prompts = [text for text in report.mismatched if text.startswith("prompt_learner.cls_ctx")]
+    if prompts and len(lacking) == 1:
+        theirs, ours = re.findall(r"\((\d+),", prompts[0])
+        raise UserError(
+            f"SOLVER.STAGE1.WEIGHT: {path} holds prompts of {theirs} identities, the training data have {ours}; train "
+            "stage 1 on these data, or name the data that it was trained on"
+        )
+    if lacking:
+        raise UserError(
+            f"SOLVER.STAGE1.WEIGHT: {path}: {len(lacking)} tensors that stage 2 starts from are absent or misshaped "
+            f"({', '.join(lacking[:3])}, ...): it is no stage-1 checkpoint of this architecture"
+        )
+
+
 def load_initial_weights(cfg, model: nn.Module) -> None:
     """Loads what MODEL.PRETRAIN_CHOICE and PRETRAIN_PATH name into a model about to be trained.
 
-    ``imagenet``: the backbone, from the path or through the library that has it. ``self``: a whole model. Anything
-    else: nothing. A path that is set but absent is an error, never replaced.
+    ``imagenet``: the backbone (CLIP: both towers), from the path or through the library that has it. ``self``: a whole
+    model. Anything else: nothing. A path that is set but absent is an error, never replaced. A checkpoint of the
+    prompt method's stage 1 (``SOLVER.STAGE1.WEIGHT``) stands in for all of it.
     """
     choice, path = cfg.MODEL.PRETRAIN_CHOICE, cfg.MODEL.PRETRAIN_PATH
-    if choice == "self":
+    if cfg.PROCESSOR.NAME == "prompt" and cfg.SOLVER.STAGE1.WEIGHT:
+        load_prompts(model, cfg.SOLVER.STAGE1.WEIGHT)
+    elif choice == "self":
         if not path:
             raise UserError("MODEL.PRETRAIN_PATH is empty, and PRETRAIN_CHOICE 'self' loads a whole model from it")
         log.info("%s", load_weights(model, path, cfg.MODEL.PRETRAIN_HW_RATIO))
     elif choice == "imagenet":
-        source = path
-        if path and not path.startswith("timm:") and not Path(path).is_file():
-            raise UserError(f"MODEL.PRETRAIN_PATH: {path}: no such file; a path that is set is never replaced")
-        if not path or path.startswith("timm:"):
-            source = fetch_imagenet(path or cfg.MODEL.NAME, cfg.MODEL.TRANSFORMER_TYPE)
-        log.info("%s", load_pretrained(model, source, cfg.MODEL.PRETRAIN_HW_RATIO))
+        log.info("%s", load_pretrained(model, pretrained_source(cfg), cfg.MODEL.PRETRAIN_HW_RATIO))
     elif choice.lower() not in ("no", "none", ""):
         log.warning("MODEL.PRETRAIN_CHOICE %r is neither 'imagenet' nor 'self': no weights are loaded", choice)
+
+
+def pretrained_source(cfg) -> str | dict:
+    """The file that MODEL.PRETRAIN_PATH names, or the weights that a library gives out."""
+    name, path = cfg.MODEL.NAME, cfg.MODEL.PRETRAIN_PATH
+    library = next((word for word in ("timm:", LIBRARY) if path.startswith(word)), "")
+    if path and not library and not Path(path).is_file():
+        raise UserError(f"MODEL.PRETRAIN_PATH: {path}: no such file; a path that is set is never replaced")
+    if path and not library:
+        return path
+    if is_clip(name) and library != "timm:":
+        return fetch_clip(name, path.removeprefix(LIBRARY))
+    return fetch_imagenet(path or name, cfg.MODEL.TRANSFORMER_TYPE)

@@ -25,6 +25,7 @@ from model.pretrained import load_initial_weights
 from processor.dmmd import dmmd
 from processor.evaluate import Settings, evaluate, mean_of, means
 from processor.mtda_kd import mtda_kd
+from processor.prompt import prompt
 from processor.stage import Stage
 from processor.supervised import supervised
 from processor.trainer import LAST, Trainer
@@ -38,6 +39,7 @@ log = logging.getLogger("lineup")
 
 METHODS: dict[str, Callable[[Any, Data, nn.Module], list[Stage]]] = {
     "supervised": supervised,
+    "prompt": prompt,
     "dmmd": dmmd,
     "mtda_kd": mtda_kd,
 }
@@ -45,7 +47,8 @@ METHODS: dict[str, Callable[[Any, Data, nn.Module], list[Stage]]] = {
 
 FREE_KEYS = (
     "SOLVER.RESUME", "OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "DATALOADER.CACHE_GB", "DATALOADER.CACHE",
-    "DATASETS.LIST_CACHE", "DATASETS.SHARDS", "SOLVER.LOG_PERIOD", "MODEL.DEVICE",
+    "DATASETS.LIST_CACHE", "DATASETS.SHARDS", "SOLVER.LOG_PERIOD", "SOLVER.STAGE1.LOG_PERIOD",
+    "SOLVER.STAGE2.LOG_PERIOD", "MODEL.DEVICE",
 )  # fmt: skip
 """Keys that may differ between a run and its continuation: they change no weight."""
 
@@ -165,7 +168,7 @@ def _train(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
         write_atomically(folder / "config.yml", lambda handle: handle.write(resolved(cfg, folder).encode()))
     data = make_dataloader(cfg)
     check_keep_best(cfg, data)
-    model = make_model(cfg, data.num_classes, data.num_cameras, data.num_views)
+    model = make_model(cfg, data.num_classes, data.num_cameras, data.num_views, data.kind)
     log.info("model: %s", summary(model, tuple(cfg.INPUT.SIZE_TEST)))
     if cfg.SOLVER.RESUME != "auto" or not (folder / LAST).exists():
         load_initial_weights(cfg, model)
@@ -264,7 +267,7 @@ def _test(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
         raise UserError(f"TEST.WEIGHT: {cfg.TEST.WEIGHT}: no such file")
     device, folder = prepare(cfg, config_file, notes, "test_log.txt")
     data = make_dataloader(cfg, training=False)
-    model = make_model(cfg, data.num_classes, data.num_cameras, data.num_views)
+    model = make_model(cfg, data.num_classes, data.num_cameras, data.num_views, data.kind)
     report = load_weights(model, cfg.TEST.WEIGHT)
     log.info("%s", report)
     require_complete(model, report)

@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 class Stage:
     """One stage of a method. The trainer owns the loop, the stage what happens in it; it never calls ``backward``.
 
-    model: what is trained and evaluated. net: the same, as the trainer wraps it for several processes; call it in
-    ``losses``. epochs: how many. Periods are in epochs, ``log_period`` in steps; 0 means never (the last epoch is
-    always saved and, with ``evaluates``, evaluated). suffix: goes into the names of saved files.
+    model: what is trained and evaluated. net: the same, or what ``stepped`` gives, as the trainer wraps it for several
+    processes; call it in ``losses``. epochs: how many. Periods are in epochs, ``log_period`` in steps; 0 means never
+    (the last epoch is always saved and, with ``evaluates``, evaluated). suffix: goes into the names of saved files.
     """
 
     name: str = "stage"
@@ -33,10 +33,14 @@ class Stage:
         """Everything with weights that a restart needs, by name."""
         return {"model": self.model}
 
+    def stepped(self) -> nn.Module:
+        """What ``losses`` calls as ``net``: the model, or the part of it that this stage trains."""
+        return self.model
+
     def begin(self) -> None:
         """Once, before the first epoch or after a restart: make ``optimizers`` and ``scheduler``, cache what is fixed.
 
-        The modules' weights are those of the restart already.
+        The modules' weights are those of the restart already; it runs in the precision of training.
         """
 
     def batches(self, epoch: int) -> Iterable:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import loss
+from model import ReIDOutput
 from processor.stage import Stage
 from solver import make_optimizer, make_scheduler
 from utils.distributed import is_distributed, world_size
@@ -98,9 +99,14 @@ class Supervised(Stage):
             for name, child in self.model.named_children():
                 child.train(name.startswith("classifier"))
 
+    def outputs(self, batch) -> ReIDOutput:
+        """What the losses are computed from."""
+        return self.net(batch.images, label=batch.pids, cam_label=batch.camids, view_label=batch.viewids)
+
     def losses(self, batch) -> dict[str, Tensor]:
-        out = self.net(batch.images, label=batch.pids, cam_label=batch.camids, view_label=batch.viewids)
-        self.accuracy = (out.scores[0].detach().argmax(1) == batch.pids).float().mean()
+        out = self.outputs(batch)
+        shown = out.scores[0] if out.i2t_logits is None else out.i2t_logits
+        self.accuracy = (shown.detach().argmax(1) == batch.pids).float().mean()
         terms = self.loss_function(out, batch.pids)
         if self.centers:
             terms["center"] = self.centers(out.feats[0], batch.pids)

@@ -100,7 +100,8 @@ class Trainer:
         if state:
             load_modules(stage, state)
             self._restore_random(state)  # a stage that has not begun may draw when it does
-        stage.begin()
+        with self._autocast():
+            stage.begin()
         self._wrap(stage)
         if state:
             self._restore(stage, state)
@@ -124,10 +125,13 @@ class Trainer:
     def _wrap(self, stage: Stage) -> None:
         if self.compiled:
             stage.model.compile()
-        stage.net = stage.model
-        if is_distributed() and any(p.requires_grad for p in stage.model.parameters()):
+        stage.net = stage.stepped()
+        if is_distributed() and any(p.requires_grad for p in stage.net.parameters()):
             ids = [self.device.index] if self.device.type == "cuda" else None
-            stage.net = DistributedDataParallel(stage.model, device_ids=ids)
+            stage.net = DistributedDataParallel(stage.net, device_ids=ids)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def _run_epoch(self, stage: Stage, epoch: int) -> None:
         batches = stage.batches(epoch)
@@ -165,10 +169,10 @@ class Trainer:
             moved.append(batch)
             last = i + 1 == len(group)
             quiet = (
-                stage.net.no_sync() if is_distributed() and not last and stage.net is not stage.model else nullcontext()
+                stage.net.no_sync() if not last and isinstance(stage.net, DistributedDataParallel) else nullcontext()
             )
             with quiet, quick_attention(self.device, self.dtype):
-                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                with self._autocast():
                     terms = stage.losses(batch)
                 total = sum(terms.values()) / len(group)
                 self._refuse_non_finite(stage, terms, total, where)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from utils.errors import UserError, nearest
+
+PROMPTS, LANGUAGE_HEAD = ("prompt_learner.",), ("text_mlp.",)
+TEXT_SIDE = ("text_encoder.", *PROMPTS, *LANGUAGE_HEAD)
+"""Prefixes of what the second stage of the prompt method leaves alone."""
 
 
 def parameter_groups(
@@ -16,15 +22,17 @@ def parameter_groups(
     bias_lr_factor: float = 1.0,
     weight_decay_bias: float | None = None,
     large_fc_lr: bool = False,
+    wanted: Callable[[str], bool] = lambda name: True,
 ) -> list[dict]:
     """Groups of trainable parameters with one rate and decay each, by the rules of the TransReID family.
 
     Names with ``bias`` learn at ``base_lr * bias_lr_factor`` and decay by ``weight_decay_bias``; with ``large_fc_lr``
     names with ``classifier`` or ``arcface`` learn at twice ``base_lr``. Position embeddings, tokens and norms decay.
+    wanted: of a parameter's name, whether it is to be trained.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
+        if not (parameter.requires_grad and wanted(name)):
             continue
         lr, decay = base_lr, weight_decay
         if "bias" in name:
@@ -43,39 +51,49 @@ def build_optimizer(
     momentum: float = 0.9,
     nesterov: bool = False,
     betas: tuple[float, float] = (0.9, 0.999),
+    key: str = "SOLVER.OPTIMIZER_NAME",
 ) -> Optimizer:
-    """The optimizer of ``torch.optim`` that ``name`` says, by its own defaults; SGD takes momentum, Adam betas."""
+    """The optimizer of ``torch.optim`` that ``name`` says, by its own defaults; SGD takes momentum, Adam betas.
+
+    key: names the choice in messages.
+    """
     kinds = {n: v for n, v in vars(torch.optim).items() if isinstance(v, type) and issubclass(v, Optimizer)}
     for unfit in ("Optimizer", "LBFGS", "SparseAdam"):  # not one step per gradient, not for dense gradients
         del kinds[unfit]
     if name not in kinds:
-        raise UserError(f"SOLVER.OPTIMIZER_NAME: no {name!r} of torch.optim can be used{nearest(name, kinds)}")
+        raise UserError(f"{key}: no {name!r} of torch.optim can be used{nearest(name, kinds)}")
     options = {"momentum": momentum, "nesterov": nesterov} if name == "SGD" else {}
     if name in ("Adam", "AdamW"):
         options = {"betas": tuple(betas)}
     try:
         return kinds[name](groups, lr=lr, **options)
     except ValueError as error:
-        raise UserError(f"SOLVER.OPTIMIZER_NAME: {name} refuses its settings: {error}") from None
+        raise UserError(f"{key}: {name} refuses its settings: {error}") from None
 
 
 def make_optimizer(cfg, module: nn.Module, stage: int | None = None) -> Optimizer:
-    """The optimizer over ``module``'s trainable parameters. stage: None for single-stage methods."""
-    if stage is not None:
-        raise UserError(f"SOLVER.STAGE{stage}: stages of the prompt method are not part of this version")
+    """The optimizer over ``module``'s trainable parameters. stage: of the prompt method, None for single-stage ones.
+
+    Stage 1 trains the prompts alone (and the language head with ``SOLVER.STAGE1.TRAIN_HEAD``), stage 2 all but the
+    text side.
+    """
+    nesterov, betas = cfg.SOLVER.NESTEROV, cfg.SOLVER.ADAM_BETAS
+    first, solver = cfg.SOLVER.STAGE1, cfg.SOLVER.STAGE2 if stage == 2 else cfg.SOLVER
+    if stage == 1:
+        trained = PROMPTS + (LANGUAGE_HEAD if first.TRAIN_HEAD else ())
+        groups = parameter_groups(
+            module, first.BASE_LR, first.WEIGHT_DECAY, wanted=lambda name: name.startswith(trained)
+        )
+        key = "SOLVER.STAGE1.OPTIMIZER_NAME"
+        return build_optimizer(first.OPTIMIZER_NAME, groups, first.BASE_LR, first.MOMENTUM, nesterov, betas, key)
     groups = parameter_groups(
         module,
-        cfg.SOLVER.BASE_LR,
-        cfg.SOLVER.WEIGHT_DECAY,
-        cfg.SOLVER.BIAS_LR_FACTOR,
-        cfg.SOLVER.WEIGHT_DECAY_BIAS,
-        cfg.SOLVER.LARGE_FC_LR,
+        solver.BASE_LR,
+        solver.WEIGHT_DECAY,
+        solver.BIAS_LR_FACTOR,
+        solver.WEIGHT_DECAY_BIAS,
+        solver.LARGE_FC_LR,
+        wanted=lambda name: stage is None or not name.startswith(TEXT_SIDE),
     )
-    return build_optimizer(
-        cfg.SOLVER.OPTIMIZER_NAME,
-        groups,
-        cfg.SOLVER.BASE_LR,
-        cfg.SOLVER.MOMENTUM,
-        cfg.SOLVER.NESTEROV,
-        cfg.SOLVER.ADAM_BETAS,
-    )
+    key = f"SOLVER.{'STAGE2.' if stage else ''}OPTIMIZER_NAME"
+    return build_optimizer(solver.OPTIMIZER_NAME, groups, solver.BASE_LR, solver.MOMENTUM, nesterov, betas, key)

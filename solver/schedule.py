@@ -25,6 +25,15 @@ def cosine(base: float, t: float, *, base_lr: float, warmup: int, epochs: int) -
     return floor
 
 
+def prompt_cosine(base: float, t: float, *, warmup: int, epochs: int, init: float, floor: float) -> float:
+    """Linear warm-up from ``init`` and cosine to ``floor``, counted from epoch 0, as CLIP-ReID's stage 1 has it."""
+    if t < warmup:
+        return init + t * (base - init) / warmup
+    if t < epochs:
+        return floor + 0.5 * (base - floor) * (1 + math.cos(math.pi * t / epochs))
+    return floor
+
+
 def multistep(
     base: float, t: float, *, steps: tuple[int, ...], gamma: float, warmup: int, factor: float, method: str
 ) -> float:
@@ -41,13 +50,16 @@ def step(base: float, t: float, *, size: int, gamma: float) -> float:
 
 
 class Schedule:
-    """Sets every group's rate: ``step(epoch)`` before each epoch, counted from 1; it runs at t = epoch - 1 + start."""
+    """Sets every group's rate: ``step(epoch)`` before each epoch, counted from 1; it runs at t = epoch - 1 + start.
+
+    Until its first step the rates are those of t = 0.
+    """
 
     def __init__(self, optimizer: Optimizer, rule: Rule, start: int = 0):
         self.optimizer, self.rule, self.start = optimizer, rule, start
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
-        self.step(1)
+        self.step(1 - start)
 
     def step(self, epoch: float) -> None:
         for group in self.optimizer.param_groups:
@@ -55,21 +67,29 @@ class Schedule:
 
 
 def make_scheduler(cfg, optimizer: Optimizer, stage: int | None = None) -> Schedule:
-    """The schedule that SOLVER.SCHEDULER names. stage: None for single-stage methods."""
-    if stage is not None:
-        raise UserError(f"SOLVER.STAGE{stage}: stages of the prompt method are not part of this version")
+    """The schedule that SOLVER.SCHEDULER names, or that of a stage of the prompt method (1 or 2), which has its own."""
+    first, solver = cfg.SOLVER.STAGE1, cfg.SOLVER.STAGE2 if stage == 2 else cfg.SOLVER
+    if stage == 1:
+        rule = partial(
+            prompt_cosine, warmup=first.WARMUP_EPOCHS, epochs=first.MAX_EPOCHS, init=first.WARMUP_LR_INIT,
+            floor=first.LR_MIN,
+        )  # fmt: skip
+        return Schedule(optimizer, rule, start=1)
+    falling = partial(
+        multistep,
+        steps=tuple(sorted(solver.STEPS)),
+        gamma=solver.GAMMA,
+        warmup=solver.WARMUP_ITERS if stage == 2 else solver.WARMUP_ITERS or cfg.SOLVER.WARMUP_EPOCHS,
+        factor=solver.WARMUP_FACTOR,
+        method=solver.WARMUP_METHOD,
+    )
+    if stage == 2:
+        return Schedule(optimizer, falling, start=1)
     rules = {
         "cosine": partial(
             cosine, base_lr=cfg.SOLVER.BASE_LR, warmup=cfg.SOLVER.WARMUP_EPOCHS, epochs=cfg.SOLVER.MAX_EPOCHS
         ),
-        "multistep": partial(
-            multistep,
-            steps=tuple(sorted(cfg.SOLVER.STEPS)),
-            gamma=cfg.SOLVER.GAMMA,
-            warmup=cfg.SOLVER.WARMUP_ITERS or cfg.SOLVER.WARMUP_EPOCHS,
-            factor=cfg.SOLVER.WARMUP_FACTOR,
-            method=cfg.SOLVER.WARMUP_METHOD,
-        ),
+        "multistep": falling,
         "step": partial(step, size=cfg.SOLVER.STEP_SIZE, gamma=cfg.SOLVER.GAMMA),
     }
     name = cfg.SOLVER.SCHEDULER

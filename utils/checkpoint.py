@@ -179,8 +179,11 @@ def _copy(
         wanted = own[key].shape
         if value.shape != wanted and value.numel() == own[key].numel() and value.dim() == 2 and len(wanted) == 4:
             value = value.reshape(wanted)  # old exports hold patch weights flattened
-        if value.shape != wanted and key.rpartition(".")[2] in POSITIONS and value.dim() == len(wanted) == 3:
-            value = resize_positions(value, _grid_of(target, key), hw_ratio)
+        grid = _grid_of(target, key) if value.shape != wanted and value.dim() == len(wanted) else None
+        if grid is not None:
+            rows = value if value.dim() == 3 else value[None]  # CLIP's have no leading 1
+            rows = resize_positions(rows, grid, hw_ratio)
+            value = rows if value.dim() == 3 else rows[0]
             report.resized.append(key)
         if value.shape != wanted:
             report.mismatched.append(f"{key} {tuple(value.shape)} for {tuple(wanted)}")
@@ -200,10 +203,14 @@ def _copy(
     target.load_state_dict(fitting, strict=False)
 
 
-def _grid_of(module: nn.Module, key: str) -> tuple[int, int]:
-    """The patch grid of the sub-module that owns the position embedding ``key``."""
-    owner = module.get_submodule(key.rpartition(".")[0])
-    return owner.grid if hasattr(owner, "grid") else owner.patch_embed.grid_size  # ours, timm's
+def _grid_of(module: nn.Module, key: str) -> tuple[int, int] | None:
+    """The patch grid of the sub-module that owns the position embedding ``key``; None when it is none of a grid."""
+    path, _, leaf = key.rpartition(".")
+    if leaf not in POSITIONS:
+        return None
+    owner = module.get_submodule(path)
+    grid = getattr(owner, "grid", None)  # ours; timm's have it in the patch embedding, text towers have none
+    return grid if grid is not None else getattr(getattr(owner, "patch_embed", None), "grid_size", None)
 
 
 def load_weights(module: nn.Module, source: str | Path | Mapping[str, Any], hw_ratio: int = 1) -> LoadReport:
@@ -245,11 +252,18 @@ def load_pretrained(module: nn.Module, path: str | Path | Mapping[str, Any], hw_
     """Loads backbone weights from elsewhere (ImageNet, DINO, a converted LUPerson file) into ``module.base``.
 
     Heads of the source are skipped; position embeddings are resized (``resize_positions``). hw_ratio: height over width
-    of the images that the weights were trained on. A distillation token is dropped. Raises as ``load_weights``.
+    of the images that the weights were trained on. A distillation token is dropped. The model's ``pretrained_state``
+    maps foreign names to its own; what starts as its ``needed_of_pretrained`` must be there. Raises as
+    ``load_weights``.
     """
     state, name = as_tensors(path)
     base = getattr(module, "base", module)
     target = getattr(base, "net", base)
+    if hasattr(module, "pretrained_state"):
+        try:
+            state = module.pretrained_state(state)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
     if any(key.startswith("base.") for key in state):  # a whole ReID model serves as a backbone file too
         state = {key.removeprefix("base."): value for key, value in state.items() if key.startswith("base.")}
     state = drop_distillation_token(state, target, hw_ratio)
@@ -257,6 +271,12 @@ def load_pretrained(module: nn.Module, path: str | Path | Mapping[str, Any], hw_
     skipped = [k for k in state if k not in target.state_dict() and _is_head(k)]
     _copy(target, {k: v for k, v in state.items() if k not in skipped}, report, hw_ratio, lambda key: False)
     report.unexpected += skipped
+    lacking = [key for key in report.missing if key.startswith(getattr(module, "needed_of_pretrained", ()))]
+    if lacking:
+        raise UserError(
+            f"{name}: {len(lacking)} of the backbone's tensors are not in it ({', '.join(lacking[:3])}, ...): this "
+            "file is of another network"
+        )
     if hasattr(module, "sync_copies"):
         module.sync_copies()
     return report

@@ -73,26 +73,38 @@ def gather_objects(value: Any) -> list[Any]:
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows: Tensor) -> Tensor:
-        ctx.length = len(rows)
-        parts = [torch.empty_like(rows) for _ in range(world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
+    def forward(ctx, rows: Tensor, counts: list[int]) -> Tensor:
+        ctx.counts = counts
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         grad = grad.contiguous()
         dist.all_reduce(grad)  # every process used every row, so their gradients add up
-        return grad[rank() * ctx.length : (rank() + 1) * ctx.length]
+        return grad.split(ctx.counts)[rank()], None
 
 
-def gather_rows(rows: Tensor) -> Tensor:
-    """Rows of all processes in rank order, with gradient. (B, ...) -> (world * B, ...); B alike on every rank.
+def gather_rows(rows: Tensor, counts: list[int] | None = None) -> Tensor:
+    """Rows of all processes in rank order, with gradient. (B, ...) -> (sum of all B, ...).
 
-    A loss on the gathered rows, averaged over processes as ``DistributedDataParallel`` does, has the gradient of one
-    process with the whole batch.
+    counts: each process's B; None where they are alike. A loss on the gathered rows, averaged over processes as
+    ``DistributedDataParallel`` does, has the gradient of one process with the whole batch.
     """
-    return _GatherRows.apply(rows) if world_size() > 1 else rows
+    if world_size() == 1:
+        return rows
+    return _GatherRows.apply(rows, counts or [len(rows)] * world_size())
+
+
+def share_of(count: int) -> tuple[slice, list[int]]:
+    """This process's rows of ``count`` ones shared out in order, and how many each process has."""
+    world = world_size()
+    counts = [count // world + (r < count % world) for r in range(world)]
+    begin = sum(counts[: rank()])
+    return slice(begin, begin + counts[rank()]), counts
 
 
 class _AllReduce(torch.autograd.Function):

@@ -106,7 +106,7 @@ class SideInformation(nn.Module):
         return max(self.camera_num, 1) * max(self.view_num, 1)
 
     def forward(self, table: Tensor, cam_label: Tensor | None, view_label: Tensor | None) -> Tensor | float:
-        """table: (rows, 1, D). Returns (B, 1, D), zero where a label is unknown, or 0.0 without labels."""
+        """table: (rows, ..., D). Returns (B, ..., D), zero where a label is unknown, or 0.0 without labels."""
         row, known = None, None
         for count, label in ((self.camera_num, cam_label), (self.view_num, view_label)):
             if not count:
@@ -117,7 +117,7 @@ class SideInformation(nn.Module):
             seen = (label >= 0) & (label < count)
             row = label if row is None else row * count + label
             known = seen if known is None else known & seen
-        return table[row.masked_fill(~known, 0)] * known[:, None, None].to(table.dtype)
+        return table[row.masked_fill(~known, 0)] * known.view(-1, *[1] * (table.dim() - 1)).to(table.dtype)
 
 
 def grid_size(image_size: tuple[int, int], patch: int, stride: tuple[int, int]) -> tuple[int, int]:

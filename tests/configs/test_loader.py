@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from configs import ConfigError, dump, get_cfg_defaults, load_config, load_config_with_notes
-from configs.defaults import INERT, KEYS, RESERVED
+from configs.defaults import INERT, KEYS, OWNED, RESERVED
 from configs.loader import SSL_KEYS, lookup
 from configs.values import coerce
 
@@ -306,3 +306,11 @@ def test_a_key_of_a_method_that_is_not_built_yet_says_so(monkeypatch):
     told = "MODEL.USE_SSL is set and does nothing yet: it belongs to 'prompt', which is not built"
     assert notes("MODEL.USE_SSL", True) == [told]
     assert notes("MODEL.USE_SSL", True, "PROCESSOR.NAME", "prompt") == []
+
+
+def test_a_key_of_one_method_says_so_under_another():
+    assert notes("MODEL.USE_SSL", True, "PROCESSOR.NAME", "prompt") == notes("MODEL.USE_SSL", False) == []
+    told = "MODEL.USE_SSL is set and does nothing here: it belongs to PROCESSOR.NAME 'prompt'"
+    assert notes("MODEL.USE_SSL", True) == [told]
+    assert "SOLVER.STAGE2.GAMMA" in notes("SOLVER.STAGE2.GAMMA", 0.3)[0]
+    assert all(any(key.startswith(name) for key in KEYS) for name in OWNED)

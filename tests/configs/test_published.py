@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from configs import ConfigError, dump, load_config, load_config_with_notes
+from configs.defaults import INERT
 from configs.loader import lookup
 from tests.configs.published import CLIP, TRANSREID, TRANSREID_SSL, keys, upstream_yaml
 
@@ -104,6 +105,29 @@ def test_shipped_transreid_ssl_file_is_its_row(row):
     assert (cfg.DATASETS.ROOT_DIR, cfg.TEST.RERANK, notes) == ("./data", (20, 6, 0.3), [])
 
 
+def shipped_clip(row: dict) -> Path:
+    """The shipped file of a row of CLIP-ReID's and SVLL-ReID's table."""
+    return SHIPPED / ("svll" if "svll" in row["file"] else "clip_reid") / f"{row['file'].lower()}.yml"
+
+
+@pytest.mark.parametrize("row", CLIP, ids=ids)
+def test_shipped_clip_file_is_its_row(row):
+    cfg, notes = load_config_with_notes(shipped_clip(row))
+    read = {key: value for key, value in row.items() if key not in INERT}
+    processor = "prompt" if "SOLVER.STAGE1.MAX_EPOCHS" in row else "supervised"
+    check(cfg, read, processor=processor, vit_small="transreid", schedule="multistep", start=1)
+    assert (cfg.DATASETS.ROOT_DIR, cfg.MODEL.PRETRAIN_PATH, cfg.MODEL.PRETRAIN_CHOICE) == ("./data", "", "imagenet")
+    assert ("svll" in row["file"]) == cfg.MODEL.USE_SSL and notes == []
+    assert cfg.DATASETS.NAMES.lower().startswith(row["file"].lower().partition("_")[0].replace("person", ""))
+
+
+@pytest.mark.parametrize("data", ["person", "veri", "vehicleid"])
+def test_svlls_copy_of_the_baseline_differs_in_its_erasing_alone(data):
+    theirs, ours = (load_config(SHIPPED / folder / f"{data}_vit_base.yml") for folder in ("clip_reid", "svll"))
+    assert (theirs.INPUT.RE_MAX_AREA, ours.INPUT.RE_MAX_AREA) == (1 / 3, 0.25)
+    assert load_config(SHIPPED / "svll" / f"{data}_vit_base.yml", ["INPUT.RE_MAX_AREA", 1 / 3]) == theirs
+
+
 @pytest.mark.parametrize("dataset", BEST)
 def test_the_file_named_after_a_dataset_is_its_best_row(dataset):
     folder = SHIPPED / "transreid"
@@ -135,6 +159,9 @@ def test_every_shipped_file_is_checked_here():
     rows = {f"transreid/{row['file']}" for row in TRANSREID} | {f"transreid/{name}" for name in BEST}
     rows |= {"transreid/eth80"}  # ours: data that published settings know nothing of
     rows |= {f"transreid_ssl/{row['file']}" for row in TRANSREID_SSL if "debug" not in row["file"]}
-    found = {f"{path.parent.name}/{path.stem}" for folder in ("transreid", "transreid_ssl")
+    rows |= {shipped_clip(row).relative_to(SHIPPED).with_suffix("").as_posix() for row in CLIP}
+    rows |= {f"svll/{data}_vit_base" for data in ("person", "veri", "vehicleid")}
+    rows |= {"clip_reid/eth80", "clip_reid/synthetic", "clip_reid/synthetic_base", "svll/eth80", "svll/synthetic"}
+    found = {f"{path.parent.name}/{path.stem}" for folder in ("transreid", "transreid_ssl", "clip_reid", "svll")
              for path in (SHIPPED / folder).glob("*.yml") if path.stem != "_base"}
     assert found == rows

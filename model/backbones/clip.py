@@ -1,0 +1,235 @@
+"""CLIP's image towers with the three features of CLIP-ReID (Li et al., AAAI 2023), for any architecture of open_clip.
+
+A tower is called as ``tower(images, side)`` and gives ``Taps``. Parameters keep the names of CLIP's ``visual``.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import open_clip
+import torch
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from model.backbones.vit import grid_size
+from utils.errors import UserError, nearest
+
+LIBRARY = "open_clip:"
+"""In front of a name in MODEL.NAME: exactly open_clip's architecture. A bare name has QuickGELU, as OpenAI's have."""
+
+_SMALL_TEXT = {"context_length": 77, "vocab_size": 49408, "heads": 4}
+SMALL = {  # for tests and quick starts: minutes on a CPU, from random weights
+    "ViT-mini-16": {
+        "embed_dim": 128,
+        "vision_cfg": {"image_size": 128, "layers": 6, "width": 128, "head_width": 32, "patch_size": 16},
+        "text_cfg": _SMALL_TEXT | {"width": 128, "layers": 3},
+    },
+    "RN-mini": {
+        "embed_dim": 128,
+        "vision_cfg": {"image_size": 128, "layers": [1, 1, 1, 1], "width": 16, "head_width": 64},
+        "text_cfg": _SMALL_TEXT | {"width": 128, "layers": 3},
+    },
+    "ViT-micro-8": {
+        "embed_dim": 32,
+        "vision_cfg": {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 8},
+        "text_cfg": _SMALL_TEXT | {"width": 32, "layers": 2},
+    },
+    "RN-micro": {
+        "embed_dim": 32,
+        "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 64},
+        "text_cfg": _SMALL_TEXT | {"width": 32, "layers": 2},
+    },
+}  # fmt: skip
+
+
+class Taps(NamedTuple):
+    """What CLIP-ReID takes from an image tower.
+
+    early: (B, E) from the last block or stage but one. late: (B, D) from the last. projected: (B, P), comparable to
+    text. tokens: (B, 1 + N, D) before the last block, None where the tower has no tokens.
+    """
+
+    early: Tensor
+    late: Tensor
+    projected: Tensor
+    tokens: Tensor | None = None
+
+
+class CLIPViT(nn.Module):
+    """CLIP's vision transformer with overlapping patches and side information on the class token.
+
+    visual: open_clip's, whose parts are taken over. image_size, stride: (down, across) of images and patches;
+    position embeddings are made for that grid. width, embed_dim: D and P of ``Taps``.
+    """
+
+    def __init__(
+        self, visual: VisionTransformer, image_size: tuple[int, int], stride: tuple[int, int], grad_checkpoint: bool
+    ):
+        super().__init__()
+        patch = visual.conv1.kernel_size
+        if stride[0] > patch[0] or stride[1] > patch[1]:
+            raise UserError(
+                f"MODEL.STRIDE_SIZE {list(stride)} leaves out pixels: the tower's patches are {patch[0]} x {patch[1]}; "
+                f"set {list(patch)} or less"
+            )
+        self.image_size, self.grad_checkpoint = tuple(image_size), grad_checkpoint
+        self.grid = grid_size(image_size, patch[0], stride)
+        self.conv1, self.ln_pre, self.transformer = visual.conv1, visual.ln_pre, visual.transformer
+        self.ln_post, self.class_embedding, self.proj = visual.ln_post, visual.class_embedding, visual.proj
+        self.conv1.stride = tuple(stride)
+        self.width, self.embed_dim = self.conv1.out_channels, self.proj.shape[1]
+        scale = self.width**-0.5
+        self.positional_embedding = nn.Parameter(scale * torch.randn(1 + self.grid[0] * self.grid[1], self.width))
+        self.mean_pooled, self.norm_after_pooling = visual.pool_type == "avg", visual.final_ln_after_pool
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """(B, 1 + N, D) -> (B, D): the class token, or the patches' mean where the architecture says so."""
+        return tokens[:, 1:].mean(1) if self.mean_pooled else tokens[:, 0]
+
+    def last_stage(self) -> nn.Sequential:
+        """The last block and the final norm, the part of which JPM keeps a copy."""
+        return nn.Sequential(self.transformer.resblocks[-1], self.ln_post)
+
+    def _block(self, block: nn.Module, x: Tensor) -> Tensor:
+        return checkpoint(block, x, use_reentrant=False) if self.grad_checkpoint and self.training else block(x)
+
+    def forward(self, images: Tensor, side: Tensor | float = 0.0) -> Taps:
+        """side: (B, D) added to the class token before its position embedding."""
+        x = self.conv1(images).flatten(2).transpose(1, 2)
+        if x.shape[1] + 1 != len(self.positional_embedding):
+            raise UserError(
+                f"images of {tuple(images.shape[2:])} give {x.shape[1]} patches, the model was built for "
+                f"{self.image_size} ({len(self.positional_embedding) - 1} patches): "
+                "set INPUT.SIZE_TRAIN and INPUT.SIZE_TEST alike"
+            )
+        first = (self.class_embedding + side).expand(len(x), -1).to(x.dtype)
+        x = self.ln_pre(torch.cat([first[:, None], x], dim=1) + self.positional_embedding)
+        *blocks, last = self.transformer.resblocks
+        for block in blocks:
+            x = self._block(block, x)
+        out = self._block(last, x)
+        if self.norm_after_pooling or not self.mean_pooled:
+            late = self.ln_post(self.pool(out))  # a class token's norm is its own: the patches need none
+        else:
+            late = self.pool(self.ln_post(out))
+        return Taps(self.pool(x), late, late @ self.proj, x)
+
+
+class CLIPResNet(nn.Module):
+    """CLIP's ResNet with its last stage at stride 16 and the attention pool's positions made for that map.
+
+    visual: open_clip's, whose parts are taken over. image_size: (H, W), multiples of 16.
+    """
+
+    def __init__(self, visual: ModifiedResNet, image_size: tuple[int, int]):
+        super().__init__()
+        if any(side % 16 for side in image_size):
+            raise UserError(f"INPUT.SIZE_TRAIN: {tuple(image_size)}: both must be multiples of 16 for a CLIP ResNet")
+        for name, child in visual.named_children():
+            self.add_module(name, child)
+        self.layer4[0].avgpool = self.layer4[0].downsample[0] = nn.Identity()
+        self.image_size, self.width = tuple(image_size), self.attnpool.q_proj.in_features
+        self.embed_dim = self.attnpool.c_proj.out_features
+        self.attnpool.grid = (image_size[0] // 16, image_size[1] // 16)
+        rows = 1 + self.attnpool.grid[0] * self.attnpool.grid[1]
+        self.attnpool.positional_embedding = nn.Parameter(torch.randn(rows, self.width) / self.width**0.5)
+        for module in self.modules():  # open_clip leaves torch's start, under which no signal reaches the last stage
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def stem(self, x: Tensor) -> Tensor:
+        for i in (1, 2, 3):
+            x = self.get_submodule(f"act{i}")(self.get_submodule(f"bn{i}")(self.get_submodule(f"conv{i}")(x)))
+        return self.avgpool(x)
+
+    def forward(self, images: Tensor, side: Tensor | float = 0.0) -> Taps:
+        """side is without effect: there is no class token to add it to."""
+        if tuple(images.shape[2:]) != self.image_size:
+            raise UserError(
+                f"images of {tuple(images.shape[2:])}, the model was built for {self.image_size}: "
+                "set INPUT.SIZE_TRAIN and INPUT.SIZE_TEST alike"
+            )
+        early = self.layer3(self.layer2(self.layer1(self.stem(images))))
+        late = self.layer4(early)
+        return Taps(early.mean((2, 3)), late.mean((2, 3)), self.attnpool(late))
+
+
+class CLIPTimm(nn.Module):
+    """open_clip's towers on a trunk of timm (EVA, ConvNeXt, SigLIP, ...): pooled maps and the projected feature."""
+
+    def __init__(self, visual: nn.Module, embed_dim: int, image_size: tuple[int, int]):
+        super().__init__()
+        self.trunk, self.head, self.embed_dim = visual.trunk, visual.head, embed_dim
+        if hasattr(self.trunk, "set_input_size"):
+            self.trunk.set_input_size(img_size=tuple(image_size))
+        self.width = getattr(self.trunk, "head_hidden_size", None) or self.trunk.num_features
+
+    def forward(self, images: Tensor, side: Tensor | float = 0.0) -> Taps:
+        """side is without effect."""
+        last, (early, _) = self.trunk.forward_intermediates(images, indices=2, output_fmt="NCHW")
+        late = self.trunk.forward_head(last, pre_logits=True)
+        projected = self.head(self.trunk.forward_head(last))
+        return Taps(early.mean((2, 3)), late.flatten(2).mean(2) if late.dim() > 2 else late, projected)
+
+
+def openai_name(name: str) -> str:
+    """open_clip's name of the architecture that a bare name means; '' when there is none."""
+    quick = f"{name}-quickgelu"
+    return quick if quick in open_clip.list_models() else ""
+
+
+def clip_config(name: str) -> dict:
+    """open_clip's description of the architecture that MODEL.NAME means; ``UserError`` with the nearest name."""
+    if name in SMALL:
+        return copy.deepcopy(SMALL[name]) | {"quick_gelu": True}
+    known = open_clip.list_models()
+    if name.startswith(LIBRARY):
+        wanted = name.removeprefix(LIBRARY)
+        if wanted not in known:
+            raise UserError(f"MODEL.NAME: open_clip has no architecture {wanted!r}{nearest(wanted, known)}")
+        return open_clip.get_model_config(wanted)
+    if not openai_name(name):
+        bare = [n.removesuffix("-quickgelu") for n in known if n.endswith("-quickgelu")] + list(SMALL)
+        raise UserError(
+            f"MODEL.NAME: unknown {name!r}{nearest(name, bare)} Known with QuickGELU: {', '.join(bare)}; "
+            f"{LIBRARY}NAME is any architecture of open_clip as it stands there"
+        )
+    return open_clip.get_model_config(openai_name(name))
+
+
+def build_clip(name: str, config: dict, with_text: bool) -> nn.Module:
+    """open_clip's model of a ``clip_config``, randomly initialised. with_text: False leaves its text tower out."""
+    config = copy.deepcopy(config)
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    if "multimodal_cfg" in config or vision.get("attentional_pool"):
+        raise UserError(f"MODEL.NAME: {name!r} pools its image tokens by queries, which CLIP-ReID has no place for")
+    custom = config.pop("custom_text", False)
+    if "timm_model_name" in vision:
+        vision["timm_model_pretrained"] = False
+    if not with_text:
+        custom, config["text_cfg"] = False, {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}
+    elif {"hf_model_name", "hf_tokenizer_name"} & text.keys() or text.get("no_causal_mask"):
+        raise UserError(
+            f"MODEL.NAME: the text tower of {name!r} is not CLIP's own (another tokenizer, or no causal mask): prompts "
+            "cannot be learnt for it; PROCESSOR.NAME supervised trains its image tower"
+        )
+    return (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
+
+
+def make_image_tower(
+    visual: nn.Module, embed_dim: int, image_size: tuple[int, int], stride: tuple[int, int], grad_checkpoint: bool
+) -> nn.Module:
+    """Our tower around open_clip's ``visual``. Raises ``UserError`` for settings that the tower has no place for."""
+    if isinstance(visual, VisionTransformer):
+        return CLIPViT(visual, image_size, stride, grad_checkpoint)
+    if tuple(stride) != (16, 16):
+        raise UserError(f"MODEL.STRIDE_SIZE: {list(stride)} is for CLIP's ViTs; this tower needs [16, 16]")
+    if grad_checkpoint:
+        raise UserError("MODEL.GRAD_CHECKPOINT: of CLIP's towers only the ViTs can do it")
+    if isinstance(visual, ModifiedResNet):
+        return CLIPResNet(visual, image_size)
+    return CLIPTimm(visual, embed_dim, image_size)
