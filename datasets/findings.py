@@ -33,7 +33,7 @@ def findings(dataset: ReIDDataset) -> list[Finding]:
     if single and dataset.num_classes > 1:
         text = f"{single} training identities have a single image; samplers of P x K images repeat it"
         found.append(Finding(text, serious=False))
-    if len(dataset.query) and len(dataset.gallery):
+    if len(dataset.query) and len(dataset.gallery) and dataset.protocol != "classification":
         found += [Finding(text) for text in hopeless_queries(dataset)]
     for split in SPLITS:
         names = keys(getattr(dataset, split))

@@ -167,7 +167,7 @@ class ImageList(Dataset):
         except BadImage as error:
             return str(error)
         with seeded(seed):
-            return self.transform(image), row
+            return self.transform_of(row)(image), row
 
     def __getitems__(self, keys: list) -> Batch | list:
         """A whole batch, each image written in its place in it; a list where the transform gives no size beforehand."""
@@ -183,9 +183,14 @@ class ImageList(Dataset):
                 broken.append(str(error))
                 continue
             with seeded(seed):
-                self.transform(image, out=images[len(rows)])
+                self.transform_of(row)(image, out=images[len(rows)])
             rows.append(row)
         return self.batch(images[: len(rows)], rows, broken)
+
+    def transform_of(self, row: int) -> Callable[..., Tensor]:
+        """The transform of a row: the one of its view, where the transform has one for each (``of_view``)."""
+        pick = getattr(self.transform, "of_view", None)
+        return pick(int(self.records.viewids[row])) if pick else self.transform
 
     def image(self, row: int) -> Image.Image:
         path, boxes = self.records.paths[row], self.records.boxes

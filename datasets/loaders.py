@@ -35,7 +35,7 @@ OPTION_KEYS = (
 class TestSet:
     """One set to be searched: ``loader`` runs over query and then gallery (the query alone when they are one list).
 
-    ks: the K of Recall@K.
+    ks: the K of Recall@K, below 1 a share of the gallery. nmi: whether to cluster too.
     """
 
     name: str
@@ -44,7 +44,8 @@ class TestSet:
     gallery: Records
     loader: Any
     same_list: bool = False
-    ks: tuple[int, ...] = (1, 2, 4, 8)
+    ks: tuple[float, ...] = (1, 2, 4, 8)
+    nmi: bool = True
 
     __test__ = False  # not a test class, whatever its name says to pytest
 
@@ -253,7 +254,8 @@ def hold_out(records: Records, share: float, seed: int) -> tuple[Records, Record
 
 def make_test_set(cfg, name: str, protocol: str, query: Records, gallery: Records, **more) -> TestSet:
     records = query if more.get("same_list") else join([query, gallery])
-    refuse_hopeless(name, query, gallery, more.get("same_list", False))
+    if protocol != "classification":
+        refuse_hopeless(name, query, gallery, more.get("same_list", False))
     loader = TestLoader(
         records,
         build_transforms(cfg, is_train=False),
@@ -333,7 +335,7 @@ def make_dataloader(cfg, training: bool = True) -> Data:
             "DATALOADER.BAD_IMAGES 'skip' and SOLVER.GATHER cannot go together: gathered batches must be equally long"
         )
     if training:
-        sampler = make_sampler(cfg, train.pids, rank(), world_size())
+        sampler = make_sampler(cfg, train.pids, rank(), world_size(), train.viewids)
         loader = TrainLoader(
             train,
             build_transforms(cfg, is_train=True),
@@ -351,8 +353,10 @@ def make_dataloader(cfg, training: bool = True) -> Data:
         unknown = int((query.camids >= num_cameras).sum() + (gallery.camids >= num_cameras).sum())
         if cfg.MODEL.SIE_CAMERA and unknown:
             log.warning("%s: %d images of cameras without training images; no camera is embedded", d.spec.name, unknown)
+        ks = tuple(cfg.TEST.RECALL_KS) or d.spec.ks
+        nmi = d.spec.nmi if cfg.TEST.NMI is None else cfg.TEST.NMI
         tests.append(
-            make_test_set(cfg, d.spec.name, d.protocol, query, gallery, same_list=d.same_list, ks=d.spec.ks)
+            make_test_set(cfg, d.spec.name, d.protocol, query, gallery, same_list=d.same_list, ks=ks, nmi=nmi)
         )
     if not tests and any(d.use_all for d in sources):
         raise UserError(

@@ -21,7 +21,8 @@ class DatasetSpec:
 
     folders: below the data root, first hit wins. pattern: base name -> groups pid, cam and maybe view. aliases:
     other names for it. junk: ids that are nobody, dropped everywhere; distractors: dropped from training only.
-    kind: what is searched for. protocol: how it is evaluated; ks: the K of Recall@K. read: reader of the layout; its
+    kind: what is searched for. protocol: how it is evaluated; ks: the K of Recall@K, below 1 a share
+    of the gallery; nmi: whether to cluster the test images, which takes hours for thousands of classes. read: reader of the layout; its
     keyword arguments are the dataset's options. make: writes the data first (built-in sets). marker: files or folders
     one of which shows that a folder is the dataset. elsewhere: folders that count with a marker in them only.
     restarts: test ids start again, the same number is another person. counts: split -> published (identities, images,
@@ -38,7 +39,8 @@ class DatasetSpec:
     distractors: tuple[int, ...] = ()
     kind: str = "person"
     protocol: str = "market1501"
-    ks: tuple[int, ...] = (1, 2, 4, 8)
+    ks: tuple[float, ...] = (1, 2, 4, 8)
+    nmi: bool = True
     read: Callable[..., RawSplits] = read_folders
     find: Callable | None = None
     make: Callable | None = None

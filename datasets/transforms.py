@@ -8,35 +8,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from datasets.imagenet import make_imagenet_transform
+from datasets.resizing import Resizer, by_pillow, make_resizer, quick_bicubic, to_pixels
 from utils.errors import UserError
-
-
-def to_pixels(image: Image.Image) -> Tensor:
-    """RGB image -> uint8 (3, H, W), a view of (H, W, 3) in memory."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-def resize(image: Image.Image, size: Sequence[int]) -> Tensor:
-    """Evaluation's resize, bilinear by Pillow as in the published code. size: (H, W). Returns uint8 (3, H, W)."""
-    height, width = size
-    return to_pixels(
-        image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
-    )
-
-
-def quick_resize(image: Image.Image, size: Sequence[int]) -> Tensor:
-    """Training's resize, bicubic: Pillow's filter in torch's vectorised form, at most two grey levels from it.
-
-    size: (H, W). Returns uint8 (3, H, W).
-    """
-    pixels = to_pixels(image)
-    if pixels.shape[1:] == tuple(size):
-        return pixels
-    return F.interpolate(pixels[None], size=tuple(size), mode="bicubic", antialias=True)[0]
 
 
 class ToNormalized:
@@ -55,22 +32,47 @@ class ToNormalized:
         return out.copy_(pixels).mul_(self.scale).add_(self.shift)
 
 
-class PadAndCrop:
-    """A random crop of the image's own size from the image with a black border of ``padding`` pixels. (3, H, W)."""
+def random_crop(pixels: Tensor, height: int, width: int) -> Tensor:
+    """(3, H, W) -> (3, height, width), every place alike."""
+    top = random.randint(0, pixels.shape[1] - height)
+    left = random.randint(0, pixels.shape[2] - width)
+    return pixels[:, top : top + height, left : left + width]
 
-    def __init__(self, padding: int):
+
+class PadAndCrop:
+    """A random crop of the image's own size from the image with a border of ``padding`` pixels. uint8 (3, H, W).
+
+    mode: ``constant`` is black, ``symmetric`` mirrors the image, edge pixels included. rotation: degrees up to which
+    the padded image is turned about its centre first, either way, black outside.
+    """
+
+    def __init__(self, padding: int, mode: str = "constant", rotation: float = 0.0):
         if padding < 0:
             raise UserError(f"INPUT.PADDING: {padding} is below 0")
-        self.padding = padding
+        self.padding, self.mode, self.rotation = padding, mode, rotation
 
-    def __call__(self, pixels: Tensor) -> Tensor:
-        if not self.padding:
-            return pixels
+    def padded(self, pixels: Tensor) -> Tensor:
         pad, (height, width) = self.padding, pixels.shape[1:]
+        if self.mode == "symmetric":
+            return torch.from_numpy(np.pad(pixels.numpy(), ((0, 0), (pad, pad), (pad, pad)), "symmetric"))
         padded = pixels.new_zeros(3, height + 2 * pad, width + 2 * pad)
         padded[:, pad : pad + height, pad : pad + width] = pixels
-        top, left = random.randint(0, 2 * pad), random.randint(0, 2 * pad)
-        return padded[:, top : top + height, left : left + width]
+        return padded
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        if not (self.padding or self.rotation):
+            return pixels
+        padded = self.padded(pixels)
+        if self.rotation:
+            padded = turned(padded, random.uniform(-self.rotation, self.rotation))
+        return random_crop(padded, *pixels.shape[1:])
+
+
+def turned(pixels: Tensor, degrees: float) -> Tensor:
+    """The image turned about (W // 2, H // 2), bilinear, black outside. uint8 (3, H, W)."""
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    centre = image.width // 2, image.height // 2
+    return to_pixels(image.rotate(degrees, Image.Resampling.BILINEAR, center=centre))
 
 
 class RandomErasing:
@@ -113,39 +115,74 @@ class RandomErasing:
 
 
 class TrainTransform:
-    """Resize (bicubic), flip, pad and crop, normalise, erase: the order of the published ReID code."""
+    """Resize, crop a margin off, flip, pad and crop, normalise, erase: the order of the published ReID code.
 
-    def __init__(self, size, flip: float, padding: int, normalize: ToNormalized, erase: RandomErasing):
+    margin: pixels by which both sides are resized larger than ``size``.
+    """
+
+    def __init__(
+        self, size, flip: float, padding: int, normalize: ToNormalized, erase: RandomErasing,
+        resize: Resizer = quick_bicubic, margin: int = 0, padding_mode: str = "constant", rotation: float = 0.0,
+    ):  # fmt: skip
         if not 0 <= flip <= 1:
             raise UserError(f"INPUT.PROB: {flip} is no probability")
         self.size, self.flip, self.normalize, self.erase = size, flip, normalize, erase
-        self.crop = PadAndCrop(padding)
+        self.resize, self.margin = resize, margin
+        self.crop = PadAndCrop(padding, padding_mode, rotation)
 
     def __call__(self, image: Image.Image, out: Tensor | None = None) -> Tensor:
         """Written into ``out`` (3, H, W) where it is given."""
-        pixels = quick_resize(image, self.size)
+        pixels = self.resize(image, (self.size[0] + self.margin, self.size[1] + self.margin))
+        if self.margin:
+            pixels = random_crop(pixels, *self.size)
         if random.random() < self.flip:
             pixels = pixels.flip(2)
         return self.erase(self.normalize(self.crop(pixels), out))
 
 
+class ByView:
+    """Training transforms that differ by view: ``turned`` for the views listed, ``straight`` for the others."""
+
+    def __init__(self, views: tuple[int, ...], turned: TrainTransform, straight: TrainTransform):
+        self.views, self.turned, self.straight = frozenset(views), turned, straight
+        self.size = straight.size
+
+    def of_view(self, view: int) -> TrainTransform:
+        return self.turned if view in self.views else self.straight
+
+
 class TestTransform:
-    """Resize (bilinear) and normalise."""
+    """Resize, cut a margin off all round, and normalise."""
 
     __test__ = False  # not a test class, whatever its name says to pytest
 
-    def __init__(self, size, normalize: ToNormalized):
-        self.size, self.normalize = size, normalize
+    def __init__(self, size, normalize: ToNormalized, resize: Resizer = by_pillow, margin: int = 0):
+        self.size, self.normalize, self.resize, self.margin = size, normalize, resize, margin
 
     def __call__(self, image: Image.Image, out: Tensor | None = None) -> Tensor:
         """Written into ``out`` (3, H, W) where it is given."""
-        return self.normalize(resize(image, self.size), out)
+        (height, width), edge = self.size, self.margin // 2
+        pixels = self.resize(image, (height + self.margin, width + self.margin))
+        return self.normalize(pixels[:, edge : edge + height, edge : edge + width], out)
 
 
 def build_transforms(cfg, is_train: bool) -> Callable[[Image.Image], Tensor]:
     """The transform of training or of evaluation: PIL image -> float32 (3, H, W)."""
+    if cfg.INPUT.PIPELINE == "imagenet":
+        return make_imagenet_transform(cfg, is_train)
     normalize = ToNormalized(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)
+    resize = {"resize": make_resizer(cfg.INPUT.RESIZE, is_train), "margin": cfg.INPUT.RESIZE_MARGIN}
     if not is_train:
-        return TestTransform(tuple(cfg.INPUT.SIZE_TEST), normalize)
+        return TestTransform(tuple(cfg.INPUT.SIZE_TEST), normalize, **resize)
     erase = RandomErasing(cfg.INPUT.RE_PROB, (0.02, cfg.INPUT.RE_MAX_AREA), cfg.INPUT.RE_MODE)
-    return TrainTransform(tuple(cfg.INPUT.SIZE_TRAIN), cfg.INPUT.PROB, cfg.INPUT.PADDING, normalize, erase)
+
+    def transform(rotation: float) -> TrainTransform:
+        size, padding = tuple(cfg.INPUT.SIZE_TRAIN), cfg.INPUT.PADDING
+        mode = cfg.INPUT.PADDING_MODE
+        return TrainTransform(
+            size, cfg.INPUT.PROB, padding, normalize, erase, **resize, padding_mode=mode, rotation=rotation
+        )
+
+    if cfg.INPUT.ROTATE and cfg.INPUT.ROTATE_VIEWS:
+        return ByView(tuple(cfg.INPUT.ROTATE_VIEWS), transform(cfg.INPUT.ROTATE), transform(0.0))
+    return transform(cfg.INPUT.ROTATE)

@@ -27,6 +27,8 @@ TORCHVISION_SOURCES = {"resnet18", "resnet34", "resnet50", "resnet101"}
 #: Published files that no library gives out, and who does.
 ELSEWHERE = {
     VIT_SMALL: "vit_small_p16_224-15ec54c9.pth, given out with early timm releases",
+    "msvit_s": "msvit_s.pth, given out by the MSViT repository, or one made with configs/msvit/imagenet_s.yml",
+    "msvit_l": "msvit_l.pth, given out by the MSViT repository, or one made with configs/msvit/imagenet_l.yml",
     "resnet50_ibn_a": "resnet50_ibn_a.pth.tar, given out by the IBN-Net repository",
     "resnet101_ibn_a": "resnet101_ibn_a.pth.tar, given out by the IBN-Net repository",
 }
@@ -66,6 +68,8 @@ def load_initial_weights(cfg, model: nn.Module) -> None:
     else: nothing. A path that is set but absent is an error, never replaced.
     """
     choice, path = cfg.MODEL.PRETRAIN_CHOICE, cfg.MODEL.PRETRAIN_PATH
+    if choice.lower() in ("no", "none", "") and cfg.MODEL.NAME.startswith("msvit_") and cfg.MODEL.MSVIT.FREEZE:
+        log.warning("MODEL.MSVIT.FREEZE %s: random weights stay random; set it to []", cfg.MODEL.MSVIT.FREEZE)
     if choice == "self":
         if not path:
             raise UserError("MODEL.PRETRAIN_PATH is empty, and PRETRAIN_CHOICE 'self' loads a whole model from it")

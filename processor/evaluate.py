@@ -7,6 +7,7 @@ import io
 import logging
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,19 +71,21 @@ class Settings:
 
 
 @torch.no_grad()
-def extract_features(model: nn.Module, loader, device: torch.device, flip: bool = False) -> Tensor:
+def extract_features(
+    model: nn.Module, loader, device: torch.device, flip: bool = False, call: Callable[..., Tensor] | None = None
+) -> Tensor:
     """Retrieval features of a list in its order, in full precision. (N, D) float32 on the CPU, alike on all processes.
 
-    flip: the mean with the mirrored image's features. Raises ``UserError`` naming images whose features are not finite.
+    flip: the mean with the mirrored image's features. call: what gives them, by default the model itself. Raises ``UserError`` naming images whose features are not finite.
     """
-    training = model.training
+    training, call = model.training, call or model
     model.eval()
     rows, feats = [], []
     for batch in tqdm(loader, desc="features", leave=False, disable=not (is_main() and sys.stderr.isatty())):
         batch = batch.to(device)
-        found = model(batch.images, cam_label=batch.camids, view_label=batch.viewids)
+        found = call(batch.images, cam_label=batch.camids, view_label=batch.viewids)
         if flip:
-            mirrored = model(batch.images.flip(3), cam_label=batch.camids, view_label=batch.viewids)
+            mirrored = call(batch.images.flip(3), cam_label=batch.camids, view_label=batch.viewids)
             found = (found + mirrored) / 2
         rows.append(batch.rows.cpu())
         feats.append(found.float().cpu())
@@ -166,11 +169,37 @@ def drawn_gallery(test: TestSet, feats: Tensor, settings: Settings) -> Scored:
 
 
 def retrieval(test: TestSet, qf: Tensor, gf: Tensor, settings: Settings) -> Scored:
-    """Recall@K and NMI; images of one list are never their own match."""
+    """Recall@K and NMI, and the mAP where there is a gallery; images of one list are never their own match."""
     gallery = () if test.same_list else (gf, test.gallery.pids)
-    result = evaluate_retrieval(qf, test.query.pids, *gallery, ks=test.ks, max_memory=settings.max_memory)
-    metrics = {f"Recall@{k}": float(v) for k, v in result.recall.items()} | {"NMI": float(result.nmi)}
+    names = {f"Recall@{k:g}" if k >= 1 else f"Recall@{100 * k:g}%": k for k in test.ks}
+    ks = {name: int(k) if k >= 1 else max(1, round(k * len(gf))) for name, k in names.items()}
+    result = evaluate_retrieval(
+        qf, test.query.pids, *gallery, ks=tuple(set(ks.values())), nmi=test.nmi, max_memory=settings.max_memory
+    )
+    metrics = {name: float(result.recall[k]) for name, k in ks.items()}
+    if result.nmi is not None:
+        metrics["NMI"] = float(result.nmi)
+    if not test.same_list:
+        metrics["mAP"] = ranking(test, qf, gf, settings, test.query, test.gallery).metrics["mAP"]
     return Scored(metrics, test.query, {"first_match_rank": result.first_match_rank})
+
+
+def classification(test: TestSet, scores: Tensor) -> Scored:
+    """Shares of images whose class is among the 1 and 5 with the highest scores. scores: (N, classes)."""
+    labels = torch.from_numpy(test.query.pids)
+    own = scores.gather(1, labels[:, None])
+    rank = 1 + (scores > own).sum(1)
+    metrics = {f"Top-{k}": float((rank <= k).double().mean()) for k in (1, 5)}
+    return Scored(metrics, test.query, {"first_match_rank": rank.numpy()})
+
+
+def class_scores(model: nn.Module) -> Callable[..., Tensor]:
+    if not hasattr(model, "class_scores"):
+        raise UserError(
+            f"DATASETS.NAMES: this data is to be classified and {type(model).__name__} has no class scores of its own; "
+            "MODEL.MSVIT.HEAD 'classifier' has"
+        )
+    return model.class_scores
 
 
 def evaluate(
@@ -182,8 +211,11 @@ def evaluate(
     """
     results = {}
     for test in tests:
-        feats = extract_features(model, test.loader, device, settings.flip)
-        scored = score(test, feats.to(device) if fits(feats, device) else feats, settings)
+        if test.protocol == "classification":
+            scored = classification(test, extract_features(model, test.loader, device, call=class_scores(model)))
+        else:
+            feats = extract_features(model, test.loader, device, settings.flip)
+            scored = score(test, feats.to(device) if fits(feats, device) else feats, settings)
         results[test.name] = scored.metrics
         if folder is not None and is_main():
             name = f"per_query_{re.sub(r'[^A-Za-z0-9._-]', '_', test.name)}.csv" if len(tests) > 1 else "per_query.csv"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import loss
+from datasets.imagenet import make_mixup
 from processor.stage import Stage
 from solver import make_optimizer, make_scheduler
 from utils.distributed import is_distributed, world_size
@@ -41,15 +42,17 @@ class Centers(nn.Module):
 
 
 class Supervised(Stage):
-    """P x K batches, identity and triplet terms over one or five parts, all weights trained."""
+    """Identity and metric terms over one or several parts. mixup: (images, labels) -> mixed images, (B, C) targets."""
 
     name = "supervised"
 
     def __init__(
-        self, model: nn.Module, loader, loss_function, epochs: int, make_solver, centers: Centers | None = None
-    ):
+        self, model: nn.Module, loader, loss_function, epochs: int, make_solver, centers: Centers | None = None,
+        mixup=None,
+    ):  # fmt: skip
         super().__init__(model, epochs)
         self.loader, self.loss_function, self.make_solver, self.centers = loader, loss_function, make_solver, centers
+        self.mixup = mixup
         self.accuracy = 0.0
 
     @classmethod
@@ -62,7 +65,8 @@ class Supervised(Stage):
         if "center" in cfg.MODEL.METRIC_LOSS_TYPE:
             centers = Centers(data.num_classes, model.width, cfg.SOLVER.CENTER_LOSS_WEIGHT, cfg.SOLVER.CENTER_LR)
         loss_function = loss.make_loss(cfg, data.num_classes)
-        stage = cls(model, data.train, loss_function, cfg.SOLVER.MAX_EPOCHS, make_solver, centers)
+        mixup = make_mixup(cfg, data.num_classes)
+        stage = cls(model, data.train, loss_function, cfg.SOLVER.MAX_EPOCHS, make_solver, centers, mixup)
         stage.eval_period = cfg.SOLVER.EVAL_PERIOD
         stage.checkpoint_period = cfg.SOLVER.CHECKPOINT_PERIOD
         stage.log_period = cfg.SOLVER.LOG_PERIOD
@@ -79,9 +83,10 @@ class Supervised(Stage):
         return self.loader.epoch(epoch)
 
     def losses(self, batch) -> dict[str, Tensor]:
-        out = self.net(batch.images, label=batch.pids, cam_label=batch.camids, view_label=batch.viewids)
+        images, targets = self.mixup(batch.images, batch.pids) if self.mixup else (batch.images, batch.pids)
+        out = self.net(images, label=batch.pids, cam_label=batch.camids, view_label=batch.viewids)
         self.accuracy = (out.scores[0].detach().argmax(1) == batch.pids).float().mean()
-        terms = self.loss_function(out, batch.pids)
+        terms = self.loss_function(out, targets)
         if self.centers:
             terms["center"] = self.centers(out.feats[0], batch.pids)
         return terms

@@ -16,11 +16,13 @@ def parameter_groups(
     bias_lr_factor: float = 1.0,
     weight_decay_bias: float | None = None,
     large_fc_lr: bool = False,
+    decay_vectors: bool = True,
 ) -> list[dict]:
     """Groups of trainable parameters with one rate and decay each, by the rules of the TransReID family.
 
     Names with ``bias`` learn at ``base_lr * bias_lr_factor`` and decay by ``weight_decay_bias``; with ``large_fc_lr``
-    names with ``classifier`` or ``arcface`` learn at twice ``base_lr``. Position embeddings, tokens and norms decay.
+    names with ``classifier`` or ``arcface`` learn at twice ``base_lr``. Position embeddings, tokens and norms decay;
+    decay_vectors False spares all one-dimensional parameters, as ImageNet training does.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
@@ -30,6 +32,8 @@ def parameter_groups(
         if "bias" in name:
             lr = base_lr * bias_lr_factor
             decay = weight_decay if weight_decay_bias is None else weight_decay_bias
+        if parameter.dim() <= 1 and not decay_vectors:
+            decay = 0.0
         if large_fc_lr and ("classifier" in name or "arcface" in name):
             lr = 2 * base_lr
         groups.setdefault((lr, decay), []).append(parameter)
@@ -63,6 +67,7 @@ def make_optimizer(cfg, module: nn.Module, stage: int | None = None) -> Optimize
         cfg.SOLVER.BIAS_LR_FACTOR,
         cfg.SOLVER.WEIGHT_DECAY_BIAS,
         cfg.SOLVER.LARGE_FC_LR,
+        cfg.SOLVER.DECAY_VECTORS,
     )
     return build_optimizer(
         cfg.SOLVER.OPTIMIZER_NAME, groups, cfg.SOLVER.BASE_LR, cfg.SOLVER.MOMENTUM, cfg.SOLVER.NESTEROV
