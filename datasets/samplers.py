@@ -111,7 +111,6 @@ RULES = {
     "id": once_per_identity,
     "id_triplet": once_per_identity,
     "repeat_iter": repeated_passes,
-    "two_platforms": two_platforms,
 }
 
 
@@ -152,18 +151,18 @@ def make_sampler(
     """The sampler that DATALOADER.SAMPLER names. views: (N,) platforms, for ``two_platforms``. Raises ``UserError`` for batch sizes that cannot be made."""
     name, batch, k = cfg.DATALOADER.SAMPLER, cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE
     name = "softmax_triplet" if name not in RULES and "triplet" in name else name
-    if name not in RULES:
-        raise UserError(f"DATALOADER.SAMPLER: unknown {name!r}. Known: {', '.join(RULES)}")
+    rules = RULES | {"two_platforms": partial(two_platforms, views=views)}
+    if name not in rules:
+        raise UserError(f"DATALOADER.SAMPLER: unknown {name!r}. Known: {', '.join(rules)}")
     if batch % world:
         raise UserError(f"SOLVER.IMS_PER_BATCH: {batch} images cannot be shared by {world} processes alike")
     if batch // world < 2:
         raise UserError(f"SOLVER.IMS_PER_BATCH: {batch} leaves a process one image; batch norm needs at least two")
     if name != "softmax":
         check_identities(batch // world, k, len(np.unique(pids)))
-    rule = partial(two_platforms, views=views) if name == "two_platforms" else RULES[name]
     if name == "repeat_iter" and len(pids) < k * len(np.unique(pids)):
         log.warning("fewer than %d images per identity: an epoch repeats some, to show every identity once", k)
-    sampler = EpochSampler(rule, pids, batch, k, cfg.SOLVER.SEED, rank, world)
+    sampler = EpochSampler(rules[name], pids, batch, k, cfg.SOLVER.SEED, rank, world)
     if not len(sampler):
         raise UserError(
             f"SOLVER.IMS_PER_BATCH: {len(pids)} training images give no batch of {batch} under sampler {name!r}"

@@ -93,11 +93,12 @@ class MSViTReID(nn.Module):
         kind, heads = ACTIVATIONS[act], range(parts + WHOLE_HEADS)
         self.stem = make_stem(spec, kind)
         self.layer1, self.layer2, self.layer3, last = make_stages(spec, drop_path, kind, attention, last_stride)
-        self.branch_1 = nn.Sequential(last, make_conv_head(spec, kind))
+        self.branch_1 = initialise(nn.Sequential(last, make_conv_head(spec, kind)))
         self.branch_2 = copy.deepcopy(self.branch_1)
         self.feat_list = nn.ModuleList(nn.Linear(self.width, self.width, bias=False) for _ in heads)
         self.bn_list = nn.ModuleList(nn.BatchNorm1d(self.width) for _ in heads)
-        initialise(self)
+        for part in (self.stem, self.layer1, self.layer2, self.layer3, self.feat_list):
+            initialise(part)
         self.class_list = nn.ModuleList(make_head(self.width) for _ in heads)
         for norm in self.bn_list[2:]:
             norm.bias.requires_grad_(False)

@@ -147,6 +147,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, kept: int) -> Tensor:
     return logits.softmax(-1).to(v.dtype) @ v.transpose(1, 2)
 
 
+def unit_length(x: Tensor) -> Tensor:
+    """x over max(its length along dimension 2, 1e-12), quicker than ``F.normalize`` across channels."""
+    return x * x.square().sum(2, keepdim=True).clamp(min=1e-24).rsqrt()
+
+
 def sparse_window_attention(
     q: Tensor, k: Tensor, v: Tensor, logit_scale: Tensor, split_size: tuple[int, int], sparse_ratio: float = 1.0
 ) -> Tensor:
@@ -162,7 +167,7 @@ def sparse_window_attention(
     autocast = torch.is_autocast_enabled(device)
     with torch.autocast(device, enabled=False):
         wide = torch.promote_types(q.dtype, torch.float32)
-        q, k = (F.normalize(x.to(wide).unflatten(1, (heads, -1)), dim=2, eps=1e-12) for x in (q, k))
+        q, k = (unit_length(x.to(wide).unflatten(1, (heads, -1))) for x in (q, k))
         q = q * logit_scale.to(wide).clamp(max=LARGEST_SCALE).exp().unsqueeze(-1)  # fewer numbers than the logits
         dtype = torch.get_autocast_dtype(device) if autocast else v.dtype
         maps = (q.flatten(1, 2), k.flatten(1, 2), v)

@@ -177,13 +177,14 @@ def make_conv_head(spec: MSViTSpec, act: type[nn.Module]) -> ConvBN:
     return ConvBN(spec.widths[3], CONV_HEAD_WIDTH, act=act)
 
 
-def initialise(module: nn.Module) -> None:
-    """Kaiming's normal draw by fan-in for convolutions and linear layers (He et al., ICCV 2015), biases 0."""
+def initialise(module: nn.Module) -> nn.Module:
+    """Kaiming's normal draw by fan-in for convolutions and linear layers (He et al., ICCV 2015), biases 0, in place."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
+    return module
 
 
 def check_size(key: str, size: tuple[int, int], split: tuple[int, int]) -> None:
