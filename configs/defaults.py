@@ -87,6 +87,21 @@ MODEL = {
     "FC_DIM": Key(2048, "torchreid family: width of the feature behind FC_HEAD; 2048 as published", least=1),
     "MAPS": Key("none", "torchreid's ResNets: stage maps for distillation, as teacher or as student gives them",
                 words=("none", "teacher", "student")),
+    "MSVIT.HEAD": Key("parts", "MSViT: parts (two branches and part heads), bnneck (one feature and neck, as a ResNet), "
+                      "classifier (ImageNet pre-training)", words=("parts", "bnneck", "classifier")),
+    "MSVIT.WIDTHS": Key((), "MSViT: widths of the four stages; empty: those of msvit_s or msvit_l", of=int, least=1),
+    "MSVIT.BLOCKS": Key((), "MSViT: convolution blocks of the four stages; empty: 3, 6, 15, 3", of=int, least=1),
+    "MSVIT.NUM_PART": Key(2, "MSViT: parts of the second branch, with a head each", least=1),
+    "MSVIT.SPARSE_RATIO": Key(0.3, "MSViT: share of a window's tokens that each token attends to; 1: all"),
+    "MSVIT.SPLIT_SIZE": Key([8, 8], "MSViT: rows and columns of tokens in an attention window; 16 times them divides "
+                            "the image", least=1),
+    "MSVIT.SPARSE_POOL": Key(True, "MSViT: parts are interleaved rows of the map; False: stripes"),
+    "MSVIT.BATCH_ERASING": Key(0.4, "MSViT: largest share of an image that erasing inside the network takes; 0: none"),
+    "MSVIT.BATCH_ERASING_PROB": Key(0.5, "MSViT: probability of that erasing", least=0, most=1),
+    "MSVIT.FREEZE": Key(["stem"], "MSViT: parts that are not trained, of stem, layer1, layer2, layer3; their batch norm "
+                        "goes on counting", of=str, several=True, words=("stem", "layer1", "layer2", "layer3")),
+    "MSVIT.ACT": Key("relu", "MSViT: relu as published for ReID, or gelu as in its pre-training",
+                     words=("relu", "gelu")),
     "SYNC_BN": Key(False, "batch norm statistics over all processes"),
     "COMPILE": Key(False, "torch.compile the model; off, since the first step takes minutes"),
     "GRAD_CHECKPOINT": Key(False, "recompute activations in the backward pass: less memory, more time"),
@@ -102,6 +117,20 @@ INPUT = {
     "PADDING": Key(10, "pixels added on each side before the random crop"),
     "ENLARGE_PROB": Key(0.0, "probability of enlarging to 9/8 and cropping, in place of PADDING; 0: never",
                         least=0, most=1),
+    "PIPELINE": Key("reid", "augmentation: reid (resize, flip, pad and crop, erase), imagenet (random resized crop, "
+                    "AUTO_AUGMENT, MIXUP, CUTMIX)", words=("reid", "imagenet")),
+    "AUTO_AUGMENT": Key("", "imagenet: timm's name of a RandAugment, such as rand-m9-mstd0.5-inc1; empty: none"),
+    "MIXUP": Key(0.0, "imagenet: alpha of mixup; 0: off", least=0),
+    "CUTMIX": Key(0.0, "imagenet: alpha of CutMix; 0: off", least=0),
+    "PADDING_MODE": Key("constant", "what is added: constant (black) or symmetric (mirrored, edge pixels included)",
+                        words=("constant", "symmetric")),
+    "RESIZE": Key("auto", "resizing: auto (Pillow's bicubic in training, bilinear in test), or for both cv2_bilinear "
+                  "(OpenCV's, no antialiasing), pil_bilinear, pil_bicubic",
+                  words=("auto", "cv2_bilinear", "pil_bilinear", "pil_bicubic")),
+    "RESIZE_MARGIN": Key(0, "pixels by which images are resized larger, both sides at once, and then cropped: anywhere "
+                         "in training, in the centre in test", least=0),
+    "ROTATE": Key(0.0, "largest rotation of training images either way, in degrees", least=0, most=180),
+    "ROTATE_VIEWS": Key((), "views that are rotated; empty: all", of=int, least=0),
     "PIXEL_MEAN": Key([0.485, 0.456, 0.406], "mean of the normalisation; ImageNet's"),
     "PIXEL_STD": Key([0.229, 0.224, 0.225], "standard deviation of the normalisation; ImageNet's"),
 }
@@ -144,7 +173,7 @@ DATASETS = {
 DATALOADER = {
     "NUM_WORKERS": Key(8, "processes that load images", least=0),
     "SAMPLER": Key("softmax", "how batches are drawn: softmax (shuffle), softmax_triplet (P identities x K images), "
-                   "id, id_triplet, img_triplet"),
+                   "id, id_triplet, img_triplet, repeat_iter (MSViT's), two_platforms (University-1652)"),
     "NUM_INSTANCE": Key(16, "images per identity in a batch (K)"),
     "REMOVE_TAIL": Key(0, "upstream's threshold for rare identities"),
     "CACHE_GB": Key(0.0, "memory for training images, in GB (10^9 bytes), shared by all workers; 0: none", least=0),
@@ -198,11 +227,21 @@ SOLVER = {
     "SEED": Key(1234, "seed of everything that is drawn in training; upstream's", least=0),
     "MARGIN": Key(0.3, "margin of the triplet loss"),
     "TRP_L2": Key(False, "unit-length features in the triplet loss; without effect with JPM, as upstream"),
-    "SCHEDULER": Key("auto", "learning-rate schedule: cosine, multistep, step, msvit; auto by the rules of "
-                     "docs/configuration.md"),
+    "SCHEDULER": Key("auto", "learning-rate schedule: cosine, multistep, step, msvit, cosine_per_step (ImageNet "
+                     "training's); auto by the rules of docs/configuration.md"),
     "SCHEDULER_START": Key("auto", "the schedule's t in the first epoch: -1, 0 or 1; auto by the schedule, and then "
                            "an integer", of=int),
     "STEP_SIZE": Key(50, "step: epochs between two falls of the rate", least=1),
+    "COSINE_FLOOR": Key(1e-6, "cosine_per_step: the last rate", least=0),
+    "DECAY_VECTORS": Key(True, "weight decay on norms and other one-dimensional parameters too; ImageNet training spares "
+                         "them"),
+    "EMA.MODE": Key("uniform", "average of weights: uniform over the last epochs, or exponential over all updates",
+                    words=("uniform", "exponential")),
+    "EMA.RATIO": Key(1.0, "uniform: averaging starts at this share of MAX_EPOCHS; 1: no averaging"),
+    "EMA.EXTRA_EPOCHS": Key(0, "epochs after MAX_EPOCHS, at the last rate", least=0),
+    "EMA.DECAY": Key(0.9999, "exponential: share that an update keeps of the average", least=0, most=1),
+    "EMA.BN_UPDATE": Key(True, "re-estimate batch norm's statistics for the averaged weights, one pass over the "
+                         "training images"),
     "NESTEROV": Key(False, "Nesterov momentum in SGD"),
     "ADAM_BETAS": Key((0.9, 0.999), "decay of Adam's and AdamW's running means; torch's"),
     "FREEZE_EPOCHS": Key(0, "first epochs that train the classifiers only", least=0),
@@ -246,6 +285,10 @@ TEST = {
               words=("rectangle", "trapezoid")),
     "METRIC": Key("euclidean", "distance: euclidean or cosine", words=("euclidean", "cosine")),
     "FLIP": Key(False, "add the feature of the mirrored image"),
+    "RECALL_KS": Key((), "retrieval: the K of Recall@K, below 1 a share of the gallery; empty: the dataset's, mostly "
+                     "1, 2, 4, 8", of=float),
+    "NMI": Key(None, "retrieval: cluster the test images and report the mutual information; None: yes, but for sets of "
+               "thousands of classes", of=bool),
     "REPEATS": Key(10, "draws of the gallery in the cuhk03 and vehicleid protocols", least=1),
 }
 

@@ -144,6 +144,8 @@ def columns_of(rows: list[Row], pids: dict, cams: dict, views: dict, seqs: dict,
 def number_splits(raw: RawSplits, folder: Path) -> dict[str, Records]:
     """Raw ids to numbers: training ids, cameras and views 0-based and dense in raw order, the tests by the same map.
 
+    Test identities keep their numbers, but where training's classes are tested.
+
     An unlabelled training image has the label -1.
     """
     if isinstance(raw.train, Records):
@@ -155,6 +157,8 @@ def number_splits(raw: RawSplits, folder: Path) -> dict[str, Records]:
     pids = number(row.pid for row in raw.train if row.pid is not None) | {None: -1}
     as_given = all(isinstance(row.pid, int) for row in tested)
     test_pids = {row.pid: row.pid for row in tested} if as_given else number(row.pid for row in tested)
+    if raw.protocol == "classification":
+        test_pids = pids
     cams = number((r.cam for r in tested), number(r.cam for r in raw.train))
     views = number((r.view for r in tested), number(r.view for r in raw.train))
     seqs = number(row.seq for row in everything if row.seq is not None)
@@ -168,7 +172,7 @@ def number_splits(raw: RawSplits, folder: Path) -> dict[str, Records]:
 
 def shared_identities(spec: DatasetSpec, raw: RawSplits) -> int:
     """How many identities of training are tested too, as far as the numbers tell."""
-    if spec.restarts or isinstance(raw.train, Records):
+    if spec.restarts or isinstance(raw.train, Records) or raw.protocol == "classification":
         return 0
     tested = [*raw.query, *raw.gallery]
     settle(raw.train, "pid")

@@ -31,7 +31,7 @@ def findings(dataset: ReIDDataset) -> list[Finding]:
     if single and dataset.num_classes > 1:
         text = f"{single} training identities have a single image; samplers of P x K images repeat it"
         found.append(Finding(text, serious=False))
-    if len(dataset.query) and len(dataset.gallery):
+    if len(dataset.query) and len(dataset.gallery) and dataset.protocol != "classification":
         found += [Finding(text) for text in hopeless_queries(dataset)]
     short = [part for split in SPLITS if dataset.listed and len(part := getattr(dataset, split)) <= LONG]
     strange = sorted({path for part in short for path in part.paths if not is_image(path.rpartition("/")[2])})

@@ -101,7 +101,7 @@ class ImageList(Dataset):
         if image is None:
             return None, row, broken
         with seeded(seed):
-            return self.transform(image), row, broken
+            return self.transform_of(row)(image), row, broken
 
     def __getitems__(self, keys: list) -> Batch | list[Item]:
         """A whole batch, each image written in its place in it; a list where the transform gives no size beforehand."""
@@ -116,7 +116,7 @@ class ImageList(Dataset):
             broken += messages
             if image is not None:
                 with seeded(seed):
-                    self.transform(image, out=blocks[0, len(rows)] if count == 1 else blocks[:, len(rows)])
+                    self.transform_of(row)(image, out=blocks[0, len(rows)] if count == 1 else blocks[:, len(rows)])
                 rows.append(row)
         return self.batch(blocks[:, : len(rows)], rows, broken)
 
@@ -132,7 +132,7 @@ class ImageList(Dataset):
             except BadImage as error:
                 broken.append(str(error))
                 continue
-            if isinstance(image, Tensor) and not getattr(self.transform, "takes_pixels", False):
+            if isinstance(image, Tensor) and not getattr(self.transform_of(candidate), "takes_pixels", False):
                 image = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
             return image, candidate, broken
         return None, row, broken
@@ -145,6 +145,11 @@ class ImageList(Dataset):
             after = np.roll(own, -1 - np.searchsorted(own, row))
             yield from map(int, after[:-1])
             yield from (other % len(self) for other in range(row + 1, row + len(self)))
+
+    def transform_of(self, row: int) -> Callable[..., Tensor]:
+        """The transform of a row: the one of its view, where the transform has one for each (``of_view``)."""
+        pick = getattr(self.transform, "of_view", None)
+        return pick(int(self.records.viewids[row])) if pick else self.transform
 
     def image(self, row: int) -> Pixels:
         held = self.store.get(row) if self.store else None

@@ -188,7 +188,7 @@ def make_train_loader(cfg, records: Records) -> TrainLoader:
     return TrainLoader(
         records,
         build_transforms(cfg, is_train=True),
-        make_sampler(cfg, records.pids, rank(), world_size()),
+        make_sampler(cfg, records.pids, rank(), world_size(), records.viewids),
         cfg.DATALOADER.NUM_WORKERS,
         cfg.DATALOADER.BAD_IMAGES,
         pinned(cfg),
@@ -337,7 +337,8 @@ def hold_out(records: Records, share: float, seed: int) -> tuple[Records, Record
 
 def make_test_set(cfg, name: str, protocol: str, query: Records, gallery: Records, **more) -> TestSet:
     records = query if more.get("same_list") else join([query, gallery])
-    refuse_hopeless(name, query, gallery, more.get("same_list", False))
+    if protocol != "classification":
+        refuse_hopeless(name, query, gallery, more.get("same_list", False))
     loader = feature_loader(cfg, records)
     return TestSet(name, cfg.TEST.PROTOCOL or protocol, query, gallery, loader, **more)
 
@@ -455,9 +456,13 @@ def make_dataloader(cfg, training: bool = True) -> Data:
         unknown = int((query.camids >= num_cameras).sum() + (gallery.camids >= num_cameras).sum())
         if cfg.MODEL.SIE_CAMERA and unknown:
             log.warning("%s: %d images of cameras without training images; no camera is embedded", d.spec.name, unknown)
+        ks = tuple(cfg.TEST.RECALL_KS) or d.spec.ks
+        also = d.spec.also
+        if cfg.TEST.NMI is not None:
+            also = tuple(name for name in also if name != "NMI") + (("NMI",) if cfg.TEST.NMI else ())
         tests.append(
             make_test_set(
-                cfg, d.spec.name, d.protocol, query, gallery, same_list=d.same_list, ks=d.spec.ks, also=d.spec.also,
+                cfg, d.spec.name, d.protocol, query, gallery, same_list=d.same_list, ks=ks, also=also,
                 in_mean=not any(d is source for source in beside),
             )  # fmt: skip
         )

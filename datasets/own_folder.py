@@ -36,12 +36,14 @@ def read_folder(
     """A folder per identity, or flat files ``ID_cCAMERA...``; below split folders, or split here by identity.
 
     camera_pattern: one group finds the camera in a base name; empty: ``_c(number)`` if every file has it, else there
-    are no cameras. ``test`` without ``query`` is searched among itself, with ``query`` it is the gallery.
+    are no cameras. ``test`` without ``query`` is searched among itself, with ``query`` it is the gallery. ``val`` beside
+    ``train`` alone holds images of the same classes, to be classified (as ImageNet's); otherwise it is left aside.
     """
     names = sub_folders(folder)
     places = {split: next((n for n in known if n in names), None) for split, known in SPLIT_NAMES.items()}
     if any(places[split] for split in ("train", "query", "gallery", "test")):
-        rows = {split: rows_below(folder / name) for split, name in places.items() if name and split != "val"}
+        tested = any(places[split] for split in ("query", "gallery", "test"))
+        rows = {s: rows_below(folder / name) for s, name in places.items() if name and (s != "val" or not tested)}
         if "query" in rows and "gallery" not in rows and "test" in rows:
             rows["gallery"] = rows.pop("test")
         known = set_cameras([row for part in rows.values() for row in part], camera_pattern)
@@ -94,6 +96,11 @@ def set_cameras(rows: list[Row], pattern: str) -> bool:
 
 
 def from_splits(rows: dict[str, list[Row]], cameras: bool, folder: Path) -> RawSplits:
+    if "val" in rows:
+        known = {row.pid for row in rows["train"]}
+        if strange := sorted({row.pid for row in rows["val"]} - known):
+            raise UserError(f"folder: {folder / 'val'} has classes that train has not, such as {strange[0]!r}")
+        return RawSplits(rows["train"], rows["val"], rows["val"], same_list=True, protocol="classification")
     found = RawSplits(rows.get("train", []), rows.get("query", []), rows.get("gallery", []))
     if not (found.query or found.gallery) and "test" in rows:
         return tested_alone(found.train, rows["test"], cameras)

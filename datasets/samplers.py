@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from utils.errors import UserError
+
+log = logging.getLogger("lineup")
 
 Batches = list[np.ndarray]
 
@@ -46,6 +50,50 @@ def shuffled(pids: np.ndarray, batch_size: int, num_instances: int, rng: np.rand
     return whole_batches(rng.permutation(len(pids)), batch_size)
 
 
+def repeated_passes(pids: np.ndarray, batch_size: int, num_instances: int, rng: np.random.Generator) -> Batches:
+    """MSViT's: as many passes over the shuffled identities, K images of each, as the images fill; at least one.
+
+    An identity with fewer than K images is drawn from with replacement. The passes are cut into batches in order, so
+    that where two meet an identity may be in a batch twice.
+    """
+    found = rows_by_identity(pids)
+    rows = []
+    for _ in range(passes(len(pids), len(found), num_instances)):
+        for i in rng.permutation(len(found)):
+            own = found[i][1]
+            rows.append(rng.choice(own, num_instances, replace=len(own) < num_instances))
+    return whole_batches(np.concatenate(rows), batch_size)
+
+
+def passes(images: int, identities: int, num_instances: int) -> int:
+    """Passes of K images per identity that ``images`` fill, at least one."""
+    return max(images // (identities * num_instances), 1)
+
+
+def two_platforms(
+    pids: np.ndarray, batch_size: int, num_instances: int, rng: np.random.Generator, *, views: np.ndarray
+) -> Batches:
+    """``repeated_passes`` for University-1652: of each building its first satellite image and K - 1 drone images.
+
+    views: (N,) 0 for satellite, 1 for drone; other platforms are left out.
+    """
+    places = [np.flatnonzero(views == platform) for platform in (0, 1)]
+    satellite, drone = ({pid: p[rows] for pid, rows in rows_by_identity(pids[p])} for p in places)
+    if satellite.keys() != drone.keys() or not satellite:
+        odd = sorted(satellite.keys() ^ drone.keys())
+        raise UserError(
+            f"DATALOADER.SAMPLER: 'two_platforms' needs satellite (view 0) and drone images (view 1) of every identity; "
+            f"{len(odd) or 'all'} identities lack one"
+        )
+    ids, rows = np.array(list(satellite)), []
+    for _ in range(passes(sum(map(len, places)), len(ids), num_instances)):
+        for pid in rng.permutation(ids):
+            own = drone[pid]
+            others = rng.choice(own, num_instances - 1, replace=len(own) < num_instances - 1)
+            rows += [satellite[pid][:1], others]
+    return whole_batches(np.concatenate(rows), batch_size)
+
+
 def rows_by_identity(pids: np.ndarray) -> list[tuple[int, np.ndarray]]:
     order = np.argsort(pids, kind="stable")
     ids, first = np.unique(pids[order], return_index=True)
@@ -62,6 +110,7 @@ RULES = {
     "softmax": shuffled,
     "id": once_per_identity,
     "id_triplet": once_per_identity,
+    "repeat_iter": repeated_passes,
 }
 
 
@@ -102,22 +151,30 @@ class EpochSampler(Sampler):
         return iter(self.batches)
 
 
-def make_sampler(cfg, pids: np.ndarray, rank: int, world: int) -> EpochSampler:
-    """The sampler that DATALOADER.SAMPLER names. Raises ``UserError`` for batch sizes that cannot be made."""
+def make_sampler(
+    cfg, pids: np.ndarray, rank: int, world: int, views: np.ndarray | None = None
+) -> EpochSampler:
+    """The sampler that DATALOADER.SAMPLER names. views: (N,) platforms, for ``two_platforms``.
+
+    Raises ``UserError`` for batch sizes that cannot be made.
+    """
     name, k = cfg.DATALOADER.SAMPLER, cfg.DATALOADER.NUM_INSTANCE
     key, batch = "SOLVER.IMS_PER_BATCH", cfg.SOLVER.IMS_PER_BATCH
     if cfg.PROCESSOR.NAME == "prompt":  # its stage 1 draws features, not images
         key, batch = "SOLVER.STAGE2.IMS_PER_BATCH", cfg.SOLVER.STAGE2.IMS_PER_BATCH
     name = "softmax_triplet" if name not in RULES and "triplet" in name else name
-    if name not in RULES:
-        raise UserError(f"DATALOADER.SAMPLER: unknown {name!r}. Known: {', '.join(RULES)}")
+    rules = RULES | {"two_platforms": partial(two_platforms, views=views)}
+    if name not in rules:
+        raise UserError(f"DATALOADER.SAMPLER: unknown {name!r}. Known: {', '.join(rules)}")
     if batch % world:
         raise UserError(f"{key}: {batch} images cannot be shared by {world} processes alike")
     if batch // world < 2:
         raise UserError(f"{key}: {batch} leaves a process one image; batch norm needs at least two")
     if name != "softmax":
         check_identities(batch // world, k, len(np.unique(pids)), key)
-    sampler = EpochSampler(RULES[name], pids, batch, k, cfg.SOLVER.SEED, rank, world)
+    if name == "repeat_iter" and len(pids) < k * len(np.unique(pids)):
+        log.warning("fewer than %d images per identity: an epoch repeats some, to show every identity once", k)
+    sampler = EpochSampler(rules[name], pids, batch, k, cfg.SOLVER.SEED, rank, world)
     if not len(sampler):
         raise UserError(f"{key}: {len(pids)} training images give no batch of {batch} under sampler {name!r}")
     return sampler

@@ -12,35 +12,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from datasets.imagenet import make_imagenet_transform
+from datasets.resizing import Resizer, by_pillow, make_resizer, quick_bicubic, to_pixels
 from utils.errors import UserError
 
 VIEW_AREA = (0.33, 1 / 3)
 """Share of a self-supervised view that random erasing takes (SVLL-ReID): about a third, whenever it erases."""
-
-
-def to_pixels(image: Image.Image | Tensor) -> Tensor:
-    """RGB image -> uint8 (3, H, W), a view of (H, W, 3) in memory. Pixels come back as they are."""
-    return image if isinstance(image, Tensor) else torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-def resize(image: Image.Image, size: Sequence[int]) -> Tensor:
-    """Evaluation's resize, bilinear by Pillow as in the published code. size: (H, W). Returns uint8 (3, H, W)."""
-    height, width = size
-    return to_pixels(
-        image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
-    )
-
-
-def quick_resize(image: Image.Image | Tensor, size: Sequence[int]) -> Tensor:
-    """Training's resize, bicubic: Pillow's filter in torch's vectorised form, at most two grey levels from it.
-
-    size: (H, W). Returns uint8 (3, H, W).
-    """
-    pixels = to_pixels(image)
-    if pixels.shape[1:] == tuple(size):
-        return pixels
-    return F.interpolate(pixels[None], size=tuple(size), mode="bicubic", antialias=True)[0]
-
 
 class ToNormalized:
     """uint8 (3, H, W) -> float32, ``(x / 255 - mean) / std`` per channel, in two in-place passes."""
@@ -58,22 +35,47 @@ class ToNormalized:
         return out.copy_(pixels).mul_(self.scale).add_(self.shift)
 
 
-class PadAndCrop:
-    """A random crop of the image's own size from the image with a black border of ``padding`` pixels. (3, H, W)."""
+def random_crop(pixels: Tensor, height: int, width: int) -> Tensor:
+    """(3, H, W) -> (3, height, width), every place alike."""
+    top = random.randint(0, pixels.shape[1] - height)
+    left = random.randint(0, pixels.shape[2] - width)
+    return pixels[:, top : top + height, left : left + width]
 
-    def __init__(self, padding: int):
+
+class PadAndCrop:
+    """A random crop of the image's own size from the image with a border of ``padding`` pixels. uint8 (3, H, W).
+
+    mode: ``constant`` is black, ``symmetric`` mirrors the image, edge pixels included. rotation: degrees up to which
+    the padded image is turned about its centre first, either way, black outside.
+    """
+
+    def __init__(self, padding: int, mode: str = "constant", rotation: float = 0.0):
         if padding < 0:
             raise UserError(f"INPUT.PADDING: {padding} is below 0")
-        self.padding = padding
+        self.padding, self.mode, self.rotation = padding, mode, rotation
 
-    def __call__(self, pixels: Tensor) -> Tensor:
-        if not self.padding:
-            return pixels
+    def padded(self, pixels: Tensor) -> Tensor:
         pad, (height, width) = self.padding, pixels.shape[1:]
+        if self.mode == "symmetric":
+            return torch.from_numpy(np.pad(pixels.numpy(), ((0, 0), (pad, pad), (pad, pad)), "symmetric"))
         padded = pixels.new_zeros(3, height + 2 * pad, width + 2 * pad)
         padded[:, pad : pad + height, pad : pad + width] = pixels
-        top, left = random.randint(0, 2 * pad), random.randint(0, 2 * pad)
-        return padded[:, top : top + height, left : left + width]
+        return padded
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        if not (self.padding or self.rotation):
+            return pixels
+        padded = self.padded(pixels)
+        if self.rotation:
+            padded = turned(padded, random.uniform(-self.rotation, self.rotation))
+        return random_crop(padded, *pixels.shape[1:])
+
+
+def turned(pixels: Tensor, degrees: float) -> Tensor:
+    """The image turned about (W // 2, H // 2), bilinear, black outside. uint8 (3, H, W)."""
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    centre = image.width // 2, image.height // 2
+    return to_pixels(image.rotate(degrees, Image.Resampling.BILINEAR, center=centre))
 
 
 class EnlargeAndCrop:
@@ -132,28 +134,38 @@ class RandomErasing:
 
 
 class TrainTransform:
-    """Resize (bicubic), flip, pad and crop, normalise, erase: the order of the published ReID code.
+    """Resize, crop a margin off, flip, pad and crop, normalise, erase: the order of the published ReID code.
 
-    enlarge: probability of enlarging and cropping in place of padding and cropping, 0 for the latter.
+    margin: pixels by which both sides are resized larger than ``size``. enlarge: probability of enlarging and cropping
+    in place of padding and cropping, 0 for the latter.
     """
 
     takes_pixels = True
     """Images may come as uint8 (3, H, W), which are not written to."""
 
     def __init__(
-        self, size, flip: float, padding: int, normalize: ToNormalized, erase: RandomErasing, enlarge: float = 0.0
-    ):
+        self, size, flip: float, padding: int, normalize: ToNormalized, erase: RandomErasing,
+        resize: Resizer = quick_bicubic, margin: int = 0, padding_mode: str = "constant", rotation: float = 0.0,
+        enlarge: float = 0.0,
+    ):  # fmt: skip
         if not 0 <= flip <= 1:
             raise UserError(f"INPUT.PROB: {flip} is no probability")
         self.size, self.flip, self.normalize, self.erase = size, flip, normalize, erase
-        self.crop = EnlargeAndCrop(enlarge) if enlarge else PadAndCrop(padding)
+        self.resize, self.margin = resize, margin
+        self.crop = EnlargeAndCrop(enlarge) if enlarge else PadAndCrop(padding, padding_mode, rotation)
 
     def __call__(self, image: Image.Image | Tensor, out: Tensor | None = None) -> Tensor:
         """Written into ``out`` (3, H, W) where it is given."""
-        return self.augment(quick_resize(image, self.size), out)
+        return self.augment(self.resized(image), out)
+
+    def resized(self, image: Image.Image | Tensor) -> Tensor:
+        """uint8 (3, H, W), with the margin."""
+        return self.resize(image, (self.size[0] + self.margin, self.size[1] + self.margin))
 
     def augment(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
         """What follows the resize. pixels: uint8 (3, H, W), left as it is."""
+        if self.margin:
+            pixels = random_crop(pixels, *self.size)
         if random.random() < self.flip:
             pixels = pixels.flip(2)
         return self.erase(self.normalize(self.crop(pixels), out))
@@ -172,24 +184,37 @@ class WithViews:
 
     def __call__(self, image: Image.Image, out: Tensor | None = None) -> Tensor:
         """(3, 3, H, W), written into ``out`` where it is given."""
-        pixels = quick_resize(image, self.size)
+        pixels = self.first.resized(image)
         out = torch.empty(self.count, 3, *self.size) if out is None else out
         for place, transform in zip(out, (self.first, self.view, self.view), strict=True):
             transform.augment(pixels, place)
         return out
 
 
+class ByView:
+    """Training transforms that differ by view: ``turned`` for the views listed, ``straight`` for the others."""
+
+    def __init__(self, views: tuple[int, ...], turned: TrainTransform, straight: TrainTransform):
+        self.views, self.turned, self.straight = frozenset(views), turned, straight
+        self.size = straight.size
+
+    def of_view(self, view: int) -> TrainTransform:
+        return self.turned if view in self.views else self.straight
+
+
 class TestTransform:
-    """Resize (bilinear) and normalise."""
+    """Resize, cut a margin off all round, and normalise."""
 
     __test__ = False  # not a test class, whatever its name says to pytest
 
-    def __init__(self, size, normalize: ToNormalized):
-        self.size, self.normalize = size, normalize
+    def __init__(self, size, normalize: ToNormalized, resize: Resizer = by_pillow, margin: int = 0):
+        self.size, self.normalize, self.resize, self.margin = size, normalize, resize, margin
 
     def __call__(self, image: Image.Image, out: Tensor | None = None) -> Tensor:
         """Written into ``out`` (3, H, W) where it is given."""
-        return self.normalize(resize(image, self.size), out)
+        (height, width), edge = self.size, self.margin // 2
+        pixels = self.resize(image, (height + self.margin, width + self.margin))
+        return self.normalize(pixels[:, edge : edge + height, edge : edge + width], out)
 
 
 def build_transforms(cfg, is_train: bool) -> Callable[[Image.Image], Tensor]:
@@ -197,17 +222,22 @@ def build_transforms(cfg, is_train: bool) -> Callable[[Image.Image], Tensor]:
 
     Training with vision self-supervision gives (3, 3, H, W): two views beside the image.
     """
+    if cfg.INPUT.PIPELINE == "imagenet":
+        return make_imagenet_transform(cfg, is_train)
     normalize = ToNormalized(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)
+    resize = {"resize": make_resizer(cfg.INPUT.RESIZE, is_train), "margin": cfg.INPUT.RESIZE_MARGIN}
     if not is_train:
-        return TestTransform(tuple(cfg.INPUT.SIZE_TEST), normalize)
+        return TestTransform(tuple(cfg.INPUT.SIZE_TEST), normalize, **resize)
 
-    def train_transform(area: tuple[float, float]) -> TrainTransform:
+    def transform(rotation: float, area: tuple[float, float] = (0.02, cfg.INPUT.RE_MAX_AREA)) -> TrainTransform:
         erase = RandomErasing(cfg.INPUT.RE_PROB, area, cfg.INPUT.RE_MODE)
         return TrainTransform(
-            tuple(cfg.INPUT.SIZE_TRAIN), cfg.INPUT.PROB, cfg.INPUT.PADDING, normalize, erase, cfg.INPUT.ENLARGE_PROB
-        )
+            tuple(cfg.INPUT.SIZE_TRAIN), cfg.INPUT.PROB, cfg.INPUT.PADDING, normalize, erase, **resize,
+            padding_mode=cfg.INPUT.PADDING_MODE, rotation=rotation, enlarge=cfg.INPUT.ENLARGE_PROB,
+        )  # fmt: skip
 
-    first = train_transform((0.02, cfg.INPUT.RE_MAX_AREA))
     if cfg.PROCESSOR.NAME == "prompt" and cfg.MODEL.USE_SSL:
-        return WithViews(first, train_transform(VIEW_AREA))
-    return first
+        return WithViews(transform(cfg.INPUT.ROTATE), transform(cfg.INPUT.ROTATE, VIEW_AREA))
+    if cfg.INPUT.ROTATE and cfg.INPUT.ROTATE_VIEWS:
+        return ByView(tuple(cfg.INPUT.ROTATE_VIEWS), transform(cfg.INPUT.ROTATE), transform(0.0))
+    return transform(cfg.INPUT.ROTATE)

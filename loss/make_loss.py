@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from loss.cross_entropy import cross_entropy
+from loss.mean_of_terms import mean_of_terms
 from loss.simclr import simclr
 from loss.simsiam import simsiam
 from loss.triplet import triplet
@@ -111,17 +112,19 @@ def make_loss(cfg, num_class: int) -> Callable[[Output, Tensor], dict[str, Tenso
     smooth = switch("MODEL.IF_LABELSMOOTH", cfg.MODEL.IF_LABELSMOOTH)
     if is_clip(cfg.MODEL.NAME):
         return make_clip_loss(cfg, 0.1 if smooth else 0.0)
+    options = {
+        "id_weight": cfg.MODEL.ID_LOSS_WEIGHT,
+        "triplet_weight": cfg.MODEL.TRIPLET_LOSS_WEIGHT if "triplet" in kind else 0.0,
+        "epsilon": 0.1 if smooth else 0.0,
+        "margin": None if cfg.MODEL.NO_MARGIN else cfg.SOLVER.MARGIN,
+        "normalize": cfg.SOLVER.TRP_L2,
+        "gather": cfg.SOLVER.GATHER,
+    }
+    if cfg.MODEL.NAME.startswith("msvit_") and cfg.MODEL.MSVIT.HEAD == "parts":
+        return lambda out, labels: mean_of_terms(out.scores, out.feats, labels, **options)
     if cfg.DATALOADER.SAMPLER in SAMPLERS_WITHOUT_METRIC:
         return partial(id_and_triplet, triplet_weight=0.0)  # plain: weights and smoothing are ignored, as published
-    return partial(
-        id_and_triplet,
-        id_weight=cfg.MODEL.ID_LOSS_WEIGHT,
-        triplet_weight=cfg.MODEL.TRIPLET_LOSS_WEIGHT if "triplet" in kind else 0.0,
-        epsilon=0.1 if smooth else 0.0,
-        margin=None if cfg.MODEL.NO_MARGIN else cfg.SOLVER.MARGIN,
-        normalize=cfg.SOLVER.TRP_L2,
-        gather=cfg.SOLVER.GATHER,
-    )
+    return partial(id_and_triplet, **options)
 
 
 def make_clip_loss(cfg, epsilon: float) -> Callable[[Output, Tensor], dict[str, Tensor]]:

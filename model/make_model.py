@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 from torch import nn
 
+from model.backbones.msvit import MSVIT_TYPES, Attention, MSViT, check_size, make_spec
 from model.backbones.resnet import RESNET_TYPES, ReIDResNet
 from model.backbones.timm_image import TimmBackbone
 from model.backbones.vit import DEIT_SMALL, TRANSREID_VIT_SMALL, VIT_SMALL, VIT_TYPES, ViT, ViTSpec
+from model.batch_erasing import BatchErasing
 from model.heads import make_head
 from model.jpm import jigsaw_layout
 from model.make_clip import make_clip_model
+from model.msvit import MSViTClassifier, MSViTReID, check_parts
 from model.norms import convert_sync_batch_norm
 from model.reid import ReIDModel
+from model.sparse_attention import kept_count
 from model.torchreid import HEADS, PREFIX, RESNETS, TRUNKS, TorchreidModel, make_trunk, stage_widths
 from utils import switch
 from utils.errors import UserError, nearest
@@ -63,6 +68,43 @@ def make_vit(cfg, camera_num: int, view_num: int) -> ViT:
     )
 
 
+def msvit_parts(cfg) -> dict:
+    """What the three networks that stand on MSViT's stages share, checked against the image sizes."""
+    keys, split = cfg.MODEL.MSVIT, tuple(cfg.MODEL.MSVIT.SPLIT_SIZE)
+    if cfg.MODEL.GRAD_CHECKPOINT or cfg.MODEL.JPM:
+        key = "MODEL.GRAD_CHECKPOINT" if cfg.MODEL.GRAD_CHECKPOINT else "MODEL.JPM"
+        raise UserError(f"{key} and MODEL.NAME {cfg.MODEL.NAME!r} cannot go together: it is for transformers")
+    kept_count(split[0] * split[1], keys.SPARSE_RATIO)
+    check_size("INPUT.SIZE_TRAIN", tuple(cfg.INPUT.SIZE_TRAIN), split)
+    check_size("INPUT.SIZE_TEST", tuple(cfg.INPUT.SIZE_TEST), split)
+    return {
+        "spec": make_spec(cfg.MODEL.NAME, tuple(keys.WIDTHS), tuple(keys.BLOCKS)),
+        "attention": Attention(split, keys.SPARSE_RATIO),
+        "drop_path": cfg.MODEL.DROP_PATH,
+        "act": keys.ACT,
+    }
+
+
+def make_msvit_reid(cfg, make_head) -> MSViTReID:
+    """The network of two branches and part heads. make_head: width -> classifier."""
+    keys, stride = cfg.MODEL.MSVIT, cfg.MODEL.LAST_STRIDE
+    if stride not in (1, 2):
+        raise UserError(f"MODEL.LAST_STRIDE: {stride} is not 1 or 2")
+    shared = msvit_parts(cfg)
+    for height, _ in (cfg.INPUT.SIZE_TRAIN, cfg.INPUT.SIZE_TEST):
+        check_parts(math.ceil(height / (16 * stride)), keys.NUM_PART, keys.SPARSE_POOL)
+    return MSViTReID(
+        **shared,
+        make_head=make_head,
+        parts=keys.NUM_PART,
+        interleaved=keys.SPARSE_POOL,
+        last_stride=stride,
+        erasing=BatchErasing(keys.BATCH_ERASING, keys.BATCH_ERASING_PROB),
+        frozen=tuple(keys.FREEZE),
+        neck_feat=cfg.TEST.NECK_FEAT,
+    )
+
+
 def make_backbone(cfg, camera_num: int, view_num: int) -> nn.Module:
     name = cfg.MODEL.NAME
     if name == "transformer":
@@ -71,12 +113,14 @@ def make_backbone(cfg, camera_num: int, view_num: int) -> nn.Module:
         if cfg.MODEL.GRAD_CHECKPOINT:
             raise UserError(f"MODEL.GRAD_CHECKPOINT and MODEL.NAME {name!r} cannot go together: it is for transformers")
         return ReIDResNet(RESNET_TYPES[name], cfg.MODEL.LAST_STRIDE)
+    if name in MSVIT_TYPES:
+        return MSViT(**msvit_parts(cfg), last_stride=cfg.MODEL.LAST_STRIDE)
     if name in BACKBONES:
         return BACKBONES[name](cfg, camera_num, view_num)
     if name.startswith("timm:"):
         size = tuple(cfg.INPUT.SIZE_TRAIN)
         return TimmBackbone(name.removeprefix("timm:"), size, cfg.MODEL.DROP_PATH, cfg.MODEL.GRAD_CHECKPOINT)
-    known = ["transformer", *RESNET_TYPES, *(PREFIX + trunk for trunk in TRUNKS), *BACKBONES]
+    known = ["transformer", *RESNET_TYPES, *MSVIT_TYPES, *(PREFIX + trunk for trunk in TRUNKS), *BACKBONES]
     hint = nearest(name, [*known, "ViT-B-16", "RN50"])
     raise UserError(
         f"MODEL.NAME: unknown {name!r}{hint} Known: {', '.join(known)}, ViT-B-16, RN50 and CLIP's other names, "
@@ -123,7 +167,6 @@ def make_model(cfg, num_class: int, camera_num: int = 0, view_num: int = 0, kind
         raise UserError(f"MODEL.NECK: {cfg.MODEL.NECK!r} is neither 'bnneck' nor 'no'")
     if cfg.MODEL.NAME.startswith(PREFIX):
         return synchronised(cfg, make_torchreid(cfg, num_class))
-    base = make_backbone(cfg, camera_num, view_num)
     head = partial(
         make_head,
         cfg.MODEL.ID_LOSS_TYPE,
@@ -131,6 +174,12 @@ def make_model(cfg, num_class: int, camera_num: int = 0, view_num: int = 0, kind
         scale=cfg.SOLVER.COSINE_SCALE,
         margin=cfg.SOLVER.COSINE_MARGIN,
     )
+    if cfg.MODEL.NAME in MSVIT_TYPES and cfg.MODEL.MSVIT.HEAD == "parts":
+        model = make_msvit_reid(cfg, lambda width: head(width=width))
+        return convert_sync_batch_norm(model) if switch("MODEL.SYNC_BN", cfg.MODEL.SYNC_BN) else model
+    if cfg.MODEL.NAME in MSVIT_TYPES and cfg.MODEL.MSVIT.HEAD == "classifier":
+        return MSViTClassifier(**msvit_parts(cfg), num_class=num_class)
+    base = make_backbone(cfg, camera_num, view_num)
     model = ReIDModel(
         base,
         lambda width: head(width=width),

@@ -33,6 +33,8 @@ TORCHVISION_SOURCES = {"resnet18", "resnet34", "resnet50", "resnet101", "resnet1
 #: Published files that no library gives out, and who does.
 ELSEWHERE = {
     VIT_SMALL: "vit_small_p16_224-15ec54c9.pth, given out with early timm releases",
+    "msvit_s": "msvit_s.pth, given out by the MSViT repository, or one made with configs/msvit/imagenet_s.yml",
+    "msvit_l": "msvit_l.pth, given out by the MSViT repository, or one made with configs/msvit/imagenet_l.yml",
     "resnet50_ibn_a": "resnet50_ibn_a.pth.tar, given out by the IBN-Net repository",
     **{f"{PREFIX}{name}": f"{name}_imagenet.pth, given out in torchreid's model zoo" for name in OSNET_TYPES},
     f"{PREFIX}mobilenetv2_x1_4": "mobilenetv2_1.4-bc1cc36b.pth, given out in torchreid's model zoo",
@@ -127,6 +129,8 @@ def load_initial_weights(cfg, model: nn.Module) -> None:
     prompt method's stage 1 (``SOLVER.STAGE1.WEIGHT``) stands in for all of it.
     """
     choice, path = cfg.MODEL.PRETRAIN_CHOICE, cfg.MODEL.PRETRAIN_PATH
+    if choice.lower() in ("no", "none", "") and cfg.MODEL.NAME.startswith("msvit_") and cfg.MODEL.MSVIT.FREEZE:
+        log.warning("MODEL.MSVIT.FREEZE %s: random weights stay random; set it to []", cfg.MODEL.MSVIT.FREEZE)
     if cfg.PROCESSOR.NAME == "prompt" and cfg.SOLVER.STAGE1.WEIGHT:
         load_prompts(model, cfg.SOLVER.STAGE1.WEIGHT)
     elif choice == "self":

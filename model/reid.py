@@ -88,6 +88,11 @@ class ReIDModel(nn.Module):
         ]
         return ReIDOutput(scores=scores, feats=feats)
 
+    def class_scores(self, images: Tensor, cam_label=None, view_label=None) -> Tensor:
+        """Logits of the whole image's part, (B, C), without a margin."""
+        feat = self.features(images, cam_label, view_label)[0]
+        return self.part("classifier", "")(self.part("bottleneck", "")(feat), None)
+
     @staticmethod
     def _join(feats: list[Tensor]) -> Tensor:
         return torch.cat([feats[0], *(f / LOCAL_PARTS for f in feats[1:])], dim=1)

@@ -7,6 +7,7 @@ import io
 import logging
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,19 +77,21 @@ class Settings:
 
 
 @torch.no_grad()
-def extract_features(model: nn.Module, loader, device: torch.device, flip: bool = False) -> Tensor:
+def extract_features(
+    model: nn.Module, loader, device: torch.device, flip: bool = False, call: Callable[..., Tensor] | None = None
+) -> Tensor:
     """Retrieval features of a list in its order, in full precision. (N, D) float32 on the CPU, alike on all processes.
 
-    flip: the mean with the mirrored image's features. Raises ``UserError`` naming images whose features are not finite.
+    flip: the mean with the mirrored image's features. call: what gives them, by default the model itself. Raises ``UserError`` naming images whose features are not finite.
     """
-    training = model.training
+    training, call = model.training, call or model
     model.eval()
     rows, feats = [], []
     for batch in tqdm(loader, desc="features", leave=False, disable=not (is_main() and sys.stderr.isatty())):
         batch = batch.to(device)
-        found = model(batch.images, cam_label=batch.camids, view_label=batch.viewids)
+        found = call(batch.images, cam_label=batch.camids, view_label=batch.viewids)
         if flip:
-            mirrored = model(batch.images.flip(3), cam_label=batch.camids, view_label=batch.viewids)
+            mirrored = call(batch.images.flip(3), cam_label=batch.camids, view_label=batch.viewids)
             found = (found + mirrored) / 2
         rows.append(batch.rows.cpu())
         feats.append(found.float().cpu())
@@ -191,6 +194,24 @@ def retrieval(test: TestSet, qf: Tensor, gf: Tensor, settings: Settings) -> Scor
     return Scored(metrics, test.query, {"first_match_rank": result.first_match_rank})
 
 
+def classification(test: TestSet, scores: Tensor) -> Scored:
+    """Shares of images whose class is among the 1 and 5 with the highest scores. scores: (N, classes)."""
+    labels = torch.from_numpy(test.query.pids)
+    own = scores.gather(1, labels[:, None])
+    rank = 1 + (scores > own).sum(1)
+    metrics = {f"Top-{k}": float((rank <= k).double().mean()) for k in (1, 5)}
+    return Scored(metrics, test.query, {"first_match_rank": rank.numpy()})
+
+
+def class_scores(model: nn.Module) -> Callable[..., Tensor]:
+    if not hasattr(model, "class_scores"):
+        raise UserError(
+            f"DATASETS.NAMES: this data is to be classified and {type(model).__name__} has no class scores of its own; "
+            "MODEL.MSVIT.HEAD 'classifier' has"
+        )
+    return model.class_scores
+
+
 def evaluate(
     model: nn.Module, tests: list[TestSet], settings: Settings, device: torch.device, folder: Path | None = None
 ) -> dict[str, dict[str, float]]:
@@ -203,8 +224,11 @@ def evaluate(
     for test in tests:
         if hasattr(model, "use_domain"):
             model.use_domain(counted.index(test.name) if test.in_mean else 0)
-        feats = extract_features(model, test.loader, device, settings.flip)
-        scored = score(test, feats.to(device) if fits(feats, device) else feats, settings)
+        if test.protocol == "classification":
+            scored = classification(test, extract_features(model, test.loader, device, call=class_scores(model)))
+        else:
+            feats = extract_features(model, test.loader, device, settings.flip)
+            scored = score(test, feats.to(device) if fits(feats, device) else feats, settings)
         results[test.name] = scored.metrics
         if folder is not None and is_main():
             name = f"per_query_{re.sub(r'[^A-Za-z0-9._-]', '_', test.name)}.csv" if len(tests) > 1 else "per_query.csv"

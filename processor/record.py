@@ -44,7 +44,7 @@ def rows_of(run: Path, data: str = "") -> list[dict[str, str]]:
         "machine": metrics["machine"],
     }
     before = [entry for entry in metrics["history"] if entry["epoch"] == 0]
-    start = f"{100 * before[0]['mAP']:.1f}" if before and len(rows) == 1 else ""
+    start = f"{100 * before[0]['mAP']:.1f}" if before and "mAP" in before[0] and len(rows) == 1 else ""
     values = ("mAP", "Rank-1", "Rank-5", "Rank-10")
     found = []
     for name, row in rows.items():

@@ -29,6 +29,7 @@ from processor.prompt import prompt
 from processor.stage import Stage
 from processor.supervised import supervised
 from processor.trainer import LAST, Trainer
+from solver import make_average
 from utils.checkpoint import load_weights, require_complete, write_atomically
 from utils.device import choose_device, choose_precision, seed_everything
 from utils.distributed import barrier, is_main, rank, start, stop, world_size
@@ -173,6 +174,7 @@ def _train(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
     if cfg.SOLVER.RESUME != "auto" or not (folder / LAST).exists():
         load_initial_weights(cfg, model)
     stages = METHODS[cfg.PROCESSOR.NAME](cfg, data, model)
+    add_averaging(cfg, stages[-1])
     seed_everything(cfg.SOLVER.SEED + rank())
     settings = Settings.from_cfg(cfg)
     results: dict[str, Any] = {}
@@ -217,6 +219,12 @@ def _train(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
     return metrics
 
 
+def add_averaging(cfg, stage: Stage) -> None:
+    """SOLVER.EMA for a method's last stage: the average of its model's weights, and the epochs after its own."""
+    stage.average = make_average(cfg, stage.model, stage.epochs)
+    stage.epochs += cfg.SOLVER.EMA.EXTRA_EPOCHS
+
+
 def training_metrics(folder: Path) -> dict[str, Any]:
     """What training left in ``metrics.json``, also where a test has written since; empty when there is none."""
     path = folder / "metrics.json"
@@ -226,10 +234,11 @@ def training_metrics(folder: Path) -> dict[str, Any]:
 
 def check_keep_best(cfg, data: Data) -> None:
     chosen_on = [data.validation] if data.validation else data.tests
-    if cfg.SOLVER.KEEP_BEST and any(test.protocol == "retrieval" for test in chosen_on):
+    other = [test.protocol for test in chosen_on if test.protocol in ("retrieval", "classification")]
+    if cfg.SOLVER.KEEP_BEST and other:
         raise UserError(
-            f"SOLVER.KEEP_BEST {cfg.SOLVER.KEEP_BEST!r} and TEST.PROTOCOL 'retrieval' cannot go together: it measures "
-            "Recall@K and NMI only"
+            f"SOLVER.KEEP_BEST {cfg.SOLVER.KEEP_BEST!r} and TEST.PROTOCOL {other[0]!r} cannot go together: it measures "
+            f"{'Recall@K and NMI' if other[0] == 'retrieval' else 'Top-1 and Top-5'} only"
         )
 
 

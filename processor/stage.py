@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from solver import WeightAverage
+
 
 class Stage:
     """One stage of a method. The trainer owns the loop, the stage what happens in it; it never calls ``backward``.
@@ -15,6 +17,7 @@ class Stage:
     model: what is trained and evaluated. net: the same, or what ``stepped`` gives, as the trainer wraps it for several
     processes; call it in ``losses``. epochs: how many. Periods are in epochs, ``log_period`` in steps; 0 means never
     (the last epoch is always saved and, with ``evaluates``, evaluated). suffix: goes into the names of saved files.
+    average: collects the model's weights along the way and takes their place at the end.
     """
 
     name: str = "stage"
@@ -28,6 +31,7 @@ class Stage:
         self.model, self.net, self.epochs = model, model, epochs
         self.optimizers: list[Optimizer] = []
         self.scheduler: Any = None
+        self.average: WeightAverage | None = None
 
     def modules(self) -> dict[str, nn.Module]:
         """Everything with weights that a restart needs, by name."""
@@ -49,7 +53,11 @@ class Stage:
 
     def set_rates(self, epoch: int, step: int, steps: int) -> None:
         """Before each step (from 0): learning rates and whatever else is scheduled. By default once per epoch."""
-        if step == 0 and self.scheduler is not None:
+        if self.scheduler is None:
+            return
+        if self.scheduler.per_step:
+            self.scheduler.step(epoch + step / steps)
+        elif step == 0:
             self.scheduler.step(epoch)
 
     def losses(self, batch: Any) -> dict[str, Tensor]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 import loss
+from datasets.imagenet import make_mixup
 from model import ReIDOutput
 from processor.stage import Stage
 from solver import make_optimizer, make_scheduler
@@ -42,9 +45,10 @@ class Centers(nn.Module):
 
 
 class Supervised(Stage):
-    """P x K batches, identity and triplet terms over one or five parts, all weights trained.
+    """Identity and metric terms over one or several parts.
 
-    freeze_epochs: first epochs in which only the classifiers learn and everything else is in evaluation mode.
+    freeze_epochs: first epochs in which only the classifiers learn and everything else is in evaluation mode. mixup:
+    (images, labels) -> mixed images, (B, C) targets.
     """
 
     name = "supervised"
@@ -58,10 +62,12 @@ class Supervised(Stage):
         make_solver,
         centers: Centers | None = None,
         freeze_epochs: int = 0,
+        mixup=None,
     ):
         super().__init__(model, epochs)
         self.freeze_epochs, self.frozen = freeze_epochs, False
         self.loader, self.loss_function, self.make_solver, self.centers = loader, loss_function, make_solver, centers
+        self.mixup = mixup
         self.accuracy = 0.0
 
     @classmethod
@@ -74,9 +80,9 @@ class Supervised(Stage):
         if "center" in cfg.MODEL.METRIC_LOSS_TYPE:
             centers = Centers(data.num_classes, model.width, cfg.SOLVER.CENTER_LOSS_WEIGHT, cfg.SOLVER.CENTER_LR)
         loss_function = loss.make_loss(cfg, data.num_classes)
-        stage = cls(
-            model, data.train, loss_function, cfg.SOLVER.MAX_EPOCHS, make_solver, centers, cfg.SOLVER.FREEZE_EPOCHS
-        )
+        mixup = make_mixup(cfg, data.num_classes)
+        frozen = cfg.SOLVER.FREEZE_EPOCHS
+        stage = cls(model, data.train, loss_function, cfg.SOLVER.MAX_EPOCHS, make_solver, centers, frozen, mixup)
         stage.eval_period = cfg.SOLVER.EVAL_PERIOD
         stage.checkpoint_period = cfg.SOLVER.CHECKPOINT_PERIOD
         stage.log_period = cfg.SOLVER.LOG_PERIOD
@@ -104,10 +110,14 @@ class Supervised(Stage):
         return self.net(batch.images, label=batch.pids, cam_label=batch.camids, view_label=batch.viewids)
 
     def losses(self, batch) -> dict[str, Tensor]:
+        targets = batch.pids
+        if self.mixup:
+            images, targets = self.mixup(batch.images, batch.pids)
+            batch = replace(batch, images=images)
         out = self.outputs(batch)
         shown = out.scores[0] if out.i2t_logits is None else out.i2t_logits
         self.accuracy = (shown.detach().argmax(1) == batch.pids).float().mean()
-        terms = self.loss_function(out, batch.pids)
+        terms = self.loss_function(out, targets)
         if self.centers:
             terms["center"] = self.centers(out.feats[0], batch.pids)
         return terms

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from processor.stage import Stage
+from solver import reestimate_batch_norm
 from utils.checkpoint import read_state, save_atomically
 from utils.device import quick_attention, random_states, restore_random_states
 from utils.distributed import barrier, gather_objects, is_distributed, is_main, rank, share_buffers, world_size
@@ -113,6 +114,10 @@ class Trainer:
             self._run_epoch(stage, epoch)
             self.progress.epoch = epoch
             final = epoch == stage.epochs
+            if stage.average:
+                stage.average.after_epoch(epoch)
+                if final:
+                    self._take_average(stage, epoch)
             if stage.evaluates and self.evaluate and due(epoch, stage.eval_period, final):
                 self._evaluate(stage, epoch)
             if due(epoch, stage.checkpoint_period, final):
@@ -149,6 +154,8 @@ class Trainer:
         for step, group in enumerate(bar):
             stage.set_rates(epoch, step, steps)
             terms = self._update(stage, group, f"epoch {epoch}, step {step + 1}")
+            if stage.average:
+                stage.average.after_step()
             self.progress.step += 1
             images += sum(len(b) for b in group if hasattr(b, "__len__")) * world_size()
             meter.add(terms | stage.logs())
@@ -200,12 +207,28 @@ class Trainer:
                 "SOLVER.BASE_LR, set SOLVER.CLIP_GRAD or SOLVER.PRECISION fp32"
             )
 
+    def _take_average(self, stage: Stage, epoch: int) -> None:
+        """The averaged weights take the place of the last ones, which are evaluated before if it is their turn."""
+        if stage.evaluates and self.evaluate and due(epoch, stage.eval_period, final=False):
+            self._evaluate(stage, epoch, weights="last")
+        log.info("stage %s: the mean of %d weights takes the place of the last", stage.name, stage.average.count)
+        stage.average.apply()
+        if stage.average.bn_update:
+            wrapped, stage.net = stage.net, stage.model  # the wrapper would hand out the first process's statistics
+            reestimate_batch_norm(
+                stage.model,
+                stage.batches(epoch),
+                lambda batch: stage.losses(batch.to(self.device) if hasattr(batch, "to") else batch),
+            )
+            stage.net = wrapped
+
     # ---------------------------------------------------------------- evaluation and files
 
-    def _evaluate(self, stage: Stage, epoch: int) -> None:
+    def _evaluate(self, stage: Stage, epoch: int, **more: str) -> None:
+        """more: what the entry of the history says besides."""
         share_buffers(stage.model)  # batch norm's running statistics are the first process's, as in the saved files
         metrics = self.evaluate(stage.model)
-        entry = {"stage": stage.name, "epoch": epoch, **metrics}
+        entry = {"stage": stage.name, "epoch": epoch, **more, **metrics}
         self.progress.history.append(entry)
         self._write_scalars(stage, {k: v for k, v in metrics.items() if isinstance(v, float)})
         if self.keep_best and metrics[self.keep_best] > self.progress.best:
@@ -235,6 +258,7 @@ class Trainer:
             if begun:
                 state["optimizers"] = [optimizer.state_dict() for optimizer in stage.optimizers]
                 state["stage"] = stage.state_dict()
+                state["average"] = stage.average.state_dict() if stage.average else None
             save_atomically(state, self.folder / LAST)
         barrier()
 
@@ -269,6 +293,8 @@ class Trainer:
             for optimizer, saved in zip(stage.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
             stage.load_state_dict(state["stage"])
+            if stage.average:
+                stage.average.load_state_dict(state["average"])
             self._restore_random(state)
         self.scaler.load_state_dict(state["scaler"])
 

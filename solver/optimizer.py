@@ -23,12 +23,13 @@ def parameter_groups(
     weight_decay_bias: float | None = None,
     large_fc_lr: bool = False,
     wanted: Callable[[str], bool] = lambda name: True,
+    decay_vectors: bool = True,
 ) -> list[dict]:
     """Groups of trainable parameters with one rate and decay each, by the rules of the TransReID family.
 
     Names with ``bias`` learn at ``base_lr * bias_lr_factor`` and decay by ``weight_decay_bias``; with ``large_fc_lr``
-    names with ``classifier`` or ``arcface`` learn at twice ``base_lr``. Position embeddings, tokens and norms decay.
-    wanted: of a parameter's name, whether it is to be trained.
+    names with ``classifier`` or ``arcface`` learn at twice ``base_lr``. Position embeddings, tokens and norms decay;
+    decay_vectors False spares all one-dimensional parameters, as ImageNet training does. wanted: of a parameter's name, whether it is to be trained.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
@@ -38,6 +39,8 @@ def parameter_groups(
         if "bias" in name:
             lr = base_lr * bias_lr_factor
             decay = weight_decay if weight_decay_bias is None else weight_decay_bias
+        if parameter.dim() <= 1 and not decay_vectors:
+            decay = 0.0
         if large_fc_lr and ("classifier" in name or "arcface" in name):
             lr = 2 * base_lr
         groups.setdefault((lr, decay), []).append(parameter)
@@ -94,6 +97,7 @@ def make_optimizer(cfg, module: nn.Module, stage: int | None = None) -> Optimize
         solver.WEIGHT_DECAY_BIAS,
         solver.LARGE_FC_LR,
         wanted=lambda name: stage is None or not name.startswith(TEXT_SIDE),
+        decay_vectors=cfg.SOLVER.DECAY_VECTORS,
     )
     key = f"SOLVER.{'STAGE2.' if stage else ''}OPTIMIZER_NAME"
     return build_optimizer(solver.OPTIMIZER_NAME, groups, solver.BASE_LR, solver.MOMENTUM, nesterov, betas, key)

@@ -9,6 +9,7 @@ from functools import partial
 
 from torch.optim import Optimizer
 
+from solver.average import first_averaged
 from utils.errors import UserError, nearest
 
 Rule = Callable[[float, float], float]
@@ -49,14 +50,31 @@ def step(base: float, t: float, *, size: int, gamma: float) -> float:
     return base * gamma ** (t // size)
 
 
+def constant_tail(
+    base: float, t: float, *, warmup: int, epochs: int, last: int, factor: float
+) -> float:
+    """MSViT's: linear warm-up from ``factor`` to 1, a cosine towards 0 at ``epochs``, constant from ``last`` on."""
+    if t <= warmup:
+        return base * (factor + (1 - factor) * t / warmup) if warmup else base
+    return base / 2 * (1 + math.cos(math.pi * (min(t, last) - warmup) / (epochs - warmup)))
+
+
+def cosine_per_step(base: float, t: float, *, warmup: int, epochs: int, floor: float) -> float:
+    """Linear warm-up from 0 over ``warmup`` epochs and cosine from there to ``floor``; t moves on at each step."""
+    if t < warmup:
+        return base * t / warmup
+    share = min((t - warmup) / max(epochs - warmup, 1), 1.0)
+    return floor + 0.5 * (base - floor) * (1 + math.cos(math.pi * share))
+
+
 class Schedule:
     """Sets every group's rate: ``step(epoch)`` before each epoch, counted from 1; it runs at t = epoch - 1 + start.
 
-    Until its first step the rates are those of t = 0.
+    per_step: epochs come with a fraction, before each step (``Stage.set_rates``).
     """
 
-    def __init__(self, optimizer: Optimizer, rule: Rule, start: int = 0):
-        self.optimizer, self.rule, self.start = optimizer, rule, start
+    def __init__(self, optimizer: Optimizer, rule: Rule, start: int = 0, per_step: bool = False):
+        self.optimizer, self.rule, self.start, self.per_step = optimizer, rule, start, per_step
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         self.step(1 - start)
@@ -91,8 +109,32 @@ def make_scheduler(cfg, optimizer: Optimizer, stage: int | None = None) -> Sched
         ),
         "multistep": falling,
         "step": partial(step, size=cfg.SOLVER.STEP_SIZE, gamma=cfg.SOLVER.GAMMA),
+        "msvit": partial(
+            constant_tail,
+            warmup=cfg.SOLVER.WARMUP_EPOCHS,
+            epochs=cfg.SOLVER.MAX_EPOCHS,
+            last=first_averaged(cfg.SOLVER.EMA.RATIO, cfg.SOLVER.MAX_EPOCHS),
+            factor=cfg.SOLVER.WARMUP_FACTOR,
+        ),
+        "cosine_per_step": partial(
+            cosine_per_step,
+            warmup=cfg.SOLVER.WARMUP_EPOCHS,
+            epochs=cfg.SOLVER.MAX_EPOCHS,
+            floor=cfg.SOLVER.COSINE_FLOOR,
+        ),
     }
     name = cfg.SOLVER.SCHEDULER
     if name not in rules:
         raise UserError(f"SOLVER.SCHEDULER: unknown {name!r}{nearest(name, rules)} Known: auto, {', '.join(rules)}")
-    return Schedule(optimizer, rules[name], int(cfg.SOLVER.SCHEDULER_START))
+    if name == "msvit":
+        refuse_early_tail(rules[name].keywords)
+    return Schedule(optimizer, rules[name], int(cfg.SOLVER.SCHEDULER_START), per_step=name == "cosine_per_step")
+
+
+def refuse_early_tail(rule: dict) -> None:
+    """Raises ``UserError`` where the constant tail would begin before the warm-up ends: the rate would jump."""
+    if rule["last"] < rule["warmup"] or rule["epochs"] <= rule["warmup"]:
+        raise UserError(
+            f"SOLVER.WARMUP_EPOCHS: {rule['warmup']} epochs of warm-up end after the rate has settled at epoch "
+            f"{rule['last']} (SOLVER.MAX_EPOCHS {rule['epochs']} times SOLVER.EMA.RATIO); shorten the warm-up"
+        )

@@ -9,6 +9,13 @@ from PIL import Image
 
 from configs import load_config
 
+#: Changes that make ``config`` a miniature MSViT.
+MSVIT = {
+    "MODEL__NAME": "msvit_s", "MODEL__MSVIT__WIDTHS": [16, 16, 16, 16], "MODEL__MSVIT__BLOCKS": [1, 1, 2, 1],
+    "MODEL__MSVIT__SPLIT_SIZE": [2, 2], "MODEL__MSVIT__SPARSE_RATIO": 0.75, "INPUT__SIZE_TRAIN": [64, 32],
+    "INPUT__SIZE_TEST": [64, 32], "MODEL__MSVIT__BATCH_ERASING": 0.0,
+}  # fmt: skip
+
 
 def write_market(root: Path, ids: int = 4, cameras: int = 2, images: int = 2, size: tuple[int, int] = (16, 8)) -> Path:
     """``root/market1501`` with noisy images, each identity of its own colours; test ids follow the training ids."""

@@ -238,7 +238,8 @@ def test_two_processes_share_one_list_of_batches_in_turn(rule):
         assert [b for pair in zip(rows[0], rows[1], strict=True) for b in pair] == rows[2][: 2 * len(one)]
         assert all(len(batch) == 4 for batch in one + two)
         big = {row for row in range(len(PIDS)) if (PIDS[row] == PIDS).sum() >= 2}
-        assert not {r for b in rows[0] for r in b} & {r for b in rows[1] for r in b} & big
+        if rule != "repeat_iter":  # whose passes show images again
+            assert not {r for b in rows[0] for r in b} & {r for b in rows[1] for r in b} & big
 
 
 def test_epochs_differ_and_come_back():
