@@ -19,7 +19,7 @@ from datasets.paths import Paths
 from datasets.readers import SPLITS
 from datasets.records import RawSplits, Records, Row, number, settle
 from datasets.scan import watching
-from datasets.shards import read_shards, settings
+from datasets.shard_index import read_shards, settings
 from datasets.spec import Counts, DatasetSpec, fold, locate
 from datasets.synthetic import NAMES as SYNTHETIC_NAMES
 from datasets.synthetic import ensure_synthetic
@@ -200,7 +200,7 @@ def make_dataset(
 
     root: the folder that holds datasets (``DATASETS.ROOT_DIR``). use_all: train on query and gallery too; both stay
     what they are. list_cache: keep long lists for the next time (``datasets/cache.py``). shards: read tar shards below
-    this folder instead (``datasets/shards.py``). options: those of the dataset's reader. Raises ``UserError`` for
+    this folder instead (``datasets/shard_index.py``). options: those of the dataset's reader. Raises ``UserError`` for
     unknown names and options, missing folders and lists, and files that do not fit the pattern.
     """
     spec = find_spec(name)

@@ -11,7 +11,6 @@ must go on with the very batch it would have had. The index holds lists and byte
 from __future__ import annotations
 
 import argparse
-import inspect
 import io
 import json
 import os
@@ -26,26 +25,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from datasets.cache import packed, unpacked
+from datasets.cache import packed
 from datasets.decoding import read_image
-from datasets.files import opened
 from datasets.paths import Paths
 from datasets.readers import SPLITS
 from datasets.records import LONG, Records
-from datasets.scan import existing
+from datasets.shard_index import INDEX, settings
 from utils.errors import UserError
-
-INDEX = "index.npz"
-PLACES = ("spec", "folder", "path", "root", "name", "workers", "file", "image_dir", "view_dir")
-"""Parameters of readers that say where data are, not what they are."""
-
-
-def settings(spec, use_all: bool, options: dict) -> dict:
-    """The value of every option that decides the lists, given or by default, as JSON has it."""
-    functions = [f for f in (spec.read, spec.make) if f]
-    parameters = [p for f in functions for p in inspect.signature(f).parameters.values() if p.kind != p.VAR_KEYWORD]
-    values = {p.name: options.get(p.name, p.default) for p in parameters if p.name not in PLACES}
-    return json.loads(json.dumps(values | {"use_all": use_all}, default=str))
 
 
 def images_of(splits: dict[str, Records]) -> Iterator[tuple[str, list[tuple[str, int]]]]:
@@ -145,37 +131,6 @@ def write_shards(dataset, out: Path, chosen: dict, size: int) -> str:
         shutil.rmtree(partial_home, ignore_errors=True)
     total = sum(sizes.values()) / 1e9
     return f"{dataset.spec.name}: {len(paths):,} images in {len(sizes)} shards of {total:.3f} GB in all, in {home}"
-
-
-def read_shards(spec, folder: Path, chosen: dict) -> tuple[Path, dict[str, Records], dict]:
-    """(the dataset's folder of shards, split -> records, other fields of the dataset).
-
-    Raises ``UserError`` where there is no index, a shard is missing or not whole, or the lists were made with other
-    options than ``chosen``.
-    """
-    home = folder / spec.name
-    try:
-        with np.load(home / INDEX, allow_pickle=False) as held:
-            records, kept = unpacked(held, home)
-    except FileNotFoundError:
-        raise UserError(
-            f"DATASETS.SHARDS: no {INDEX} in {home} (found: {existing(home)}); python -m datasets.shards writes it"
-        ) from None
-    except Exception as error:  # whatever a damaged archive raises
-        raise UserError(f"{home / INDEX}: is damaged ({' '.join(str(error).split())})") from None
-    for shard, size in kept["sizes"].items():
-        there = (home / shard).stat().st_size if (home / shard).exists() else None
-        if there != size:
-            found = "is missing" if there is None else f"has {there:,} bytes instead of {size:,}"
-            raise UserError(f"{home / shard} {found}; copy the shards anew")
-    other = [k for k in sorted({*chosen, *kept["options"]}) if chosen.get(k) != kept["options"].get(k)]
-    if other:
-        raise UserError(
-            f"DATASETS.SHARDS: {home} was written with {other[0]} {kept['options'].get(other[0])!r}, this run has "
-            f"{chosen.get(other[0])!r}; write other shards with python -m datasets.shards"
-        )
-    opened.cache_clear()  # shards of an earlier reading may have been replaced
-    return home, records, kept["more"] | {"notes": []}
 
 
 def main(argv: list[str] | None = None) -> None:

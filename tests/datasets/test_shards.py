@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,9 +19,11 @@ from datasets.decoding import load_image
 from datasets.files import own_name, read_bytes
 from datasets.paths import Paths
 from datasets.readers import SPLITS
-from datasets.shards import settings, write_shards
+from datasets.shard_index import settings
+from datasets.shards import write_shards
 from tests.datasets.every import NAMES, OPTIONS, build, paint
 from tests.datasets.miniatures import MINIATURES, lists, message
+from tests.parity.cases import ROOT
 from tests.processor.test_commands import call
 from tests.tiny import config, options, write_market
 from utils.errors import UserError
@@ -161,6 +165,13 @@ def test_batches_and_features_lists_are_those_of_the_folders(market, tmp_path, w
         ours, theirs = content(one), content(two)
         assert len(ours) == len(theirs) > 1
         assert all(torch.equal(x, y) for a, b in zip(ours, theirs, strict=True) for x, y in zip(a, b, strict=True))
+
+
+def test_a_mistake_is_one_line_and_code_2(tmp_path):
+    command = [sys.executable, "-m", "datasets.shards", "--out", str(tmp_path), "DATASETS.ROOT_DIR", "nowhere"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.count("\n") == 1 and "DATASETS.ROOT_DIR 'nowhere' is no folder" in done.stderr
 
 
 def test_a_run_goes_on_from_shards_to_the_same_weights(tmp_path):
