@@ -14,9 +14,9 @@ from torch import Tensor
 Size = tuple[int, int]
 
 
-def to_pixels(image: Image.Image) -> Tensor:
-    """RGB image -> uint8 (3, H, W), a view of (H, W, 3) in memory."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+def to_pixels(image: Image.Image | Tensor) -> Tensor:
+    """RGB image -> uint8 (3, H, W), a view of (H, W, 3) in memory. Pixels come back as they are."""
+    return image if isinstance(image, Tensor) else torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def by_pillow(image: Image.Image, size: Size, resample: Image.Resampling = Image.Resampling.BILINEAR) -> Tensor:
@@ -29,7 +29,7 @@ def bicubic_by_pillow(image: Image.Image, size: Size) -> Tensor:
     return by_pillow(image, size, Image.Resampling.BICUBIC)
 
 
-def quick_bicubic(image: Image.Image, size: Size) -> Tensor:
+def quick_bicubic(image: Image.Image | Tensor, size: Size) -> Tensor:
     """Pillow's bicubic filter in torch's vectorised form, at most two grey levels from it.
 
     size: (H, W). Returns uint8 (3, H, W).

@@ -140,9 +140,6 @@ class TrainTransform:
     in place of padding and cropping, 0 for the latter.
     """
 
-    takes_pixels = True
-    """Images may come as uint8 (3, H, W), which are not written to."""
-
     def __init__(
         self, size, flip: float, padding: int, normalize: ToNormalized, erase: RandomErasing,
         resize: Resizer = quick_bicubic, margin: int = 0, padding_mode: str = "constant", rotation: float = 0.0,
@@ -152,6 +149,7 @@ class TrainTransform:
             raise UserError(f"INPUT.PROB: {flip} is no probability")
         self.size, self.flip, self.normalize, self.erase = size, flip, normalize, erase
         self.resize, self.margin = resize, margin
+        self.takes_pixels = resize is quick_bicubic  # images may come as uint8 (3, H, W), which are not written to
         self.crop = EnlargeAndCrop(enlarge) if enlarge else PadAndCrop(padding, padding_mode, rotation)
 
     def __call__(self, image: Image.Image | Tensor, out: Tensor | None = None) -> Tensor:
@@ -181,6 +179,7 @@ class WithViews:
 
     def __init__(self, first: TrainTransform, view: TrainTransform):
         self.first, self.view, self.size = first, view, first.size
+        self.takes_pixels = first.takes_pixels
 
     def __call__(self, image: Image.Image, out: Tensor | None = None) -> Tensor:
         """(3, 3, H, W), written into ``out`` where it is given."""
