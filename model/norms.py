@@ -46,7 +46,7 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         self._check_input_dim(x)
         dims = [d for d in range(x.dim()) if d != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
-        values = x.float()
+        values = x.to(torch.promote_types(x.dtype, torch.float32))
         count = all_reduce_with_grad(torch.tensor(float(values.numel() // values.shape[1]), device=x.device))
         mean = all_reduce_with_grad(values.sum(dims)) / count
         var = all_reduce_with_grad((values - mean.view(shape)).square().sum(dims)) / count

@@ -25,7 +25,7 @@ from processor.dmmd import dmmd_terms
 from processor.stage import Stage
 from solver import make_optimizer, make_scheduler
 from utils.checkpoint import as_tensors, load_weights, require_complete
-from utils.distributed import is_distributed
+from utils.distributed import gather_rows, is_distributed
 from utils.errors import UserError
 
 log = logging.getLogger("lineup")
@@ -83,7 +83,7 @@ class Distillation(Stage):
     teachers: one per target, in its order; ``drifting`` runs them in training mode, as released. alternation: ``batch``
     takes turns for every batch, ``full`` after a whole pass. order: ``fixed``, ``random`` or ``shift`` (the target
     nearest to the source first, by the overall term of D-MMD). sweeps: passes per epoch; the schedule counts them.
-    weights: of target, source and adaptation terms.
+    weights: of target, source and adaptation terms. gather: dissimilarities and D-MMD over all processes' batches.
     """
 
     name = "mtda_kd"
@@ -106,8 +106,10 @@ class Distillation(Stage):
         weights: tuple[float, float, float] = (1.0, 0.0, 0.0),
         drifting: bool = False,
         log_euclid: bool = False,
+        gather: bool = False,
     ):
         super().__init__(model, epochs)
+        self.gather = gather
         self.teachers, self.drifting = nn.ModuleList(teachers), drifting
         self.source, self.targets, self.loss_function, self.make_solver = source, targets, loss_function, make_solver
         self.num_instances, self.seed, self.style, self.log_euclid = num_instances, seed, style, log_euclid
@@ -150,6 +152,7 @@ class Distillation(Stage):
             weights=(cfg.KD.WEIGHT_TARGET, cfg.KD.WEIGHT_SOURCE, cfg.KD.WEIGHT_DA),
             drifting=cfg.KD.TEACHER.MODE == "train",
             log_euclid=cfg.KD.LOG_EUCLID,
+            gather=cfg.SOLVER.GATHER,
         )
         stage.eval_period, stage.checkpoint_period = cfg.SOLVER.EVAL_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD
         stage.log_period = cfg.SOLVER.LOG_PERIOD
@@ -226,7 +229,8 @@ class Distillation(Stage):
             look(teacher, source.images)
         if self.on_shift:
             adapted = self.loss_function(seen, source.pids)
-            adapted |= dmmd_terms(seen.feats[0], ours.feats[0], self.num_instances, (1.0, 1.0, 1.0))
+            feats = seen.feats[0], ours.feats[0]
+            adapted |= dmmd_terms(*feats, self.num_instances, (1.0, 1.0, 1.0), SIGMAS, self.gather)
             terms |= {f"da_{k}": self.on_shift / 100 * v for k, v in adapted.items()}
         return terms
 
@@ -236,9 +240,10 @@ class Distillation(Stage):
 
     def distil(self, ours: ReIDOutput, teacher: nn.Module, images: Tensor) -> dict[str, Tensor]:
         theirs = look(teacher, images)
-        return style_terms(
-            self.style, ours.feats[0], theirs.feats[0], ours.maps, theirs.maps, len(images), self.log_euclid
-        )
+        feats = ours.feats[0], theirs.feats[0]
+        if self.gather:
+            feats = tuple(gather_rows(f) for f in feats)
+        return style_terms(self.style, *feats, ours.maps, theirs.maps, len(images), self.log_euclid)
 
     def use_domain(self, index: int) -> None:
         if hasattr(self.model, "use_domain"):

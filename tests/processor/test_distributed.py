@@ -66,3 +66,17 @@ def test_processes_that_skip_bad_images_keep_step_and_gather_batches_of_one_leng
     done = run(*TORCHRUN, "train.py", *words)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("5 images could not be read in this epoch") == 2  # epochs; counted over both processes
+
+
+def test_gathered_adaptation_has_the_gradient_of_one_process(tmp_path):
+    worker = ["-m", "tests.processor.share_of_an_adaptation", tmp_path]
+    for command in ([sys.executable, *worker], [*TORCHRUN, *worker]):
+        done = run(*command)
+        assert done.returncode == 0, done.stderr[-2000:]
+    for method in ("dmmd", "mtda_kd"):
+        one, two = (torch.load(tmp_path / f"{method}_{n}.pt", weights_only=True)["grads"] for n in (1, 2))
+        assert one.keys() == two.keys() and len(one) > 300
+        scale = max(float(g.abs().max()) for g in one.values())
+        for name, wanted in one.items():
+            apart = float((two[name] - wanted).abs().max()) / scale
+            assert apart < 1e-5, f"{method} {name}: apart by {apart:.1e} of the largest gradient"

@@ -1,0 +1,74 @@
+"""One process of several, each with its slice of one source and one target batch: writes the adaptation's gradients.
+
+``python -m tests.processor.share_of_an_adaptation FOLDER`` (alone), or the same under ``torchrun``. In double
+precision: batch statistics of few images amplify rounding.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+import loss
+from configs import load_config
+from datasets.images import Batch
+from model import make_model
+from processor.adaptation import Pairs
+from processor.dmmd import DMMD
+from processor.mtda_kd import Distillation, Turn
+from processor.trainer import Trainer
+from solver import make_optimizer, make_scheduler
+from utils.distributed import is_main, rank, start, stop, world_size
+
+SETTINGS = [
+    "MODEL.NAME", "torchreid_osnet_x0_25", "MODEL.FC_DIM", 32, "INPUT.SIZE_TRAIN", [64, 32], "SOLVER.GATHER", True,
+    "DATALOADER.SAMPLER", "softmax_triplet", "MODEL.SYNC_BN", True, "SOLVER.OPTIMIZER_NAME", "SGD",
+]  # fmt: skip
+
+
+def slice_of(seed: int) -> Batch:
+    """This process's part of 16 images of 8 identities."""
+    images = torch.randn(16, 3, 64, 32, generator=torch.Generator().manual_seed(seed)).double()
+    labels = torch.arange(8).repeat_interleave(2)
+    share = slice(rank() * 16 // world_size(), (rank() + 1) * 16 // world_size())
+    nothing = torch.zeros(share.stop - share.start, dtype=torch.int64)
+    return Batch(images[share], labels[share], nothing, nothing, nothing)
+
+
+def main(folder: Path) -> None:
+    start(torch.device("cpu"))
+    cfg = load_config(opts=SETTINGS)
+    terms = loss.make_loss(cfg, 8)
+
+    def make_solver(module):
+        optimizer = make_optimizer(cfg, module)
+        return optimizer, make_scheduler(cfg, optimizer)
+
+    pairs = Pairs([slice_of(1), slice_of(2)])
+    for name in ("dmmd", "mtda_kd"):
+        torch.manual_seed(0)
+        model, teacher = make_model(cfg, 8).double(), make_model(cfg, 8).double()
+        if name == "dmmd":
+            stage, batch = DMMD(model, None, None, terms, 1, make_solver, 2, warmup=0, gather=True), pairs
+            stage.epoch = 1
+        else:
+            weights = (1.0, 1.0, 100.0)
+            stage = Distillation(
+                model, [teacher], None, [None], terms, 1, make_solver, 2, weights=weights, gather=True
+            )
+            batch = Turn(pairs, 0)
+        trainer = Trainer(device=torch.device("cpu"), dtype=torch.float32, folder=folder, model_name="", fingerprint={})
+        stage.begin()
+        trainer._wrap(stage)
+        model.train()
+        trainer._update(stage, [batch], "here")
+        if is_main():
+            grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+            torch.save({"grads": grads}, folder / f"{name}_{world_size()}.pt")
+    stop()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
