@@ -17,7 +17,7 @@ from datasets.images import Batch, ByteStore, ImageList
 from datasets.readers import SPLITS
 from datasets.records import Records, join
 from datasets.samplers import make_sampler
-from datasets.transforms import build_transforms
+from datasets.transforms import build_transforms, with_views
 from utils.distributed import rank, world_size
 from utils.errors import UserError
 from utils.matching import Matching
@@ -207,10 +207,7 @@ def join_training(parts: list[ReIDDataset]) -> Records:
         r = part.train
         shifted.append(
             replace(
-                r,
-                pids=np.where(r.pids < 0, -1, r.pids + pids),
-                camids=r.camids + cams,
-                viewids=r.viewids + views,
+                r, pids=np.where(r.pids < 0, -1, r.pids + pids), camids=r.camids + cams, viewids=r.viewids + views,
                 domain=np.full(len(r), i),
             )  # fmt: skip
         )
@@ -356,7 +353,7 @@ def make_dataloader(cfg, training: bool = True) -> Data:
         sampler = make_sampler(cfg, train.pids, rank(), world_size())
         loader = TrainLoader(
             train,
-            build_transforms(cfg, is_train=True),
+            with_views(cfg) if cfg.PROCESSOR.NAME == "prompt" and cfg.MODEL.USE_SSL else build_transforms(cfg, True),
             sampler,
             cfg.DATALOADER.NUM_WORKERS,
             cfg.DATALOADER.BAD_IMAGES,
@@ -371,7 +368,9 @@ def make_dataloader(cfg, training: bool = True) -> Data:
         unknown = int((query.camids >= num_cameras).sum() + (gallery.camids >= num_cameras).sum())
         if cfg.MODEL.SIE_CAMERA and unknown:
             log.warning("%s: %d images of cameras without training images; no camera is embedded", d.spec.name, unknown)
-        tests.append(make_test_set(cfg, d.spec.name, d.protocol, query, gallery, same_list=d.same_list, ks=d.spec.ks))
+        tests.append(
+            make_test_set(cfg, d.spec.name, d.protocol, query, gallery, same_list=d.same_list, ks=d.spec.ks)
+        )
     if not tests and any(d.use_all for d in sources):
         raise UserError(
             f"DATASETS.USE_ALL: {', '.join(names)} train on their test images; name other sets in DATASETS.TARGETS"

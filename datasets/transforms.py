@@ -169,19 +169,20 @@ class TestTransform:
 
 
 def build_transforms(cfg, is_train: bool) -> Callable[[Image.Image], Tensor]:
-    """The transform of training or of evaluation: PIL image -> float32 (3, H, W).
-
-    Training with vision self-supervision gives (3, 3, H, W): two views beside the image.
-    """
+    """The transform of training or of evaluation: PIL image -> float32 (3, H, W)."""
     normalize = ToNormalized(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)
     if not is_train:
         return TestTransform(tuple(cfg.INPUT.SIZE_TEST), normalize)
+    return train_transform(cfg, (0.02, cfg.INPUT.RE_MAX_AREA))
 
-    def train_transform(area: tuple[float, float]) -> TrainTransform:
-        erase = RandomErasing(cfg.INPUT.RE_PROB, area, cfg.INPUT.RE_MODE)
-        return TrainTransform(tuple(cfg.INPUT.SIZE_TRAIN), cfg.INPUT.PROB, cfg.INPUT.PADDING, normalize, erase)
 
-    first = train_transform((0.02, cfg.INPUT.RE_MAX_AREA))
-    if cfg.PROCESSOR.NAME == "prompt" and cfg.MODEL.USE_SSL:
-        return WithViews(first, train_transform(VIEW_AREA))
-    return first
+def train_transform(cfg, erased: tuple[float, float]) -> TrainTransform:
+    """Training's transform. erased: least and largest share of the image that random erasing takes."""
+    normalize = ToNormalized(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)
+    erase = RandomErasing(cfg.INPUT.RE_PROB, erased, cfg.INPUT.RE_MODE)
+    return TrainTransform(tuple(cfg.INPUT.SIZE_TRAIN), cfg.INPUT.PROB, cfg.INPUT.PADDING, normalize, erase)
+
+
+def with_views(cfg) -> WithViews:
+    """Training's transform with two views beside each image, for vision self-supervision."""
+    return WithViews(build_transforms(cfg, is_train=True), train_transform(cfg, VIEW_AREA))

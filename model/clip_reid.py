@@ -93,7 +93,12 @@ class CLIPReID(nn.Module):
     """Prefixes of what a pre-trained CLIP must bring."""
 
     def pretrained_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A CLIP of OpenAI or open_clip under our names; what has no place here keeps its own."""
+        """A CLIP of OpenAI or open_clip under our names; what has no place here keeps its own.
+
+        A whole ReID model serves too: of that, the parts that a CLIP has.
+        """
+        if any(key.startswith("image_encoder.") for key in state):
+            return {key: value for key, value in state.items() if key.startswith(self.needed_of_pretrained)}
         if "input_resolution" in state and not self.quick_gelu:
             raise UserError(
                 "this is an archive of OpenAI's, whose activation is QuickGELU: name the architecture without "

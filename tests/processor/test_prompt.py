@@ -254,6 +254,13 @@ def test_an_identitys_prompt_is_encoded_once_and_the_terms_are_those_of_all_imag
     assert float(accuracy) == pytest.approx(float((labels[nearest] == labels).float().mean()))
 
 
+def test_a_process_without_a_share_takes_part_all_the_same(parts):
+    _, _, model = parts
+    none = TextSide(model)(torch.tensor([2]), (), slice(1, 1))  # one prompt, the second of two processes
+    none.sum().backward()
+    assert none.shape == (0, 32) and model.prompt_learner.cls_ctx.grad.eq(0).all()
+
+
 def test_a_batch_of_one_identity_has_no_language_term(parts):
     cfg, data, model = parts
     stage = LearnPrompts.from_cfg(cfg, data, model.train())
