@@ -20,7 +20,7 @@ from datasets.readers import SPLITS
 from datasets.records import Records, join
 from datasets.samplers import make_sampler
 from datasets.stores import ByteStore, PixelStore
-from datasets.transforms import build_transforms
+from datasets.transforms import build_transforms, with_views
 from utils.distributed import gather_objects, rank, world_size
 from utils.errors import UserError
 from utils.matching import Matching
@@ -185,9 +185,10 @@ class TestLoader:
 
 def make_train_loader(cfg, records: Records) -> TrainLoader:
     """The loader of a training list, batches drawn as DATALOADER.SAMPLER says."""
+    views = cfg.PROCESSOR.NAME == "prompt" and cfg.MODEL.USE_SSL
     return TrainLoader(
         records,
-        build_transforms(cfg, is_train=True),
+        with_views(cfg) if views else build_transforms(cfg, is_train=True),
         make_sampler(cfg, records.pids, rank(), world_size(), records.viewids),
         cfg.DATALOADER.NUM_WORKERS,
         cfg.DATALOADER.BAD_IMAGES,
@@ -284,10 +285,7 @@ def join_training(parts: list[ReIDDataset]) -> Records:
         r = part.train
         shifted.append(
             replace(
-                r,
-                pids=np.where(r.pids < 0, -1, r.pids + pids),
-                camids=r.camids + cams,
-                viewids=r.viewids + views,
+                r, pids=np.where(r.pids < 0, -1, r.pids + pids), camids=r.camids + cams, viewids=r.viewids + views,
                 domain=np.full(len(r), i),
             )  # fmt: skip
         )

@@ -217,26 +217,31 @@ class TestTransform:
 
 
 def build_transforms(cfg, is_train: bool) -> Callable[[Image.Image], Tensor]:
-    """The transform of training or of evaluation: PIL image -> float32 (3, H, W).
-
-    Training with vision self-supervision gives (3, 3, H, W): two views beside the image.
-    """
+    """The transform of training or of evaluation: PIL image -> float32 (3, H, W)."""
     if cfg.INPUT.PIPELINE == "imagenet":
         return make_imagenet_transform(cfg, is_train)
+    if is_train and cfg.INPUT.ROTATE and cfg.INPUT.ROTATE_VIEWS:
+        turned = train_transform(cfg, rotation=cfg.INPUT.ROTATE)
+        return ByView(tuple(cfg.INPUT.ROTATE_VIEWS), turned, train_transform(cfg))
+    if is_train:
+        return train_transform(cfg, rotation=cfg.INPUT.ROTATE)
     normalize = ToNormalized(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)
-    resize = {"resize": make_resizer(cfg.INPUT.RESIZE, is_train), "margin": cfg.INPUT.RESIZE_MARGIN}
-    if not is_train:
-        return TestTransform(tuple(cfg.INPUT.SIZE_TEST), normalize, **resize)
+    resize = make_resizer(cfg.INPUT.RESIZE, is_train)
+    return TestTransform(tuple(cfg.INPUT.SIZE_TEST), normalize, resize=resize, margin=cfg.INPUT.RESIZE_MARGIN)
 
-    def transform(rotation: float, area: tuple[float, float] = (0.02, cfg.INPUT.RE_MAX_AREA)) -> TrainTransform:
-        erase = RandomErasing(cfg.INPUT.RE_PROB, area, cfg.INPUT.RE_MODE)
-        return TrainTransform(
-            tuple(cfg.INPUT.SIZE_TRAIN), cfg.INPUT.PROB, cfg.INPUT.PADDING, normalize, erase, **resize,
-            padding_mode=cfg.INPUT.PADDING_MODE, rotation=rotation, enlarge=cfg.INPUT.ENLARGE_PROB,
-        )  # fmt: skip
 
-    if cfg.PROCESSOR.NAME == "prompt" and cfg.MODEL.USE_SSL:
-        return WithViews(transform(cfg.INPUT.ROTATE), transform(cfg.INPUT.ROTATE, VIEW_AREA))
-    if cfg.INPUT.ROTATE and cfg.INPUT.ROTATE_VIEWS:
-        return ByView(tuple(cfg.INPUT.ROTATE_VIEWS), transform(cfg.INPUT.ROTATE), transform(0.0))
-    return transform(cfg.INPUT.ROTATE)
+def train_transform(cfg, erased: tuple[float, float] | None = None, rotation: float = 0.0) -> TrainTransform:
+    """Training's transform. erased: least and largest share of the image that random erasing takes, None: the keys'."""
+    erased = erased or (0.02, cfg.INPUT.RE_MAX_AREA)
+    return TrainTransform(
+        tuple(cfg.INPUT.SIZE_TRAIN), cfg.INPUT.PROB, cfg.INPUT.PADDING,
+        ToNormalized(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD),
+        RandomErasing(cfg.INPUT.RE_PROB, erased, cfg.INPUT.RE_MODE),
+        make_resizer(cfg.INPUT.RESIZE, is_train=True), cfg.INPUT.RESIZE_MARGIN, cfg.INPUT.PADDING_MODE, rotation,
+        cfg.INPUT.ENLARGE_PROB,
+    )  # fmt: skip
+
+
+def with_views(cfg) -> WithViews:
+    """Training's transform with two views beside each image, for vision self-supervision."""
+    return WithViews(train_transform(cfg, rotation=cfg.INPUT.ROTATE), train_transform(cfg, VIEW_AREA, cfg.INPUT.ROTATE))

@@ -22,7 +22,8 @@ class CLIPReID(nn.Module):
 
     image_encoder: a tower of ``model.backbones.clip``. make_head: width -> classifier. neck_feat: ``before`` or
     ``after`` the necks, for retrieval. side, sie_coe: rows and weight of side information, added to the class token.
-    jigsaw: arguments of ``model.jpm.jigsaw_pieces``, for four local parts beside CLIP's own; None: none.
+    jigsaw: arguments of ``model.jpm.jigsaw_pieces``, for four local parts beside CLIP's own; None: none. quick_gelu:
+    whether the tower has the activation that OpenAI's weights need.
     """
 
     def __init__(
@@ -34,12 +35,13 @@ class CLIPReID(nn.Module):
         side: SideInformation | None = None,
         sie_coe: float = 3.0,
         jigsaw: dict | None = None,
+        quick_gelu: bool = True,
     ):
         super().__init__()
         if neck_feat not in ("before", "after"):
             raise UserError(f"TEST.NECK_FEAT: {neck_feat!r} is neither 'before' nor 'after'")
         self.image_encoder, self.neck_feat, self.jigsaw, self.sie_coe = image_encoder, neck_feat, jigsaw, sie_coe
-        self.side = side or SideInformation(0, 0)
+        self.side, self.quick_gelu = side or SideInformation(0, 0), quick_gelu
         if self.side.rows:
             self.cv_embed = nn.Parameter(torch.empty(self.side.rows, image_encoder.width))
             nn.init.trunc_normal_(self.cv_embed, std=0.02)
@@ -90,10 +92,13 @@ class CLIPReID(nn.Module):
     needed_of_pretrained = ("image_encoder.",)
     """Prefixes of what a pre-trained CLIP must bring."""
 
-    quick_gelu = True
-
     def pretrained_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A CLIP of OpenAI or open_clip under our names; what has no place here keeps its own."""
+        """A CLIP of OpenAI or open_clip under our names; what has no place here keeps its own.
+
+        A whole ReID model serves too: of that, the parts that a CLIP has.
+        """
+        if any(key.startswith("image_encoder.") for key in state):
+            return {key: value for key, value in state.items() if key.startswith(self.needed_of_pretrained)}
         if "input_resolution" in state and not self.quick_gelu:
             raise UserError(
                 "this is an archive of OpenAI's, whose activation is QuickGELU: name the architecture without "

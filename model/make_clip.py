@@ -94,21 +94,33 @@ def make_clip_model(cfg, num_class: int, camera_num: int = 0, view_num: int = 0,
         "side": make_side(cfg, tower, camera_num, view_num),
         "sie_coe": cfg.MODEL.SIE_COE,
         "jigsaw": jigsaw_layout(cfg, patches),
+        "quick_gelu": config.get("quick_gelu", False),
     }
-    sync = convert_sync_batch_norm if switch("MODEL.SYNC_BN", cfg.MODEL.SYNC_BN) else lambda module: module
-    if not prompted:
-        model = sync(CLIPReID(**image_side))
+    if prompted:
+        model = PromptReID(**image_side, **make_text_side(cfg, clip, tower.width, num_class, kind))
     else:
-        text = CLIPText(getattr(clip, "text", clip))
-        table = getattr(clip, "text", clip).token_embedding.weight
-        tokens = prompt_tokens(noun_of(cfg, kind), len(text.positional_embedding))
-        image_mlp = make_image_head(cfg, tower.width) if cfg.MODEL.USE_SSL else None
-        model = sync(PromptReID(**image_side, prompt_learner=PromptLearner(num_class, tokens, table),
-                                text_encoder=text, image_mlp=image_mlp))  # fmt: skip
-        if language_supervised(cfg):  # sees the rows of all processes on each of them, and so is not synchronised
-            model.text_mlp = ProjectionHead(config["embed_dim"], cfg.MODEL.SSL_HIDDEN)
-    model.quick_gelu = config.get("quick_gelu", False)
+        model = CLIPReID(**image_side)
+    if switch("MODEL.SYNC_BN", cfg.MODEL.SYNC_BN):
+        for name, child in list(model.named_children()):
+            if name != "text_mlp":  # sees the rows of all processes on each of them
+                setattr(model, name, convert_sync_batch_norm(child))
     return model
+
+
+def make_text_side(cfg, clip: nn.Module, width: int, num_class: int, kind: str) -> dict:
+    """The further arguments of ``PromptReID``: prompts, text tower, and the heads that self-supervision asks for.
+
+    width: of the image feature that the vision head takes.
+    """
+    source = getattr(clip, "text", clip)
+    text = CLIPText(source)
+    tokens = prompt_tokens(noun_of(cfg, kind), len(text.positional_embedding))
+    return {
+        "prompt_learner": PromptLearner(num_class, tokens, source.token_embedding.weight),
+        "text_encoder": text,
+        "image_mlp": make_image_head(cfg, width) if cfg.MODEL.USE_SSL else None,
+        "text_mlp": ProjectionHead(text.embed_dim, cfg.MODEL.SSL_HIDDEN) if language_supervised(cfg) else None,
+    }
 
 
 def make_image_head(cfg, width: int) -> nn.Module:

@@ -23,8 +23,9 @@ def prompt_tokens(noun: str, context_length: int = 77) -> Tensor:
     """Token ids (1, L) of the template. Raises ``UserError`` for a noun that leaves no valid prompt around it."""
     if not noun.strip():
         raise UserError("MODEL.PROMPT_NOUN: is blank; it is the last word of the prompts, such as person or product")
-    ids = open_clip.tokenize([sentence(noun)], context_length=context_length)
-    row, plain = ids[0].tolist(), open_clip.tokenize([sentence("person")], context_length=context_length)[0].tolist()
+    with torch.device("cpu"):  # ids are numbers to look at, also where a model is built without memory
+        ids, plain = open_clip.tokenize([sentence(noun), sentence("person")], context_length=context_length).split(1)
+    row, plain = ids[0].tolist(), plain[0].tolist()
     start, end = plain[0], max(plain)
     stop = plain[plain.index(end) - 1]  # the full stop: missing where a long noun was cut off
     special = row.count(start) > 1 or row.count(end) > 1

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from configs import load_config
 from processor import record, run
 from tests.processor.test_commands import call
 from tests.tiny import options, write_market
@@ -43,17 +44,30 @@ def tiny_run(root: Path, folder: Path, **changes) -> list:
     return options(root, folder, **(small | changes))
 
 
+def tiny_network(config_file: str) -> dict:
+    """Further settings by the family of the page's YAML."""
+    if "clip_reid" not in config_file and "svll" not in config_file:
+        return {"MODEL__NAME": "resnet10"} if "baseline" in config_file else {}
+    network = {"MODEL__NAME": "ViT-micro-8", "MODEL__STRIDE_SIZE": [8, 8], "MODEL__SSL_HIDDEN": 16}
+    if load_config(config_file).PROCESSOR.NAME == "supervised":
+        return network
+    stages = {f"SOLVER__STAGE{i}__{key}": value for i, key, value in (
+        (1, "MAX_EPOCHS", 1), (1, "WEIGHT", ""), (2, "MAX_EPOCHS", 1), (2, "IMS_PER_BATCH", 4), (2, "EVAL_PERIOD", 0),
+    )}  # fmt: skip
+    return network | stages
+
+
 @pytest.mark.parametrize(("name", "arguments"), commands(), ids=lambda word: word[-60:])
 def test_a_command_of_the_pages_runs(name, arguments, market, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     for variable, value in SHELL_VALUES.items():
         arguments = arguments.replace(variable, value)
     words = shlex.split(arguments)
-    extra = {"MODEL__NAME": "resnet10"} if "baseline" in words[1] else {}
+    extra = tiny_network(words[1])
     trained = tmp_path / "trained"
     assert call("train", [*words, *tiny_run(market, trained, **extra)]) == 0
     if name == "test":
-        weight = next(trained.glob("*_1.pth"))
+        weight = next(path for path in trained.glob("*_1.pth") if "stage1" not in path.name)
         assert call("test", [*words, *tiny_run(market, tmp_path / "tested", TEST__WEIGHT=weight, **extra)]) == 0
 
 

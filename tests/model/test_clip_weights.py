@@ -240,6 +240,14 @@ def test_a_two_stage_file_serves_the_baseline_and_the_other_way_round():
     require_complete(prompts, load_weights(prompts, baseline.state_dict()))
 
 
+def test_a_whole_model_serves_as_a_pre_trained_one_whatever_it_was_trained_on():
+    theirs, ours = build(751, seed=3), build(5, MODEL__JPM=True, MODEL__SHIFT_NUM=2)
+    classifier = ours.classifier.weight.clone()
+    load_pretrained(ours, theirs.state_dict())
+    assert torch.equal(ours.image_encoder.proj, theirs.image_encoder.proj)
+    assert torch.equal(ours.classifier.weight, classifier)
+
+
 def test_side_information_that_the_file_lacks_stops_a_test():
     model = build(MODEL__SIE_CAMERA=True)
     with pytest.raises(UserError, match="cv_embed"):

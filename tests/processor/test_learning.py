@@ -23,6 +23,15 @@ LEARNERS = {
         },
         0.05,
     ),
+    "prompt": (
+        {
+            "PROCESSOR__NAME": "prompt", "MODEL__NAME": "RN-mini", "MODEL__STRIDE_SIZE": [16, 16],
+            "MODEL__IF_LABELSMOOTH": "off", "INPUT__RE_PROB": 0.0, "SOLVER__STAGE1__MAX_EPOCHS": 1,
+            "SOLVER__STAGE2__MAX_EPOCHS": 10, "SOLVER__STAGE2__IMS_PER_BATCH": 32, "SOLVER__STAGE2__BASE_LR": 2e-3,
+            "SOLVER__STAGE2__WARMUP_ITERS": 2, "SOLVER__STAGE2__EVAL_PERIOD": 0,
+        },
+        0.12,
+    ),
 }  # fmt: skip
 
 

@@ -129,6 +129,24 @@ def test_a_stage_2_file_tests_alike_with_another_number_of_identities(market, tm
     assert "prompt_learner.cls_ctx (9, 4, 32) for (4, 4, 32)" in (tmp_path / "b" / "test_log.txt").read_text()
 
 
+def test_stage_1_learns_prompts_whose_texts_tell_identities_apart(market, tmp_path, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    cfg = config(market, tmp_path, SOLVER__STAGE1__MAX_EPOCHS=60, SOLVER__STAGE1__BASE_LR=0.05)
+    data = make_dataloader(cfg)
+    labels = torch.as_tensor(data.plain.records.pids)
+    centers = 2 * torch.randn(4, 32, generator=generator)
+    features = centers[labels] + torch.randn(len(labels), 32, generator=generator)
+    monkeypatch.setattr("processor.prompt.image_features", lambda model, loader: features)
+    run.train(cfg)
+    log = (tmp_path / "log.txt").read_text().splitlines()
+    losses = [float(line.split(" loss ")[1].split()[0]) for line in log if "prompts epoch" in line]
+    assert losses[-1] < 0.6 * losses[0]
+    model = make_model(cfg, data.num_classes)
+    model.load_state_dict(weights(tmp_path, "ViT-micro-8_stage1_60.pth"))
+    right = (features @ text_features(model).t()).argmax(1) == labels
+    assert right.float().mean() >= 0.9  # chance: 0.25
+
+
 # ---------------------------------------------------------------- resume and skipping
 
 
@@ -234,6 +252,13 @@ def test_an_identitys_prompt_is_encoded_once_and_the_terms_are_those_of_all_imag
     torch.testing.assert_close(terms["t2i"], loss.supervised_contrastive(texts, features, labels, labels))
     nearest = (features @ texts.t()).argmax(1)
     assert float(accuracy) == pytest.approx(float((labels[nearest] == labels).float().mean()))
+
+
+def test_a_process_without_a_share_takes_part_all_the_same(parts):
+    _, _, model = parts
+    none = TextSide(model)(torch.tensor([2]), (), slice(1, 1))  # one prompt, the second of two processes
+    none.sum().backward()
+    assert none.shape == (0, 32) and model.prompt_learner.cls_ctx.grad.eq(0).all()
 
 
 def test_a_batch_of_one_identity_has_no_language_term(parts):
