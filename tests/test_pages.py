@@ -7,9 +7,11 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from configs import load_config
+from model import make_model
 from processor import record, run
 from tests.processor.test_commands import call
 from tests.tiny import options, write_market
@@ -44,8 +46,24 @@ def tiny_run(root: Path, folder: Path, **changes) -> list:
     return options(root, folder, **(small | changes))
 
 
-def tiny_network(config_file: str) -> dict:
+def tiny_adaptation(config_file: str, folder: Path) -> dict:
+    """Settings for the torchreid family: the built-in data as source, the test's own Market-1501 as target."""
+    net = "torchreid_osnet_x0_25"
+    settings = {"MODEL__NAME": net, "MODEL__FC_DIM": 32, "DATASETS__CLASSIC": None}
+    if load_config(config_file).PROCESSOR.NAME == "supervised":
+        return settings
+    teacher = folder / "teacher.pth"
+    torch.save(make_model(load_config(opts=["MODEL.NAME", net, "MODEL.FC_DIM", 32]), 4).state_dict(), teacher)
+    return settings | {
+        "DATASETS__NAMES": "synthetic", "DATASETS__TARGETS": ["market1501"], "DMMD__SOURCE_WEIGHT": str(teacher),
+        "KD__TEACHER__NAME": net, "KD__TEACHER__WEIGHTS": [str(teacher)], "KD__STUDENT_WEIGHT": str(teacher),
+    }  # fmt: skip
+
+
+def tiny_network(config_file: str, folder: Path) -> dict:
     """Further settings by the family of the page's YAML."""
+    if "mtda" in config_file:
+        return tiny_adaptation(config_file, folder)
     if "clip_reid" not in config_file and "svll" not in config_file:
         return {"MODEL__NAME": "resnet10"} if "baseline" in config_file else {}
     network = {"MODEL__NAME": "ViT-micro-8", "MODEL__STRIDE_SIZE": [8, 8], "MODEL__SSL_HIDDEN": 16}
@@ -63,7 +81,7 @@ def test_a_command_of_the_pages_runs(name, arguments, market, tmp_path, monkeypa
     for variable, value in SHELL_VALUES.items():
         arguments = arguments.replace(variable, value)
     words = shlex.split(arguments)
-    extra = tiny_network(words[1])
+    extra = tiny_network(words[1], tmp_path)
     trained = tmp_path / "trained"
     assert call("train", [*words, *tiny_run(market, trained, **extra)]) == 0
     if name == "test":
