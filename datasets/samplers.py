@@ -82,7 +82,7 @@ def two_platforms(
     if satellite.keys() != drone.keys() or not satellite:
         odd = sorted(satellite.keys() ^ drone.keys())
         raise UserError(
-            f"DATALOADER.SAMPLER: 'two_platforms' needs satellite (view 0) and drone images (view 1) of every identity; "
+            f"DATALOADER.SAMPLER: 'two_platforms' needs satellite images (view 0) and drone images (view 1) of all, "
             f"{len(odd) or 'all'} identities lack one"
         )
     ids, rows = np.array(list(satellite)), []
@@ -148,7 +148,10 @@ class EpochSampler(Sampler):
 def make_sampler(
     cfg, pids: np.ndarray, rank: int, world: int, views: np.ndarray | None = None
 ) -> EpochSampler:
-    """The sampler that DATALOADER.SAMPLER names. views: (N,) platforms, for ``two_platforms``. Raises ``UserError`` for batch sizes that cannot be made."""
+    """The sampler that DATALOADER.SAMPLER names. views: (N,) platforms, for ``two_platforms``.
+
+    Raises ``UserError`` for batch sizes that cannot be made.
+    """
     name, batch, k = cfg.DATALOADER.SAMPLER, cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE
     name = "softmax_triplet" if name not in RULES and "triplet" in name else name
     rules = RULES | {"two_platforms": partial(two_platforms, views=views)}

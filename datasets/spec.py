@@ -19,14 +19,14 @@ Counts = Mapping[str, tuple[int | None, int | None, int | None]]
 class DatasetSpec:
     """Where a dataset lies and how its files are named.
 
-    folders: below the data root, first hit wins. pattern: base name -> groups pid, cam and maybe view. aliases:
-    other names for it. junk: ids that are nobody, dropped everywhere; distractors: dropped from training only.
-    kind: what is searched for. protocol: how it is evaluated; ks: the K of Recall@K, below 1 a share
-    of the gallery; nmi: whether to cluster the test images, which takes hours for thousands of classes. read: reader of the layout; its
-    keyword arguments are the dataset's options. make: writes the data first (built-in sets). marker: files or folders
-    one of which shows that a folder is the dataset. elsewhere: folders that count with a marker in them only.
-    restarts: test ids start again, the same number is another person. counts: split -> published (identities, images,
-    cameras), None for what was not published; or a function of the options. availability: who may have it, where.
+    folders: below the data root, first hit wins. pattern: base name -> groups pid, cam and maybe view. aliases: other
+    names for it. junk: ids that are nobody, dropped everywhere; distractors: dropped from training only. kind: what is
+    searched for. protocol: how it is evaluated; ks: the K of Recall@K, below 1 a share of the gallery; nmi: whether to
+    cluster the test images, which takes hours for thousands of classes. read: reader of the layout; its keyword
+    arguments are the dataset's options. make: writes the data first (built-in sets). marker: files or folders one of
+    which shows that a folder is the dataset. elsewhere: folders that count with a marker in them only. restarts: test
+    ids start again, the same number is another person. counts: split -> published (identities, images, cameras), None
+    for what was not published; or a function of the options. availability: who may have it, where.
     """
 
     name: str

@@ -76,7 +76,8 @@ def extract_features(
 ) -> Tensor:
     """Retrieval features of a list in its order, in full precision. (N, D) float32 on the CPU, alike on all processes.
 
-    flip: the mean with the mirrored image's features. call: what gives them, by default the model itself. Raises ``UserError`` naming images whose features are not finite.
+    flip: the mean with the mirrored image's features. call: what gives them, by default the model itself.
+    Raises ``UserError`` naming images whose features are not finite.
     """
     training, call = model.training, call or model
     model.eval()
@@ -180,7 +181,9 @@ def retrieval(test: TestSet, qf: Tensor, gf: Tensor, settings: Settings) -> Scor
     if result.nmi is not None:
         metrics["NMI"] = float(result.nmi)
     if not test.same_list:
-        metrics["mAP"] = ranking(test, qf, gf, settings, test.query, test.gallery).metrics["mAP"]
+        how = {"metric": settings.metric, "normalize": settings.normalize, "ap": settings.ap}
+        ids = test.query.pids, test.gallery.pids
+        metrics["mAP"] = float(evaluate_features(qf, gf, *ids, max_memory=settings.max_memory, **how).mAP)
     return Scored(metrics, test.query, {"first_match_rank": result.first_match_rank})
 
 

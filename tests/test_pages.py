@@ -11,7 +11,7 @@ import yaml
 
 from processor import record, run
 from tests.processor.test_commands import call
-from tests.tiny import options, write_market
+from tests.tiny import MSVIT, options, write_market
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -21,6 +21,15 @@ SHELL_VALUES = {
     "${1}": "[16, 16]", "${2}": "True", "${3}": "False", "${4}": "True", "${OUTPUT_DIR}": "out",
     "${5}": "deit_small_patch16_224_TransReID",
 }  # fmt: skip
+
+
+#: What a folder's YAML files need besides to be a matter of a second.
+AVERAGED = MSVIT | {"SOLVER__MAX_EPOCHS": 2, "SOLVER__EMA__RATIO": 0.5, "SOLVER__EMA__EXTRA_EPOCHS": 0}
+MINIATURES = {
+    "baseline": {"MODEL__NAME": "resnet10"},
+    "msvit/imagenet": MSVIT | {"DATALOADER__SAMPLER": "softmax"},
+    "msvit": AVERAGED,
+}
 
 
 def commands() -> list[tuple[str, str]]:
@@ -49,7 +58,7 @@ def test_a_command_of_the_pages_runs(name, arguments, market, tmp_path, monkeypa
     for variable, value in SHELL_VALUES.items():
         arguments = arguments.replace(variable, value)
     words = shlex.split(arguments)
-    extra = {"MODEL__NAME": "resnet10"} if "baseline" in words[1] else {}
+    extra = next((more for part, more in MINIATURES.items() if part in words[1]), {})
     trained = tmp_path / "trained"
     assert call("train", [*words, *tiny_run(market, trained, **extra)]) == 0
     if name == "test":

@@ -9,7 +9,6 @@ from PIL import Image
 
 from configs import load_config
 
-
 #: Changes that make ``config`` a miniature MSViT.
 MSVIT = {
     "MODEL__NAME": "msvit_s", "MODEL__MSVIT__WIDTHS": [16, 16, 16, 16], "MODEL__MSVIT__BLOCKS": [1, 1, 2, 1],

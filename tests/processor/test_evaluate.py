@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.loaders import TestSet
+from datasets.loaders import TestSet, make_dataloader
 from datasets.records import Records
 from processor import evaluate as module
 from processor.evaluate import Scored, Settings, evaluate, per_query_csv, score
@@ -94,6 +94,38 @@ def test_retrieval_shows_the_rank_of_the_first_match(same_list):
 
 class Given(torch.nn.Module):
     """Stands for a model; features are given through ``extract_features``."""
+
+
+def test_recall_at_a_share_of_the_gallery_and_the_ap_that_is_asked_for():
+    test, feats = example("retrieval")
+    test = replace(test, ks=(1, 5, 0.1), nmi=False)
+    scored = score(test, feats, Settings(ap="trapezoid"))
+    wanted = evaluate_retrieval(feats[:12], test.query.pids, feats[12:], test.gallery.pids, ks=(1, 4, 5), nmi=False)
+    ids = test.query.pids, test.gallery.pids
+    ap = evaluate_features(feats[:12], feats[12:], *ids, ap="trapezoid").mAP
+    found = {"Recall@1": wanted.recall[1], "Recall@5": wanted.recall[5], "Recall@10%": wanted.recall[4], "mAP": ap}
+    assert scored.metrics == pytest.approx(found)
+
+
+def test_the_keys_choose_the_ks_and_the_clustering(tmp_path):
+    root = write_market(tmp_path)
+    for changes, names in (
+        ({}, {"Recall@1", "Recall@2", "Recall@4", "Recall@8", "NMI", "mAP"}),
+        ({"TEST__RECALL_KS": [1, 0.5], "TEST__NMI": False}, {"Recall@1", "Recall@50%", "mAP"}),
+    ):
+        cfg = config(root, tmp_path, TEST__PROTOCOL="retrieval", **changes)
+        (test,) = make_dataloader(cfg, training=False).tests
+        feats = torch.randn(len(test.query) + len(test.gallery), 8, generator=torch.Generator().manual_seed(0))
+        assert score(test, feats, Settings.from_cfg(cfg)).metrics.keys() == names
+
+
+def test_classes_are_found_among_the_best_scores():
+    test = replace(example("classification", same_list=True)[0], query=records("val", [0, 1, 2, 6], [0] * 4))
+    rows_of = [[9.0, 1, 1, 1, 1, 1, 1], [5, 4, 3, 2, 1, 0, 0], [1, 2, 3, 4, 5, 6, 7], [7, 6, 5, 4, 3, 2, 1]]
+    scores = torch.tensor(rows_of)
+    scored = module.classification(test, scores)
+    assert scored.metrics == {"Top-1": 0.25, "Top-5": 0.75}
+    assert scored.per_query["first_match_rank"].tolist() == [1, 2, 5, 7]
 
 
 def test_files_are_one_for_a_set_and_one_each_for_several(tmp_path, monkeypatch):
