@@ -3,8 +3,9 @@
 ``python -m benchmarks.sparse_attention [--size s] [--batch 8] [--seconds 10] [--precision fp32]``
 
 core: the attention of all blocks of the network, forward and backward, at 384 x 128 (windows of 8 x 8 tokens) and
-224 x 224 (7 x 7), ratio 0.3. step: forward, losses, backward and update of the whole network. Memory is the most
-beyond what stood before, every row in a process of its own on a CPU.
+224 x 224 (7 x 7), ratio 0.3. step: forward, losses, backward and update of the whole network. On a CPU seconds are
+those of all its threads together, on a busy machine the steadier figure; memory is the most beyond what stood before,
+every row in a process of its own.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 
 import torch
@@ -21,7 +23,7 @@ from torch import Tensor
 import loss
 import model.backbones.msvit as backbone
 from benchmarks.evaluation import forget_peak, resident_mib
-from benchmarks.train_step import DTYPES, median_times
+from benchmarks.train_step import DTYPES
 from configs import load_config
 from model import make_model
 from model.backbones.msvit import MSVIT_TYPES
@@ -45,7 +47,11 @@ def scattered(q: Tensor, k: Tensor, v: Tensor, logit_scale: Tensor, split_size, 
     return from_windows(logits.flatten(0, 1).softmax(-1) @ v, shape, heads, split_size)
 
 
-FORMS = {"scattered": (scattered, RATIO), "ours": (sparse_window_attention, RATIO), "dense": (sparse_window_attention, 1.0)}
+FORMS = {
+    "scattered": (scattered, RATIO),
+    "ours": (sparse_window_attention, RATIO),
+    "dense": (sparse_window_attention, 1.0),
+}
 
 
 class Core:
@@ -121,6 +127,24 @@ def peak_mib(what: str, form: str, args: argparse.Namespace, device: torch.devic
     command = [sys.executable, "-m", "benchmarks.sparse_attention", "--size", args.size, "--batch", str(args.batch)]
     command += ["--precision", args.precision, "--memory_of", what, form]
     return float(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+
+
+def median_times(calls: dict[str, Callable[[], None]], device: torch.device, budget: float) -> dict[str, float]:
+    """Median seconds of each call over about ``budget`` seconds, taken in turns."""
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    while sum(map(sum, times.values())) < budget or len(next(iter(times.values()))) < 3:
+        for name, call in calls.items():
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            began = clock()
+            call()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times[name].append(clock() - began)
+    return {name: sorted(found)[len(found) // 2] for name, found in times.items()}
 
 
 def resident_peak(call: Callable[[], None]) -> float:

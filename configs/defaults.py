@@ -87,7 +87,7 @@ MODEL = {
     "FC_DIM": Key(2048, "torchreid family: width of the feature behind FC_HEAD; 2048 as published", least=1),
     "MAPS": Key("none", "torchreid's ResNets: stage maps for distillation, as teacher or as student gives them",
                 words=("none", "teacher", "student")),
-    "MSVIT.HEAD": Key("parts", "MSViT: parts (two branches and part heads), bnneck (one feature and neck, as a ResNet), "
+    "MSVIT.HEAD": Key("parts", "MSViT: parts (two branches and part heads), bnneck (one feature and neck, as ResNets), "
                       "classifier (ImageNet pre-training)", words=("parts", "bnneck", "classifier")),
     "MSVIT.WIDTHS": Key((), "MSViT: widths of the four stages; empty: those of msvit_s or msvit_l", of=int, least=1),
     "MSVIT.BLOCKS": Key((), "MSViT: convolution blocks of the four stages; empty: 3, 6, 15, 3", of=int, least=1),
@@ -98,8 +98,8 @@ MODEL = {
     "MSVIT.SPARSE_POOL": Key(True, "MSViT: parts are interleaved rows of the map; False: stripes"),
     "MSVIT.BATCH_ERASING": Key(0.4, "MSViT: largest share of an image that erasing inside the network takes; 0: none"),
     "MSVIT.BATCH_ERASING_PROB": Key(0.5, "MSViT: probability of that erasing", least=0, most=1),
-    "MSVIT.FREEZE": Key(["stem"], "MSViT: parts that are not trained, of stem, layer1, layer2, layer3; their batch norm "
-                        "goes on counting", of=str, several=True, words=("stem", "layer1", "layer2", "layer3")),
+    "MSVIT.FREEZE": Key(["stem"], "MSViT: parts that are not trained, of stem, layer1, layer2, layer3; their batch "
+                        "norm goes on counting", of=str, several=True, words=("stem", "layer1", "layer2", "layer3")),
     "MSVIT.ACT": Key("relu", "MSViT: relu as published for ReID, or gelu as in its pre-training",
                      words=("relu", "gelu")),
     "SYNC_BN": Key(False, "batch norm statistics over all processes"),
@@ -233,8 +233,8 @@ SOLVER = {
                            "an integer", of=int),
     "STEP_SIZE": Key(50, "step: epochs between two falls of the rate", least=1),
     "COSINE_FLOOR": Key(1e-6, "cosine_per_step: the last rate", least=0),
-    "DECAY_VECTORS": Key(True, "weight decay on norms and other one-dimensional parameters too; ImageNet training spares "
-                         "them"),
+    "DECAY_VECTORS": Key(True, "weight decay on norms and other one-dimensional parameters too; ImageNet training "
+                         "spares them"),
     "EMA.MODE": Key("uniform", "average of weights: uniform over the last epochs, or exponential over all updates",
                     words=("uniform", "exponential")),
     "EMA.RATIO": Key(1.0, "uniform: averaging starts at this share of MAX_EPOCHS; 1: no averaging"),

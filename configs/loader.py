@@ -154,7 +154,7 @@ def resolve(cfg: CfgNode, given: Iterable[str]) -> None:
         multistep = not ssl and (clip or solver.WARMUP_METHOD == "constant")
         solver.SCHEDULER = "multistep" if multistep else "cosine"
     if solver.SCHEDULER_START == "auto":
-        first = {"cosine": 0 if ssl else 1, "multistep": 1 if clip else 0, "step": 0}
+        first = {"cosine": 0 if ssl else 1, "multistep": 1 if clip else 0, "step": 0, "cosine_per_step": 0}
         solver.SCHEDULER_START = first.get(solver.SCHEDULER, 1)
 
 

@@ -454,7 +454,7 @@ def make_dataloader(cfg, training: bool = True) -> Data:
         unknown = int((query.camids >= num_cameras).sum() + (gallery.camids >= num_cameras).sum())
         if cfg.MODEL.SIE_CAMERA and unknown:
             log.warning("%s: %d images of cameras without training images; no camera is embedded", d.spec.name, unknown)
-        ks = tuple(cfg.TEST.RECALL_KS) or d.spec.ks
+        ks = tuple(int(k) if k >= 1 else f"{100 * k:g}%" for k in cfg.TEST.RECALL_KS) or d.spec.ks
         also = d.spec.also
         if cfg.TEST.NMI is not None:
             also = tuple(name for name in also if name != "NMI") + (("NMI",) if cfg.TEST.NMI else ())

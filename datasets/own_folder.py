@@ -36,8 +36,8 @@ def read_folder(
     """A folder per identity, or flat files ``ID_cCAMERA...``; below split folders, or split here by identity.
 
     camera_pattern: one group finds the camera in a base name; empty: ``_c(number)`` if every file has it, else there
-    are no cameras. ``test`` without ``query`` is searched among itself, with ``query`` it is the gallery. ``val`` beside
-    ``train`` alone holds images of the same classes, to be classified (as ImageNet's); otherwise it is left aside.
+    are no cameras. ``test`` without ``query`` is searched among itself, with ``query`` it is the gallery. ``val``
+    beside ``train`` alone holds images of the same classes, to be classified (as ImageNet's); else it is left aside.
     """
     names = sub_folders(folder)
     places = {split: next((n for n in known if n in names), None) for split, known in SPLIT_NAMES.items()}

@@ -82,7 +82,7 @@ def two_platforms(
     if satellite.keys() != drone.keys() or not satellite:
         odd = sorted(satellite.keys() ^ drone.keys())
         raise UserError(
-            f"DATALOADER.SAMPLER: 'two_platforms' needs satellite (view 0) and drone images (view 1) of every identity; "
+            f"DATALOADER.SAMPLER: 'two_platforms' needs satellite images (view 0) and drone images (view 1) of all, "
             f"{len(odd) or 'all'} identities lack one"
         )
     ids, rows = np.array(list(satellite)), []

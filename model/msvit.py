@@ -21,7 +21,7 @@ from model.backbones.msvit import (
     make_conv_head,
     make_stages,
     make_stem,
-)  # fmt: skip
+)
 from model.batch_erasing import BatchErasing
 from model.output import ReIDOutput
 from utils.errors import UserError
@@ -62,7 +62,8 @@ def check_parts(rows: int, parts: int, interleaved: bool) -> None:
     if parts < 1 or found < parts:
         raise UserError(
             f"MODEL.MSVIT.NUM_PART: a map of {rows} rows gives {found} parts, not {parts} (rows: the height of "
-            f"INPUT.SIZE_TRAIN and INPUT.SIZE_TEST over 16 times MODEL.LAST_STRIDE; MODEL.MSVIT.SPARSE_POOL {interleaved})"
+            "INPUT.SIZE_TRAIN and INPUT.SIZE_TEST over 16 times MODEL.LAST_STRIDE; MODEL.MSVIT.SPARSE_POOL "
+            f"{interleaved})"
         )
 
 
@@ -156,7 +157,7 @@ class MSViTReID(nn.Module):
             if not math.isclose(there, here, rel_tol=1e-5)
         ]
         if other:
-            raise UserError(f"the checkpoint was trained with other settings ({'; '.join(other)}): set them as they were")
+            raise UserError(f"the checkpoint was trained with other settings ({'; '.join(other)}); set them alike")
         return state
 
     def pretrained_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -187,8 +188,8 @@ def check_width(state: dict[str, Tensor], spec: MSViTSpec) -> None:
     stem = next((state[k] for k in ("first_conv.conv.weight", "stem.conv.weight") if k in state), None)
     if stem is not None and len(stem) != spec.stem:
         raise UserError(
-            f"MODEL.PRETRAIN_PATH: the file is of another size, its first stage is {2 * len(stem)} wide and the model's "
-            f"{2 * spec.stem}; msvit_s has 32, msvit_l 48 (MODEL.NAME, MODEL.MSVIT.WIDTHS)"
+            f"MODEL.PRETRAIN_PATH: the file is of another size, its first stage is {2 * len(stem)} wide and the model's"
+            f" {2 * spec.stem}; msvit_s has 32, msvit_l 48 (MODEL.NAME, MODEL.MSVIT.WIDTHS)"
         )
 
 

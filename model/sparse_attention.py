@@ -16,7 +16,7 @@ CACHED_LOGITS = 2**18
 """Logits that are worked on at once on a CPU: a megabyte, which stays in the cache of a core."""
 
 LARGEST_SCALE = 4.6052
-"""log 100 as the published code rounds it. Scales are learned as logarithms; a head beyond it gets no gradient for its."""
+"""log 100 as the published code rounds it. Scales are learned as logarithms; beyond it one gets no gradient."""
 
 
 def kept_count(tokens: int, ratio: float) -> int:
@@ -27,8 +27,8 @@ def kept_count(tokens: int, ratio: float) -> int:
     count = int(tokens * ratio)
     if not 0 < ratio <= 1 or count < 1:
         raise UserError(
-            f"MODEL.MSVIT.SPARSE_RATIO: {ratio} of {tokens} tokens in a window of MODEL.MSVIT.SPLIT_SIZE keeps {count}; "
-            f"it must be above {1 / tokens:.3g} and at most 1"
+            f"MODEL.MSVIT.SPARSE_RATIO: {ratio} of {tokens} tokens in a window of MODEL.MSVIT.SPLIT_SIZE keeps "
+            f"{count}; it must be above {1 / tokens:.3g} and at most 1"
         )
     return count
 
@@ -164,12 +164,30 @@ def sparse_window_attention(
     """
     heads, device = len(logit_scale), v.device.type
     kept = kept_count(split_size[0] * split_size[1], sparse_ratio)
-    autocast = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else v.dtype
     with torch.autocast(device, enabled=False):
-        wide = torch.promote_types(q.dtype, torch.float32)
-        q, k = (unit_length(x.to(wide).unflatten(1, (heads, -1))) for x in (q, k))
-        q = q * logit_scale.to(wide).clamp(max=LARGEST_SCALE).exp().unsqueeze(-1)  # fewer numbers than the logits
-        dtype = torch.get_autocast_dtype(device) if autocast else v.dtype
-        maps = (q.flatten(1, 2), k.flatten(1, 2), v)
+        maps = (*unit_maps(q, k, logit_scale), v)
         out = attend(*(to_windows(x.to(dtype), heads, split_size) for x in maps), kept)
     return from_windows(out, v.shape, heads, split_size)
+
+
+def unit_maps(q: Tensor, k: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys whose products are the logits: of unit length, the queries times their head's factor."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    q, k = (unit_length(x.to(wide).unflatten(1, (len(logit_scale), -1))) for x in (q, k))
+    q = q * logit_scale.to(wide).clamp(max=LARGEST_SCALE).exp().unsqueeze(-1)  # fewer numbers than the logits
+    return q.flatten(1, 2), k.flatten(1, 2)
+
+
+def attention_weights(
+    q: Tensor, k: Tensor, logit_scale: Tensor, split_size: tuple[int, int], sparse_ratio: float = 1.0
+) -> Tensor:
+    """What ``sparse_window_attention`` weighs the values with, to look at: (B, windows, heads, N, N), rows sum to 1.
+
+    Windows in the order of ``to_windows``: (i, j) row by row.
+    """
+    batch, heads, tokens = len(q), len(logit_scale), split_size[0] * split_size[1]
+    q, k = (to_windows(x, heads, split_size) for x in unit_maps(q, k, logit_scale))
+    logits = q.transpose(1, 2) @ k
+    weights = softmax_from(logits, kth_largest(logits, kept_count(tokens, sparse_ratio)))
+    return weights.view(batch, -1, heads, tokens, tokens)

@@ -82,7 +82,8 @@ def extract_features(
 ) -> Tensor:
     """Retrieval features of a list in its order, in full precision. (N, D) float32 on the CPU, alike on all processes.
 
-    flip: the mean with the mirrored image's features. call: what gives them, by default the model itself. Raises ``UserError`` naming images whose features are not finite.
+    flip: the mean with the mirrored image's features. call: what gives them, by default the model itself.
+    Raises ``UserError`` naming images whose features are not finite.
     """
     training, call = model.training, call or model
     model.eval()

@@ -211,7 +211,7 @@ class Trainer:
         """The averaged weights take the place of the last ones, which are evaluated before if it is their turn."""
         if stage.evaluates and self.evaluate and due(epoch, stage.eval_period, final=False):
             self._evaluate(stage, epoch, weights="last")
-        log.info("stage %s: the mean of %d weights takes the place of the last", stage.name, stage.average.count)
+        log.info("the mean of the weights of %d times takes the place of the last", stage.average.count)
         stage.average.apply()
         if stage.average.bn_update:
             wrapped, stage.net = stage.net, stage.model  # the wrapper would hand out the first process's statistics

@@ -91,9 +91,7 @@ class WeightAverage:
 
 
 @torch.no_grad()
-def reestimate_batch_norm(
-    module: nn.Module, batches: Iterable, forward: Callable[[Any], object] | None = None
-) -> None:
+def reestimate_batch_norm(module: nn.Module, batches: Iterable, forward: Callable[[Any], object] | None = None) -> None:
     """Running statistics anew, as means over the batches weighted by their lengths; the module runs in train mode.
 
     forward: what to do with a batch, by default to call the module on it. The variance is the mean of the batches'
@@ -143,7 +141,9 @@ def make_average(cfg, module: nn.Module, epochs: int) -> WeightAverage | None:
     first = first_averaged(ema.RATIO, epochs)
     if ema.MODE == "exponential":
         if ema.RATIO < 1:
-            raise UserError("SOLVER.EMA.MODE 'exponential' and SOLVER.EMA.RATIO below 1 cannot go together: the ratio is "
-                            "for the uniform mean")
+            raise UserError(
+                "SOLVER.EMA.MODE 'exponential' and SOLVER.EMA.RATIO below 1 cannot go together: the ratio is for the "
+                "uniform mean"
+            )
         return WeightAverage(module, decay=ema.DECAY, bn_update=ema.BN_UPDATE)
     return WeightAverage(module, first, bn_update=ema.BN_UPDATE) if ema.RATIO < 1 else None

@@ -29,7 +29,8 @@ def parameter_groups(
 
     Names with ``bias`` learn at ``base_lr * bias_lr_factor`` and decay by ``weight_decay_bias``; with ``large_fc_lr``
     names with ``classifier`` or ``arcface`` learn at twice ``base_lr``. Position embeddings, tokens and norms decay;
-    decay_vectors False spares all one-dimensional parameters, as ImageNet training does. wanted: of a parameter's name, whether it is to be trained.
+    decay_vectors False spares all one-dimensional parameters, as ImageNet training does. wanted: of a parameter's
+    name, whether it is to be trained.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():

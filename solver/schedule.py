@@ -50,9 +50,7 @@ def step(base: float, t: float, *, size: int, gamma: float) -> float:
     return base * gamma ** (t // size)
 
 
-def constant_tail(
-    base: float, t: float, *, warmup: int, epochs: int, last: int, factor: float
-) -> float:
+def constant_tail(base: float, t: float, *, warmup: int, epochs: int, last: int, factor: float) -> float:
     """MSViT's: linear warm-up from ``factor`` to 1, a cosine towards 0 at ``epochs``, constant from ``last`` on."""
     if t <= warmup:
         return base * (factor + (1 - factor) * t / warmup) if warmup else base

@@ -14,7 +14,7 @@ from configs import load_config
 from model import make_model
 from processor import record, run
 from tests.processor.test_commands import call
-from tests.tiny import options, write_market
+from tests.tiny import MSVIT, options, write_market
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -24,6 +24,15 @@ SHELL_VALUES = {
     "${1}": "[16, 16]", "${2}": "True", "${3}": "False", "${4}": "True", "${OUTPUT_DIR}": "out",
     "${5}": "deit_small_patch16_224_TransReID",
 }  # fmt: skip
+
+
+#: What a folder's YAML files need besides to be a matter of a second.
+AVERAGED = MSVIT | {"SOLVER__MAX_EPOCHS": 2, "SOLVER__EMA__RATIO": 0.5, "SOLVER__EMA__EXTRA_EPOCHS": 0}
+MINIATURES = {
+    "baseline": {"MODEL__NAME": "resnet10"},
+    "msvit/imagenet": MSVIT | {"DATALOADER__SAMPLER": "softmax"},
+    "msvit": AVERAGED,
+}
 
 
 def commands() -> list[tuple[str, str]]:
@@ -64,6 +73,8 @@ def tiny_network(config_file: str, folder: Path) -> dict:
     """Further settings by the family of the page's YAML."""
     if "mtda" in config_file:
         return tiny_adaptation(config_file, folder)
+    if family := next((more for part, more in MINIATURES.items() if part in config_file), None):
+        return family
     if "clip_reid" not in config_file and "svll" not in config_file:
         return {"MODEL__NAME": "resnet10"} if "baseline" in config_file else {}
     network = {"MODEL__NAME": "ViT-micro-8", "MODEL__STRIDE_SIZE": [8, 8], "MODEL__SSL_HIDDEN": 16}

@@ -44,7 +44,7 @@ def make_spec(name: str, widths: tuple[int, ...] = (), blocks: tuple[int, ...] =
     if len(spec.widths) != 4 or any(w < 1 or w % (2 * CHANNELS_PER_GROUP) for w in spec.widths):
         raise UserError(f"MODEL.MSVIT.WIDTHS: {list(widths)} must be four multiples of {2 * CHANNELS_PER_GROUP}")
     if any(width % heads for width, heads in zip(spec.widths, spec.heads, strict=False)):
-        raise UserError(f"MODEL.MSVIT.WIDTHS: {list(widths)} must be multiples of the heads {spec.heads} in their stages")
+        raise UserError(f"MODEL.MSVIT.WIDTHS: {list(widths)} must be multiples of the stages' heads, {spec.heads}")
     if len(spec.blocks) != 4 or min(spec.blocks) < 1:
         raise UserError(f"MODEL.MSVIT.BLOCKS: {list(blocks)} must be four numbers, at least 1 each")
     return spec
@@ -59,7 +59,7 @@ class Attention:
 
 
 class ConvBN(nn.Sequential):
-    """Convolution without bias, batch norm, and an activation where one is given. Size / stride, (B, in) -> (B, out)."""
+    """Convolution without bias, batch norm, and an activation if given. (B, in, H, W) -> (B, out, H / s, W / s)."""
 
     def __init__(
         self, inside: int, outside: int, kernel: int = 1, stride: int = 1, grouped: bool = False,

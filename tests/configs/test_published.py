@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from configs import ConfigError, dump, load_config, load_config_with_notes
-from configs.defaults import INERT
+from configs.defaults import INERT, KEYS
 from configs.loader import lookup
+from model import make_model
 from tests.configs.published import CLIP, TRANSREID, TRANSREID_SSL, keys, upstream_yaml
 
 SHIPPED = Path(__file__).resolve().parents[2] / "configs"
@@ -134,6 +135,72 @@ def test_the_file_named_after_a_dataset_is_its_best_row(dataset):
     assert load_config(folder / f"{dataset}.yml") == load_config(folder / f"{dataset}_vit_transreid_stride.yml")
 
 
+PEOPLE = {"INPUT.SIZE_TRAIN": [384, 128], "MODEL.MSVIT.SPLIT_SIZE": [8, 8], "MODEL.MSVIT.BATCH_ERASING": 0.4,
+          "DATALOADER.NUM_INSTANCE": 4, "SOLVER.BASE_LR": 0.05, "SOLVER.MAX_EPOCHS": 75, "INPUT.RESIZE_MARGIN": 0}
+OBJECTS = {"INPUT.SIZE_TRAIN": [224, 224], "MODEL.MSVIT.SPLIT_SIZE": [7, 7], "MODEL.MSVIT.BATCH_ERASING": 0.1,
+           "DATALOADER.NUM_INSTANCE": 6, "SOLVER.BASE_LR": 0.05, "SOLVER.MAX_EPOCHS": 45, "INPUT.RESIZE_MARGIN": 32}
+MSVIT = {  # the rows of the published table, with what their commands say
+    "occ_duke": PEOPLE, "p_dukemtmc": PEOPLE, "market1501": PEOPLE, "dukemtmc": PEOPLE, "cuhk03_np_detected": PEOPLE,
+    "cuhk03_np_labeled": PEOPLE, "msmt17": PEOPLE | {"SOLVER.MAX_EPOCHS": 45}, "car196": OBJECTS,
+    "cub200": OBJECTS | {"SOLVER.BASE_LR": 0.001},
+}
+MSVIT_COMMON = {
+    "MODEL.LAST_STRIDE": 1, "MODEL.MSVIT.NUM_PART": 2, "MODEL.MSVIT.SPARSE_RATIO": 0.3,
+    "MODEL.MSVIT.SPARSE_POOL": True, "MODEL.MSVIT.FREEZE": ["stem"], "MODEL.MSVIT.ACT": "relu",
+    "MODEL.IF_LABELSMOOTH": "off", "MODEL.NO_MARGIN": True, "MODEL.TRIPLET_LOSS_WEIGHT": 1.0,
+    "MODEL.ID_LOSS_WEIGHT": 1.0, "SOLVER.TRP_L2": True, "INPUT.RESIZE": "cv2_bilinear", "INPUT.PADDING": 8,
+    "INPUT.PADDING_MODE": "symmetric", "INPUT.PROB": 0.5, "INPUT.RE_PROB": 0.0, "INPUT.PIXEL_MEAN": [0.0] * 3,
+    "INPUT.PIXEL_STD": [1.0] * 3, "DATALOADER.SAMPLER": "repeat_iter", "DATALOADER.NUM_WORKERS": 4,
+    "SOLVER.IMS_PER_BATCH": 24, "SOLVER.OPTIMIZER_NAME": "SGD", "SOLVER.MOMENTUM": 0.9, "SOLVER.NESTEROV": True,
+    "SOLVER.WEIGHT_DECAY": 5e-4, "SOLVER.WEIGHT_DECAY_BIAS": 5e-4, "SOLVER.BIAS_LR_FACTOR": 1.0,
+    "SOLVER.WARMUP_FACTOR": 0.01, "SOLVER.WARMUP_EPOCHS": 5, "SOLVER.EMA.MODE": "uniform", "SOLVER.EMA.RATIO": 0.8,
+    "SOLVER.EMA.EXTRA_EPOCHS": 25, "SOLVER.EMA.BN_UPDATE": True, "SOLVER.SEED": 613, "TEST.IMS_PER_BATCH": 32,
+    "TEST.FLIP": True, "TEST.FEAT_NORM": "yes", "TEST.METRIC": "cosine", "TEST.AP": "trapezoid",
+    "TEST.NECK_FEAT": "after",
+}
+UNPUBLISHED = ("veri", "vehicleid", "sop", "inshop", "university1652")
+MSVIT_FILES = [f"{name}_{size}" for name in (*MSVIT, *UNPUBLISHED, "imagenet") for size in "sl"]
+MSVIT_FILES += ["eth80", "synthetic_occluded"]  # small ones of ours
+
+
+@pytest.mark.parametrize("size", ["s", "l"])
+@pytest.mark.parametrize("name", MSVIT)
+def test_shipped_msvit_file_is_its_row(name, size):
+    cfg, notes = load_config_with_notes(SHIPPED / "msvit" / f"{name}_{size}.yml")
+    row = MSVIT_COMMON | MSVIT[name] | {"INPUT.SIZE_TEST": MSVIT[name]["INPUT.SIZE_TRAIN"], "DATASETS.NAMES": name}
+    row |= {"MODEL.NAME": f"msvit_{size}", "MODEL.PRETRAIN_PATH": f"./weights/msvit_{size}.pth",
+            "MODEL.DROP_PATH": 0.1 if size == "s" else 0.15}
+    check(cfg, row, processor="supervised", vit_small="deit", schedule="msvit", start=1)
+    assert notes == []
+
+
+@pytest.mark.parametrize("name", [*MSVIT, *UNPUBLISHED])
+def test_the_large_file_changes_the_size_the_drop_path_and_the_weights_alone(name):
+    small, large = (load_config(SHIPPED / "msvit" / f"{name}_{size}.yml") for size in "sl")
+    changed = {key for key in KEYS if lookup(small, key) != lookup(large, key)}
+    assert changed == {"MODEL.NAME", "MODEL.DROP_PATH", "MODEL.PRETRAIN_PATH"}
+
+
+def test_shipped_msvit_files_can_be_built():
+    for path in (SHIPPED / "msvit").glob("*_s.yml"):
+        assert make_model(load_config(path), 4, 1, 1).width == 512
+
+
+@pytest.mark.parametrize(("size", "drop_path", "mixup", "cutmix"), [("s", 0.05, 0.2, 0.3), ("l", 0.1, 0.4, 0.5)])
+def test_shipped_imagenet_file_is_the_published_recipe(size, drop_path, mixup, cutmix):
+    cfg = load_config(SHIPPED / "msvit" / f"imagenet_{size}.yml")
+    row = {"MODEL.NAME": f"msvit_{size}", "MODEL.MSVIT.HEAD": "classifier", "MODEL.MSVIT.ACT": "gelu",
+           "MODEL.MSVIT.SPARSE_RATIO": 1.0, "MODEL.MSVIT.SPLIT_SIZE": [7, 7], "MODEL.DROP_PATH": drop_path,
+           "INPUT.MIXUP": mixup, "INPUT.CUTMIX": cutmix, "INPUT.AUTO_AUGMENT": "rand-m9-mstd0.5-inc1",
+           "INPUT.RE_PROB": 0.25, "MODEL.IF_LABELSMOOTH": "on", "SOLVER.OPTIMIZER_NAME": "AdamW",
+           "SOLVER.BASE_LR": 2e-3, "SOLVER.WEIGHT_DECAY": 0.05, "SOLVER.WEIGHT_DECAY_BIAS": 0.05,
+           "SOLVER.DECAY_VECTORS": False, "SOLVER.CLIP_GRAD": 5.0, "SOLVER.IMS_PER_BATCH": 1024,
+           "SOLVER.MAX_EPOCHS": 300, "SOLVER.WARMUP_EPOCHS": 20, "SOLVER.COSINE_FLOOR": 1e-6,
+           "SOLVER.EMA.MODE": "exponential", "SOLVER.EMA.DECAY": 0.9999, "DATASETS.NAMES": "folder",
+           "INPUT.SIZE_TRAIN": [224, 224], "INPUT.PIXEL_MEAN": [0.485, 0.456, 0.406]}
+    check(cfg, row, processor="supervised", vit_small="transreid", schedule="cosine_per_step", start=0)
+
+
 def test_shipped_baseline():
     cfg = load_config(SHIPPED / "baseline" / "market1501_resnet50.yml")
     settings = {"MODEL.NAME": "resnet50", "MODEL.PRETRAIN_PATH": "", "MODEL.IF_LABELSMOOTH": "on",
@@ -162,6 +229,8 @@ def test_every_shipped_file_is_checked_here():
     rows |= {shipped_clip(row).relative_to(SHIPPED).with_suffix("").as_posix() for row in CLIP}
     rows |= {f"svll/{data}_vit_base" for data in ("person", "veri", "vehicleid")}
     rows |= {"clip_reid/eth80", "clip_reid/synthetic", "clip_reid/synthetic_base", "svll/eth80", "svll/synthetic"}
-    found = {f"{path.parent.name}/{path.stem}" for folder in ("transreid", "transreid_ssl", "clip_reid", "svll")
+    rows |= {f"msvit/{name}" for name in MSVIT_FILES}
+    folders = ("transreid", "transreid_ssl", "clip_reid", "svll", "msvit")
+    found = {f"{path.parent.name}/{path.stem}" for folder in folders
              for path in (SHIPPED / folder).glob("*.yml") if path.stem != "_base"}
     assert found == rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import random
 from collections import Counter
@@ -13,8 +14,10 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as tv
 
+from configs import load_config
 from datasets import build_transforms, make_dataloader, make_dataset
 from datasets.catalogue import CATALOGUE, ReIDDataset
+from datasets.imagenet import make_mixup
 from datasets.images import ImageList
 from datasets.loaders import TestLoader, TrainLoader, as_trained, hold_out, join_training
 from datasets.records import Records
@@ -25,9 +28,11 @@ from datasets.samplers import (
     identity_batches,
     make_sampler,
     once_per_identity,
+    repeated_passes,
     shuffled,
+    two_platforms,
 )
-from datasets.transforms import PadAndCrop, RandomErasing, ToNormalized, TrainTransform
+from datasets.transforms import PadAndCrop, RandomErasing, ToNormalized, TrainTransform, turned
 from tests.tiny import config, write_market
 from utils.errors import UserError
 
@@ -99,6 +104,90 @@ def test_padding_shows_a_shifted_image_on_black_and_every_shift_occurs(shape, pa
     assert len(seen) > 20
     assert min(s[0] for s in seen if s != "all black") < 0 < max(s[0] for s in seen if s != "all black")
     assert min(s[1] for s in seen if s != "all black") < 0 < max(s[1] for s in seen if s != "all black")
+
+
+def test_symmetric_padding_mirrors_the_edges_and_every_shift_occurs():
+    random.seed(0)
+    pixels = torch.tensor(np.asarray(photo(6, 5))).permute(2, 0, 1)
+    padded = np.pad(pixels.numpy(), ((0, 0), (3, 3), (3, 3)), "symmetric")
+    seen = set()
+    for _ in range(600):
+        out = PadAndCrop(3, "symmetric")(pixels).numpy()
+        fits = [
+            (y, x) for y in range(7) for x in range(7) if np.array_equal(out, padded[:, y : y + 6, x : x + 5])
+        ]  # fmt: skip
+        assert fits
+        seen.add(fits[0])
+    assert len(seen) == 49
+
+
+def test_a_margin_is_cut_anywhere_in_training_and_all_round_in_test():
+    random.seed(0)
+    image = photo(20, 14)
+    plain = {"INPUT__RESIZE": "cv2_bilinear", "INPUT__SIZE_TRAIN": [16, 10], "INPUT__SIZE_TEST": [16, 10]}
+    plain |= {"INPUT__RESIZE_MARGIN": 4, "INPUT__PROB": 0, "INPUT__RE_PROB": 0, "INPUT__PADDING": 0}
+    whole = ToNormalized(MEAN, STD)(torch.tensor(np.asarray(image)).permute(2, 0, 1))  # 20 x 14 already
+    test, train = (build_transforms(settings(**plain), is_train=t) for t in (False, True))
+    assert torch.equal(test(image), whole[:, 2:18, 2:12])
+    seen = set()
+    for _ in range(300):
+        out = train(image)
+        places = [(y, x) for y in range(5) for x in range(5) if torch.equal(out, whole[:, y : y + 16, x : x + 10])]
+        assert len(places) == 1
+        seen.add(places[0])
+    assert len(seen) == 25
+
+
+def test_rotation_keeps_the_centre_and_blackens_the_corners():
+    pixels = torch.full((3, 21, 21), 200, dtype=torch.uint8)
+    found = turned(pixels, 45.0)
+    assert (found[:, 8:13, 8:13] == 200).all() and (found[:, 0, 0] == 0).all()
+    assert torch.equal(turned(pixels, 0.0), pixels)
+
+
+def test_only_the_views_that_are_named_are_rotated(tmp_path):
+    changes = {"INPUT__ROTATE": 180.0, "INPUT__ROTATE_VIEWS": [0], "INPUT__RE_PROB": 0}
+    changes["INPUT__PADDING_MODE"] = "symmetric"
+    transform = build_transforms(settings(INPUT__PIXEL_MEAN=[0] * 3, INPUT__PIXEL_STD=[1] * 3, **changes), True)
+    assert transform.of_view(0).crop.rotation == 180 and transform.of_view(1).crop.rotation == 0
+    paths = [str(tmp_path / f"{i}.png") for i in range(2)]
+    for path in paths:
+        Image.new("RGB", (16, 32), (255, 255, 255)).save(path)
+    records = Records.of(paths, [0, 0], viewids=[0, 1])
+    images = ImageList(records, transform)
+    batch = images.__getitems__([(0, 5), (1, 5)])
+    assert batch.images[0].min() == 0 and batch.images[1].min() == 1  # black corners, mirrored edges
+    assert torch.equal(images[(0, 5)][0], batch.images[0])
+
+
+def test_the_augmentation_of_imagenet_draws_from_the_images_seed_alone(tmp_path):
+    cfg = settings(INPUT__PIPELINE="imagenet", INPUT__AUTO_AUGMENT="rand-m9-mstd0.5-inc1", INPUT__RE_PROB=0.25)
+    photo(40, 50).save(tmp_path / "a.png")
+    images = ImageList(Records.of([str(tmp_path / "a.png")], [0]), build_transforms(cfg, is_train=True))
+    drawn = []
+    for seed in (1, 2, 1):
+        np.random.seed(len(drawn))
+        before = np.random.get_state()[1].copy()
+        drawn.append(images[(0, seed)][0])
+        assert np.array_equal(np.random.get_state()[1], before)
+    assert drawn[0].shape == (3, 32, 16) and torch.equal(drawn[0], drawn[2]) and not torch.equal(drawn[0], drawn[1])
+    test = build_transforms(cfg, is_train=False)(photo(64, 64))
+    assert test.shape == (3, 32, 16)
+    with pytest.raises(UserError, match="INPUT.AUTO_AUGMENT: 'nonsense'"):
+        build_transforms(settings(INPUT__PIPELINE="imagenet", INPUT__AUTO_AUGMENT="nonsense"), is_train=True)
+
+
+def test_mixed_images_have_soft_labels_and_refuse_a_metric_loss():
+    cfg = settings(INPUT__MIXUP=0.4, INPUT__CUTMIX=0.5, DATALOADER__SAMPLER="softmax")
+    assert make_mixup(settings(), 5) is None
+    mixup, labels = make_mixup(cfg, 5), torch.tensor([0, 1, 2, 3])
+    images, targets = mixup(torch.rand(4, 3, 8, 8), labels)
+    assert images.shape == (4, 3, 8, 8) and targets.shape == (4, 5)
+    torch.testing.assert_close(targets.sum(1), torch.ones(4))
+    for changes in ({"DATALOADER__SAMPLER": "softmax_triplet"}, {"SOLVER__IMS_PER_BATCH": 5}):
+        bad = {"INPUT__MIXUP": 0.4, "DATALOADER__SAMPLER": "softmax"} | changes
+        with pytest.raises(UserError, match="|".join(key.replace("__", r"\.") for key in changes)):
+            make_mixup(settings(**bad), 5)
 
 
 def test_erased_rectangles_have_the_published_areas_shapes_and_frequency():
@@ -220,6 +309,61 @@ def test_softmax_takes_every_image_at_most_once_and_drops_the_rest():
     assert [len(b) for b in batches] == [12, 12, 12]
     assert len(set(rows)) == 36
     assert rows != sorted(rows)
+
+
+@pytest.mark.parametrize("k", [1, 4, 6])
+def test_repeat_iter_fills_as_many_passes_as_the_images_do_with_k_images_each(k):
+    batches = repeated_passes(PIDS, 3 * k, k, np.random.default_rng(0))
+    passes = max(len(PIDS) // (9 * k), 1)
+    assert len(batches) == passes * 9 // 3
+    groups = groups_of(batches, PIDS, k)
+    for start in range(0, len(groups), 9):  # every pass has every identity once
+        assert sorted(int(group[0]) for group in groups[start : start + 9]) == list(range(9))
+    for group in np.concatenate(batches).reshape(-1, k):
+        pid = PIDS[group[0]]
+        assert (PIDS[group] == pid).all()
+        assert len(set(group.tolist())) == k or (pid == PIDS).sum() < k
+
+
+def test_repeat_iter_says_so_where_an_epoch_must_repeat_images(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("lineup"), "propagate", True)
+    cfg = settings(DATALOADER__SAMPLER="repeat_iter", DATALOADER__NUM_INSTANCE=6, SOLVER__IMS_PER_BATCH=12)
+    sampler = make_sampler(cfg, PIDS, 0, 1)
+    assert len(sampler) == 4 and "fewer than 6 images per identity" in caplog.text
+
+
+def test_two_platforms_give_a_buildings_first_satellite_image_and_drone_images():
+    pids = np.repeat(np.arange(4), 8)
+    views = np.tile([1, 1, 0, 1, 0, 1, 2, 1], 4)  # drone, two satellite images, one of the street
+    batches = two_platforms(pids, 6, 3, np.random.default_rng(0), views=views)
+    assert len(batches) == (28 // 12) * 12 // 6
+    for group in np.concatenate(batches).reshape(-1, 3):
+        assert len(set(pids[group])) == 1
+        assert group[0] % 8 == 2 and (views[group[1:]] == 1).all() and group[1] != group[2]
+    with pytest.raises(UserError, match="1 identities lack one"):
+        two_platforms(pids, 6, 3, np.random.default_rng(0), views=np.where(pids == 3, 1, views))
+
+
+def test_university_1652_trains_on_two_platforms_and_rotates_one_of_them(tmp_path):
+    university = tmp_path / "University-Release"
+    for platform, count in (("satellite", 1), ("drone", 5), ("street", 1)):
+        for building in ("0839", "0842"):
+            names = [f"train/{platform}/{building}/{i}.png" for i in range(count)]
+            names += [f"test/{split}_{platform}/{building}/t.png" for split in ("query", "gallery")]
+            for name in names:
+                (university / name).parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (32, 32), (255, 255, 255)).save(university / name)
+    yaml = Path(__file__).resolve().parents[2] / "configs" / "msvit" / "university1652_s.yml"
+    words = ["DATASETS.ROOT_DIR", str(tmp_path), "SOLVER.IMS_PER_BATCH", 8, "DATALOADER.NUM_WORKERS", 0]
+    data = make_dataloader(load_config(yaml, [*words, "INPUT.SIZE_TRAIN", [64, 64], "INPUT.SIZE_TEST", [64, 64]]))
+    batches = list(data.train.epoch(1))
+    assert [len(batch) for batch in batches] == [8]  # 12 images of two buildings: one pass of four each
+    (batch,) = batches
+    assert batch.viewids.tolist() == [0, 1, 1, 1] * 2
+    assert len(set(batch.pids[:4].tolist())) == len(set(batch.pids[4:].tolist())) == 1
+    dark = (batch.images == 0).flatten(1).any(1)
+    assert dark[batch.viewids == 0].any() and not dark[batch.viewids == 1].any()  # rotated corners
+    assert data.tests[0].ks == (1, 5, 10, "1%") and data.tests[0].also == ("mAP",)
 
 
 @pytest.mark.parametrize("rule", sorted(RULES))

@@ -43,6 +43,17 @@ def test_a_folder_per_identity_below_split_folders(test, names, tmp_path):
     assert not dataset.same_list
 
 
+def test_classes_of_training_beside_it_are_to_be_classified(tmp_path):
+    write(tmp_path, ["train/n02/a.jpg", "train/n01/b.jpg", "train/n03/c.jpg", "val/n03/v.jpg", "val/n01/w.jpg"])
+    dataset = make_dataset("folder", tmp_path)
+    assert (dataset.protocol, dataset.same_list, dataset.shared_ids) == ("classification", True, 0)
+    assert rows(dataset.train) == [("b.jpg", 0, 0, 0), ("a.jpg", 1, 0, 0), ("c.jpg", 2, 0, 0)]
+    assert rows(dataset.query) == [("w.jpg", 0, 0, 0), ("v.jpg", 2, 0, 0)]
+    assert findings(dataset) == [f for f in findings(dataset) if not f.serious]
+    write(tmp_path, ["val/n09/x.jpg"])
+    assert "classes that train has not, such as 'n09'" in message(lambda: make_dataset("folder", tmp_path))
+
+
 def test_cameras_are_those_of_the_names_if_every_name_has_one_or_of_the_pattern(tmp_path):
     write(tmp_path, ["train/7/x_c12_1.jpg", "train/8/x_c3_1.jpg", "query/9/x_c3.jpg", "gallery/9/x_c12.jpg"])
     assert [row[2] for row in rows(make_dataset("folder", tmp_path).train)] == [1, 0]

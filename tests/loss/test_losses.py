@@ -225,6 +225,38 @@ def test_unit_features_are_used_for_one_part_only():
     )
 
 
+@pytest.mark.parametrize("sampler", ["softmax", "softmax_triplet"])
+@pytest.mark.parametrize(("id_weight", "triplet_weight"), [(1.0, 1.0), (0.5, 2.0), (1.0, 0.0)])
+@pytest.mark.parametrize("unit", [True, False])
+def test_msvits_total_is_the_weighted_mean_of_all_terms(sampler, id_weight, triplet_weight, unit):
+    out, labels = output(5), LABELS["unequal"]
+    out.feats = out.feats[:3]
+    terms = compose(
+        MODEL__NAME="msvit_s", MODEL__ID_LOSS_WEIGHT=id_weight, MODEL__TRIPLET_LOSS_WEIGHT=triplet_weight,
+        MODEL__IF_LABELSMOOTH="off", SOLVER__TRP_L2=unit, DATALOADER__SAMPLER=sampler,
+    )(out, labels)  # fmt: skip
+    ids = [id_weight * slow_cross_entropy(s, labels, 0.0) for s in out.scores]
+    triplets = [triplet_weight * slow_triplet(f, labels, None, unit) for f in out.feats]
+    total = sum(ids + triplets) / (5 * id_weight + 3 * triplet_weight)
+    same_value_and_gradient(sum(terms.values()), total, *out.scores, *(out.feats if triplet_weight else []))
+    assert ("triplet" in terms) == bool(triplet_weight)
+
+
+def test_a_plain_neck_on_msvit_has_the_usual_composition():
+    out, labels = output(1), LABELS["pairs"]
+    plain = compose()(out, labels)
+    assert compose(MODEL__NAME="msvit_s", MODEL__MSVIT__HEAD="bnneck")(out, labels) == plain
+
+
+def test_soft_labels_are_shares_of_the_classes():
+    scores, labels = draw(8, 4), LABELS["unequal"] % 4
+    soft = F.one_hot(labels, 4).double()
+    torch.testing.assert_close(cross_entropy(scores, soft), cross_entropy(scores, labels))
+    mixed = 0.3 * soft + 0.7 * soft.flip(0)
+    wanted = 0.3 * cross_entropy(scores, labels) + 0.7 * cross_entropy(scores, labels.flip(0))
+    torch.testing.assert_close(cross_entropy(scores, mixed), wanted)
+
+
 @pytest.mark.parametrize("sampler", ["softmax", "id"])
 def test_samplers_without_pairs_give_the_plain_cross_entropy_whatever_the_weights(sampler):
     out, labels = output(5), LABELS["pairs"]

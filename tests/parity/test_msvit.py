@@ -156,7 +156,8 @@ def check_transform(case) -> None:
         found = transform(Image.fromarray(pixels))
         expected = wanted.pop(name.replace("image", "tensor"))
         close(case, found, expected, name)
-        if cfg.INPUT.RESIZE == "cv2_bilinear" and plain == ([0.0] * 3, [1.0] * 3):  # the same grey levels, not near ones
+        if cfg.INPUT.RESIZE == "cv2_bilinear" and plain == ([0.0] * 3, [1.0] * 3):
+            # the same grey levels, not near ones
             np.testing.assert_array_equal(np.rint(found.numpy() * 255), np.rint(expected * 255))
     assert not wanted, f"{case.name}: unchecked {sorted(wanted)}"
 

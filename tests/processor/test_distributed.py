@@ -37,8 +37,9 @@ def test_gathered_losses_and_synchronised_norms_have_the_gradient_of_one_process
 
 def test_a_run_by_torchrun_trains_evaluates_and_goes_on(market, tmp_path):
     words = options(
-        market, tmp_path, SOLVER__IMS_PER_BATCH=8, SOLVER__MAX_EPOCHS=2, MODEL__METRIC_LOSS_TYPE="triplet_center"
-    )
+        market, tmp_path, SOLVER__IMS_PER_BATCH=8, SOLVER__MAX_EPOCHS=2, MODEL__METRIC_LOSS_TYPE="triplet_center",
+        SOLVER__EMA__RATIO=0.5,
+    )  # fmt: skip
     done = run(*TORCHRUN, "train.py", *words)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("stage supervised") == 1  # the first process alone speaks

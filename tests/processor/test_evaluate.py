@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from datasets import CATALOGUE
-from datasets.loaders import TestSet
+from datasets.loaders import TestSet, make_dataloader
 from datasets.records import Records
 from processor import evaluate as module
 from processor.evaluate import Scored, Settings, evaluate, per_query_csv, score
@@ -116,6 +116,27 @@ def test_sets_of_the_retrieval_protocol_report_what_their_papers_report():
 
 class Given(torch.nn.Module):
     """Stands for a model; features are given through ``extract_features``."""
+
+
+def test_the_keys_choose_the_ks_and_the_clustering(tmp_path):
+    root = write_market(tmp_path)
+    for changes, names in (
+        ({}, {"Recall@1", "Recall@2", "Recall@4", "Recall@8", "NMI"}),
+        ({"TEST__RECALL_KS": [1, 0.5], "TEST__NMI": False}, {"Recall@1", "Recall@50%"}),
+    ):
+        cfg = config(root, tmp_path, TEST__PROTOCOL="retrieval", **changes)
+        (test,) = make_dataloader(cfg, training=False).tests
+        feats = torch.randn(len(test.query) + len(test.gallery), 8, generator=torch.Generator().manual_seed(0))
+        assert score(test, feats, Settings.from_cfg(cfg)).metrics.keys() == names
+
+
+def test_classes_are_found_among_the_best_scores():
+    test = replace(example("classification", same_list=True)[0], query=records("val", [0, 1, 2, 6], [0] * 4))
+    rows_of = [[9.0, 1, 1, 1, 1, 1, 1], [5, 4, 3, 2, 1, 0, 0], [1, 2, 3, 4, 5, 6, 7], [7, 6, 5, 4, 3, 2, 1]]
+    scores = torch.tensor(rows_of)
+    scored = module.classification(test, scores)
+    assert scored.metrics == {"Top-1": 0.25, "Top-5": 0.75}
+    assert scored.per_query["first_match_rank"].tolist() == [1, 2, 5, 7]
 
 
 def test_files_are_one_for_a_set_and_one_each_for_several(tmp_path, monkeypatch):

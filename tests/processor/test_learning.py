@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from processor import run
-from tests.tiny import config
+from tests.tiny import MSVIT, config
 
 SYNTHETIC = {
     "DATASETS__NAMES": "synthetic", "DATASETS__SYNTHETIC__IDS": 32, "INPUT__SIZE_TRAIN": [64, 32],
@@ -16,6 +16,15 @@ SYNTHETIC = {
 # method and model -> (settings, by how much the mAP must rise)
 LEARNERS = {
     "supervised resnet": ({"MODEL__NAME": "resnet10", "SOLVER__MAX_EPOCHS": 12, "SOLVER__BASE_LR": 2e-3}, 0.15),
+    "supervised msvit": (
+        MSVIT | {
+            "MODEL__MSVIT__FREEZE": [], "MODEL__DROP_PATH": 0.0, "DATALOADER__SAMPLER": "repeat_iter",
+            "SOLVER__OPTIMIZER_NAME": "SGD", "SOLVER__NESTEROV": True, "SOLVER__BASE_LR": 0.1, "MODEL__NO_MARGIN": True,
+            "SOLVER__IMS_PER_BATCH": 16, "SOLVER__TRP_L2": True, "SOLVER__SCHEDULER": "msvit", "INPUT__RE_PROB": 0.0,
+            "SOLVER__MAX_EPOCHS": 10, "SOLVER__EMA__RATIO": 0.8, "SOLVER__EMA__EXTRA_EPOCHS": 2, "TEST__FLIP": True,
+        },
+        0.1,
+    ),
     "supervised transreid": (
         {
             "MODEL__TRANSFORMER_TYPE": "vit_micro_patch8_TransReID", "MODEL__JPM": True, "MODEL__SIE_CAMERA": True,

@@ -11,7 +11,7 @@ import torch
 
 from processor import run
 from processor.supervised import Supervised
-from tests.tiny import config
+from tests.tiny import MSVIT, config
 from utils.errors import UserError
 
 
@@ -42,6 +42,12 @@ def kill_at(monkeypatch, step: int, stage: type = Supervised) -> None:
 
 
 VARIANTS = {
+    "msvit, averaged over epochs": MSVIT | {
+        "MODEL__MSVIT__BATCH_ERASING": 0.4, "SOLVER__NESTEROV": True, "SOLVER__SCHEDULER": "msvit",
+        "SOLVER__EMA__RATIO": 0.5, "SOLVER__EMA__EXTRA_EPOCHS": 1, "DATALOADER__SAMPLER": "repeat_iter",
+        "SOLVER__MAX_EPOCHS": 2,
+    },
+    "averaged over updates": {"SOLVER__EMA__MODE": "exponential", "SOLVER__EMA__DECAY": 0.6},
     "jpm with dropout and drop path": {
         "MODEL__JPM": True, "MODEL__SIE_CAMERA": True, "MODEL__DROP_OUT": 0.1, "MODEL__DROPOUT_RATE": 0.2,
         "MODEL__SHIFT_NUM": 2,
@@ -55,7 +61,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_killed_run_ends_with_the_same_bytes(market, tmp_path, monkeypatch, variant):
-    changes = VARIANTS[variant] | {"SOLVER__MAX_EPOCHS": 3}
+    changes, name = {"SOLVER__MAX_EPOCHS": 3} | VARIANTS[variant], VARIANTS[variant].get("MODEL__NAME", "transformer")
     run.train(config(market, tmp_path / "whole", **changes))
     for step in (2, 5):  # in the first epoch and in a later one
         folder = tmp_path / f"killed_{step}"
@@ -65,9 +71,30 @@ def test_a_killed_run_ends_with_the_same_bytes(market, tmp_path, monkeypatch, va
                 run.train(config(market, folder, **changes))
         random.seed(step), np.random.seed(step), torch.manual_seed(step)  # what another process would start from
         run.train(config(market, folder, **changes))
-        assert_same_bytes(weights(tmp_path / "whole", 3), weights(folder, 3))
+        assert_same_bytes(weights(tmp_path / "whole", 3, name), weights(folder, 3, name))
     whole, resumed = (json.loads((tmp_path / f / "metrics.json").read_text()) for f in ("whole", "killed_5"))
     assert whole["results"] == resumed["results"] and whole["history"] == resumed["history"]
+
+
+@pytest.mark.parametrize("mode", ["uniform", "exponential"])
+def test_the_average_takes_the_place_of_the_last_weights_and_both_are_told(market, tmp_path, mode):
+    """For any method: here TransReID. Epochs 1 to 4, of which the mean counts 2, 3 and 4 or every update."""
+    changes = {"SOLVER__MAX_EPOCHS": 3, "SOLVER__EMA__EXTRA_EPOCHS": 1, "SOLVER__CHECKPOINT_PERIOD": 1}
+    smooth = {"SOLVER__EMA__MODE": mode, "SOLVER__EMA__DECAY": 0.5}
+    one = {"uniform": {"SOLVER__EMA__RATIO": 0.7}, "exponential": smooth}
+    plain = config(market, tmp_path / "plain", SOLVER__MAX_EPOCHS=4, SOLVER__SCHEDULER="step")
+    metrics = run.train(config(market, tmp_path / "mean", SOLVER__SCHEDULER="step", **changes, **one[mode]))
+    run.train(plain)
+    assert [(e["epoch"], e.get("weights")) for e in metrics["history"]] == [
+        (1, None), (2, None), (3, None), (4, "last"), (4, None),
+    ]  # fmt: skip
+    found, trace = weights(tmp_path / "mean", 4), [weights(tmp_path / "plain", e) for e in (2, 3, 4)]
+    key = "base.blocks.0.mlp.fc1.weight"
+    if mode == "uniform":
+        torch.testing.assert_close(found[key], sum(w[key] for w in trace) / 3)
+    assert not torch.equal(found[key], trace[-1][key])
+    assert not torch.equal(found["bottleneck.running_mean"], trace[-1]["bottleneck.running_mean"])
+    assert metrics["mean"] == {k: v for k, v in metrics["history"][-1].items() if k not in ("stage", "epoch")}
 
 
 def test_the_number_of_workers_changes_nothing(market, tmp_path):

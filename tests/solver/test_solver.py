@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from model import make_model
+from processor.stage import Stage
 from solver import make_optimizer, make_scheduler
 from solver.optimizer import parameter_groups
 from tests.tiny import config
@@ -156,6 +157,55 @@ def test_multistep_falls_at_its_steps_after_its_warm_up(method, start, iters, wa
 def test_step_falls_after_every_so_many_epochs():
     found = rates(9, SOLVER__SCHEDULER="step", SOLVER__STEP_SIZE=3, SOLVER__GAMMA=0.1)
     assert [r[0] for r in found] == pytest.approx([0.01] * 3 + [0.001] * 3 + [0.0001] * 3)
+
+
+def slow_tail(base: float, e: int, warmup: int, epochs: int, last: int) -> float:
+    if warmup and e <= warmup:
+        return base / 100 + (base - base / 100) * e / warmup
+    return base / 2 * (1 + math.cos(math.pi * (min(e, last) - warmup) / (epochs - warmup)))
+
+
+@pytest.mark.parametrize(("warmup", "ratio"), [(0, 0.5), (3, 0.8), (5, 1.0)])
+def test_msvits_rate_settles_where_averaging_begins(warmup, ratio):
+    found = rates(
+        25, SOLVER__SCHEDULER="msvit", SOLVER__WARMUP_EPOCHS=warmup, SOLVER__MAX_EPOCHS=20, SOLVER__EMA__RATIO=ratio
+    )
+    last = int(20 * ratio)
+    assert [pytest.approx([slow_tail(b, e, warmup, 20, last) for b in (0.01, 0.02)]) for e in range(1, 26)] == found
+    assert found[last - 1] == found[24] and (ratio < 1 or found[24] == pytest.approx([0, 0]))
+
+
+@pytest.mark.parametrize(("ratio", "warmup"), [(0.2, 5), (1.0, 20)])
+def test_a_warm_up_beyond_the_settled_rate_is_refused(ratio, warmup):
+    changes = {"SOLVER__WARMUP_EPOCHS": warmup, "SOLVER__MAX_EPOCHS": 20, "SOLVER__EMA__RATIO": ratio}
+    with pytest.raises(UserError, match=r"SOLVER\.WARMUP_EPOCHS.*SOLVER\.EMA\.RATIO"):
+        rates(1, SOLVER__SCHEDULER="msvit", **changes)
+
+
+def test_the_cosine_per_step_moves_within_an_epoch_from_0_to_its_floor():
+    cfg = settings(
+        SOLVER__BASE_LR=0.01, SOLVER__SCHEDULER="cosine_per_step", SOLVER__SCHEDULER_START=0, SOLVER__WARMUP_EPOCHS=2,
+        SOLVER__MAX_EPOCHS=10, SOLVER__COSINE_FLOOR=1e-4,
+    )  # fmt: skip
+    optimizer = make_optimizer(cfg, nn.Linear(2, 2))
+    stage = Stage(nn.Linear(2, 2), 10)
+    stage.scheduler = make_scheduler(cfg, optimizer)
+    found = []
+    for epoch in range(1, 11):
+        for step in range(4):
+            stage.set_rates(epoch, step, 4)
+            found.append(optimizer.param_groups[0]["lr"])
+    assert found[:9] == pytest.approx([0.01 * i / 8 for i in range(9)])
+    wanted = [1e-4 + 0.5 * (0.01 - 1e-4) * (1 + math.cos(math.pi * i / 32)) for i in range(32)]
+    assert found[8:] == pytest.approx(wanted)
+
+
+def test_vectors_are_spared_from_decay_where_asked():
+    module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    module.scale = nn.Parameter(torch.ones(3, 1, 1))
+    cfg = settings(SOLVER__WEIGHT_DECAY=0.05, SOLVER__WEIGHT_DECAY_BIAS=0.05, SOLVER__DECAY_VECTORS=False)
+    found = {name: group["weight_decay"] for name, group in by_name(make_optimizer(cfg, module), module).items()}
+    assert found == {"0.weight": 0.05, "scale": 0.05, "0.bias": 0, "1.weight": 0, "1.bias": 0}
 
 
 def test_the_rate_of_an_epoch_does_not_depend_on_the_epochs_before_it():
