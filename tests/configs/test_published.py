@@ -212,13 +212,46 @@ def test_shipped_baseline():
     check(cfg, settings, processor="supervised", vit_small="transreid", schedule="multistep", start=0)
 
 
+#: Each step of multi-target adaptation: (method, network, source, targets).
+THREE = ("market1501", "dukemtmc", "cuhk03")
+MTDA = (
+    {f"source_{name}": ("supervised", "resnet50", name, ()) for name in (*THREE, "msmt17")}
+    | {f"source_msmt17_{net}": ("supervised", net, "msmt17", ()) for net in ("osnet_x0_25", "resnet18")}
+    | {f"dmmd_msmt17_{name}{end}": ("dmmd", "resnet50", "msmt17", (name,)) for name in THREE for end in ("", "_released")}
+    | {"dmmd_msmt17_blended": ("dmmd", "resnet50", "msmt17", THREE)}
+    | {f"kd_msmt17_{net}": ("mtda_kd", net.removesuffix("_released"), "msmt17", THREE)
+       for net in ("osnet_x0_25", "osnet_x0_25_released", "resnet18")}
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MTDA)
+def test_shipped_adaptation_is_the_published_setting(name):
+    method, net, source, targets = MTDA[name]
+    cfg = load_config(SHIPPED / "mtda" / f"{name}.yml")
+    kd, released = method == "mtda_kd", name.endswith("_released")
+    row = {"MODEL.NAME": f"torchreid_{net}", "MODEL.FC_HEAD": "feat", "MODEL.FC_DIM": 512 if net == "resnet18" else 2048,
+           "DATASETS.NAMES": source, "DATASETS.TARGETS": targets, "INPUT.SIZE_TRAIN": [256, 128], "INPUT.RE_PROB": 0.0,
+           "INPUT.ENLARGE_PROB": 0.5, "DATALOADER.NUM_INSTANCE": 4, "SOLVER.IMS_PER_BATCH": 32, "SOLVER.GAMMA": 0.1,
+           "SOLVER.WEIGHT_DECAY": 5e-4, "SOLVER.WEIGHT_DECAY_BIAS": 5e-4, "SOLVER.BIAS_LR_FACTOR": 1.0,
+           "SOLVER.OPTIMIZER_NAME": "SGD" if kd else "Adam", "SOLVER.BASE_LR": 0.01 if kd else 3e-4,
+           "SOLVER.STEP_SIZE": 5 if kd else 50, "SOLVER.EVAL_PERIOD": 5 if kd else 10,
+           "SOLVER.MAX_EPOCHS": {"supervised": 100, "dmmd": 200, "mtda_kd": 50}[method], "DMMD.WARMUP_EPOCHS": 25,
+           "DMMD.GROUPS": "identity" if released else "tracklet", "DMMD.BLEND": name.endswith("blended"),
+           "DATASETS.CLASSIC": True if "cuhk03" in (source, *targets) else None, "INPUT.RESIZE": "pil_bilinear",
+           "KD.SWEEPS": "per_teacher" if kd and released else "once",
+           "KD.TEACHER.MODE": "train" if kd and released else "eval"}
+    if not kd:
+        row["SOLVER.ADAM_BETAS"] = (0.9, 0.99)
+    check(cfg, row, processor=method, vit_small="transreid", schedule="step", start=0)
+
+
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*/*.yml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_shipped_file_is_short_and_survives_dumping(path, tmp_path):
     cfg = load_config(path)
     (tmp_path / "resolved.yml").write_text(dump(cfg))
     assert load_config_with_notes(tmp_path / "resolved.yml") == (cfg, [])
     lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
-    assert path.stem == "_base" or path.parent.name == "baseline" or len(lines) <= 12
+    assert path.stem.startswith("_") or path.parent.name == "baseline" or len(lines) <= 12
     assert "auto" not in (cfg.PROCESSOR.NAME, cfg.MODEL.VIT_SMALL, cfg.SOLVER.SCHEDULER, cfg.SOLVER.SCHEDULER_START)
 
 
@@ -229,8 +262,8 @@ def test_every_shipped_file_is_checked_here():
     rows |= {shipped_clip(row).relative_to(SHIPPED).with_suffix("").as_posix() for row in CLIP}
     rows |= {f"svll/{data}_vit_base" for data in ("person", "veri", "vehicleid")}
     rows |= {"clip_reid/eth80", "clip_reid/synthetic", "clip_reid/synthetic_base", "svll/eth80", "svll/synthetic"}
-    rows |= {f"msvit/{name}" for name in MSVIT_FILES}
-    folders = ("transreid", "transreid_ssl", "clip_reid", "svll", "msvit")
+    rows |= {f"msvit/{name}" for name in MSVIT_FILES} | {f"mtda/{name}" for name in MTDA}
+    folders = ("transreid", "transreid_ssl", "clip_reid", "svll", "msvit", "mtda")
     found = {f"{path.parent.name}/{path.stem}" for folder in folders
-             for path in (SHIPPED / folder).glob("*.yml") if path.stem != "_base"}
+             for path in (SHIPPED / folder).glob("*.yml") if not path.stem.startswith("_")}
     assert found == rows
