@@ -217,7 +217,8 @@ THREE = ("market1501", "dukemtmc", "cuhk03")
 MTDA = (
     {f"source_{name}": ("supervised", "resnet50", name, ()) for name in (*THREE, "msmt17")}
     | {f"source_msmt17_{net}": ("supervised", net, "msmt17", ()) for net in ("osnet_x0_25", "resnet18")}
-    | {f"dmmd_msmt17_{name}{end}": ("dmmd", "resnet50", "msmt17", (name,)) for name in THREE for end in ("", "_released")}
+    | {f"dmmd_msmt17_{name}{end}": ("dmmd", "resnet50", "msmt17", (name,))
+       for name in THREE for end in ("", "_released")}
     | {"dmmd_msmt17_blended": ("dmmd", "resnet50", "msmt17", THREE)}
     | {f"kd_msmt17_{net}": ("mtda_kd", net.removesuffix("_released"), "msmt17", THREE)
        for net in ("osnet_x0_25", "osnet_x0_25_released", "resnet18")}
@@ -229,7 +230,8 @@ def test_shipped_adaptation_is_the_published_setting(name):
     method, net, source, targets = MTDA[name]
     cfg = load_config(SHIPPED / "mtda" / f"{name}.yml")
     kd, released = method == "mtda_kd", name.endswith("_released")
-    row = {"MODEL.NAME": f"torchreid_{net}", "MODEL.FC_HEAD": "feat", "MODEL.FC_DIM": 512 if net == "resnet18" else 2048,
+    row = {"MODEL.NAME": f"torchreid_{net}", "MODEL.FC_HEAD": "feat",
+           "MODEL.FC_DIM": 512 if net == "resnet18" else 2048,
            "DATASETS.NAMES": source, "DATASETS.TARGETS": targets, "INPUT.SIZE_TRAIN": [256, 128], "INPUT.RE_PROB": 0.0,
            "INPUT.ENLARGE_PROB": 0.5, "DATALOADER.NUM_INSTANCE": 4, "SOLVER.IMS_PER_BATCH": 32, "SOLVER.GAMMA": 0.1,
            "SOLVER.WEIGHT_DECAY": 5e-4, "SOLVER.WEIGHT_DECAY_BIAS": 5e-4, "SOLVER.BIAS_LR_FACTOR": 1.0,
