@@ -54,12 +54,17 @@ class Settings:
         if cfg.TEST.MAX_MEMORY_GB < 0:
             raise UserError(f"TEST.MAX_MEMORY_GB: {cfg.TEST.MAX_MEMORY_GB} is negative; 0 is a quarter of what is free")
         k1, k2, weight = cfg.TEST.RERANK
+        if k1 < 1 or k2 < 1 or not 0 <= weight <= 1:
+            raise UserError(f"TEST.RERANK: k1 and k2 must be 1 or more and lambda 0 to 1, not {cfg.TEST.RERANK}")
+        expansion = tuple(cfg.TEST.QUERY_EXPANSION)
+        if expansion and (len(expansion) != 3 or min(expansion[:2]) < 1 or expansion[2] < 0):
+            raise UserError(f"TEST.QUERY_EXPANSION: expected () or (times, k, alpha), not {expansion}")
         return cls(
             flip=cfg.TEST.FLIP,
             normalize=switch("TEST.FEAT_NORM", cfg.TEST.FEAT_NORM),
             metric=cfg.TEST.METRIC,
             rerank=(int(k1), int(k2), float(weight)) if cfg.TEST.RE_RANKING else None,
-            expansion=tuple(cfg.TEST.QUERY_EXPANSION),
+            expansion=expansion,
             roc=cfg.TEST.ROC,
             ap=cfg.TEST.AP,
             max_rank=max(cfg.TEST.MAX_RANK, max(SHOWN_RANKS)),

@@ -169,3 +169,17 @@ def test_images_of_the_query_s_own_sequence_do_not_count():
     assert score(test, feats, Settings()).metrics["mAP"] == 0.5
     without = replace(test, query=replace(query, seqs=None))
     assert score(without, feats, Settings()).metrics["mAP"] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("TEST__RERANK", (0, 6, 0.3), r"TEST.RERANK: .* \(0, 6, 0.3\)"),
+        ("TEST__RERANK", (20, 6, 1.5), r"TEST.RERANK: .* \(20, 6, 1.5\)"),
+        ("TEST__QUERY_EXPANSION", (1, 2), r"TEST.QUERY_EXPANSION: expected \(\) or \(times, k, alpha\), not \(1, 2\)"),
+        ("TEST__QUERY_EXPANSION", (1, 0, 3.0), "TEST.QUERY_EXPANSION"),
+    ],
+)
+def test_scoring_settings_are_checked_before_any_work(tmp_path, key, value, line):
+    with pytest.raises(UserError, match=line):
+        Settings.from_cfg(config(tmp_path, tmp_path, **{key: value}))
