@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import warnings
 
 import open_clip
 import pytest
@@ -66,7 +67,9 @@ def write_archive(path, state: dict[str, Tensor]) -> None:
         numbered = [n for n in module._modules if re.fullmatch(r"n\d+", n)]
         for name in numbered:
             module._modules[name.removeprefix("n")] = module._modules.pop(name)
-    torch.jit.script(root).save(str(path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls its own format deprecated
+        torch.jit.script(root).save(str(path))
 
 
 @pytest.fixture(params=["archive", "state dict", "open_clip", "safetensors"])
