@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import nn
 
-from model.backbones.msvit import MSVIT_TYPES, Attention, MSViT, check_size, make_spec
+from model.backbones.msvit import MSVIT_TYPES, Attention, MSViT, check_size, freeze, make_spec
 from model.backbones.resnet import RESNET_TYPES, ReIDResNet
 from model.backbones.timm_image import TimmBackbone
 from model.backbones.vit import DEIT_SMALL, TRANSREID_VIT_SMALL, VIT_SMALL, VIT_TYPES, ViT, ViTSpec
@@ -71,9 +71,14 @@ def make_vit(cfg, camera_num: int, view_num: int) -> ViT:
 def msvit_parts(cfg) -> dict:
     """What the three networks that stand on MSViT's stages share, checked against the image sizes."""
     keys, split = cfg.MODEL.MSVIT, tuple(cfg.MODEL.MSVIT.SPLIT_SIZE)
-    if cfg.MODEL.GRAD_CHECKPOINT or cfg.MODEL.JPM:
-        key = "MODEL.GRAD_CHECKPOINT" if cfg.MODEL.GRAD_CHECKPOINT else "MODEL.JPM"
-        raise UserError(f"{key} and MODEL.NAME {cfg.MODEL.NAME!r} cannot go together: it is for transformers")
+    unfit = {
+        "MODEL.JPM": cfg.MODEL.JPM, "MODEL.GRAD_CHECKPOINT": cfg.MODEL.GRAD_CHECKPOINT,
+        "MODEL.SIE_CAMERA": cfg.MODEL.SIE_CAMERA, "MODEL.SIE_VIEW": cfg.MODEL.SIE_VIEW,
+    }  # fmt: skip
+    if keys.HEAD != "bnneck":
+        unfit |= {"MODEL.REDUCE_FEAT_DIM": cfg.MODEL.REDUCE_FEAT_DIM, "MODEL.DROPOUT_RATE": cfg.MODEL.DROPOUT_RATE}
+    for key in (name for name, value in unfit.items() if value):
+        raise UserError(f"{key} and MODEL.NAME {cfg.MODEL.NAME!r} cannot go together: the network has no place for it")
     kept_count(split[0] * split[1], keys.SPARSE_RATIO)
     check_size("INPUT.SIZE_TRAIN", tuple(cfg.INPUT.SIZE_TRAIN), split)
     check_size("INPUT.SIZE_TEST", tuple(cfg.INPUT.SIZE_TEST), split)
@@ -85,9 +90,13 @@ def msvit_parts(cfg) -> dict:
     }
 
 
-def make_msvit_reid(cfg, make_head) -> MSViTReID:
-    """The network of two branches and part heads. make_head: width -> classifier."""
+def make_msvit(cfg, num_class: int, make_head) -> MSViTReID | MSViTClassifier:
+    """The network of two branches and part heads, or the classifier. make_head: width -> classifier of a head."""
     keys, stride = cfg.MODEL.MSVIT, cfg.MODEL.LAST_STRIDE
+    if keys.HEAD == "classifier":
+        model = MSViTClassifier(**msvit_parts(cfg), num_class=num_class)
+        freeze(model, tuple(keys.FREEZE))
+        return model
     if stride not in (1, 2):
         raise UserError(f"MODEL.LAST_STRIDE: {stride} is not 1 or 2")
     shared = msvit_parts(cfg)
@@ -114,7 +123,9 @@ def make_backbone(cfg, camera_num: int, view_num: int) -> nn.Module:
             raise UserError(f"MODEL.GRAD_CHECKPOINT and MODEL.NAME {name!r} cannot go together: it is for transformers")
         return ReIDResNet(RESNET_TYPES[name], cfg.MODEL.LAST_STRIDE)
     if name in MSVIT_TYPES:
-        return MSViT(**msvit_parts(cfg), last_stride=cfg.MODEL.LAST_STRIDE)
+        backbone = MSViT(**msvit_parts(cfg), last_stride=cfg.MODEL.LAST_STRIDE)
+        freeze(backbone, tuple(cfg.MODEL.MSVIT.FREEZE))
+        return backbone
     if name in BACKBONES:
         return BACKBONES[name](cfg, camera_num, view_num)
     if name.startswith("timm:"):
@@ -174,11 +185,9 @@ def make_model(cfg, num_class: int, camera_num: int = 0, view_num: int = 0, kind
         scale=cfg.SOLVER.COSINE_SCALE,
         margin=cfg.SOLVER.COSINE_MARGIN,
     )
-    if cfg.MODEL.NAME in MSVIT_TYPES and cfg.MODEL.MSVIT.HEAD == "parts":
-        model = make_msvit_reid(cfg, lambda width: head(width=width))
+    if cfg.MODEL.NAME in MSVIT_TYPES and cfg.MODEL.MSVIT.HEAD != "bnneck":
+        model = make_msvit(cfg, num_class, lambda width: head(width=width))
         return convert_sync_batch_norm(model) if switch("MODEL.SYNC_BN", cfg.MODEL.SYNC_BN) else model
-    if cfg.MODEL.NAME in MSVIT_TYPES and cfg.MODEL.MSVIT.HEAD == "classifier":
-        return MSViTClassifier(**msvit_parts(cfg), num_class=num_class)
     base = make_backbone(cfg, camera_num, view_num)
     model = ReIDModel(
         base,

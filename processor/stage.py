@@ -55,7 +55,7 @@ class Stage:
         """Before each step (from 0): learning rates and whatever else is scheduled. By default once per epoch."""
         if self.scheduler is None:
             return
-        if self.scheduler.per_step:
+        if getattr(self.scheduler, "per_step", False):
             self.scheduler.step(epoch + step / steps)
         elif step == 0:
             self.scheduler.step(epoch)

@@ -197,10 +197,11 @@ def check_size(key: str, size: tuple[int, int], split: tuple[int, int]) -> None:
             )
 
 
-def freeze(module: nn.Module, names: tuple[str, ...] | list[str]) -> None:
-    """No gradients for the parameters under these names. Batch norm inside goes on updating its running statistics."""
+def freeze(module: nn.Module, parts: tuple[str, ...]) -> None:
+    """No gradients for these parts, ``stem`` or stages. Batch norm inside goes on updating its running statistics."""
+    prefixes = tuple(f"{part}." for part in (*parts, *(["first_conv"] if "stem" in parts else [])))
     for name, parameter in module.named_parameters():
-        if name.startswith(tuple(f"{part}." for part in names)):
+        if name.startswith(prefixes):
             parameter.requires_grad_(False)
 
 

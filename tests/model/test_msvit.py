@@ -86,6 +86,14 @@ def test_a_frozen_part_gets_no_gradient_and_goes_on_counting():
     assert not torch.equal(moved, before["stem.norm.running_mean"])
 
 
+@pytest.mark.parametrize(("head", "base"), [("bnneck", "base."), ("classifier", "")])
+def test_the_plain_backbone_is_frozen_by_the_same_names(head, base):
+    model = build(MODEL__MSVIT__HEAD=head, MODEL__MSVIT__FREEZE=["stem", "layer3"])
+    frozen = {n for n, p in model.named_parameters() if not p.requires_grad} - {"bottleneck.bias"}
+    wanted = tuple(f"{base}{part}." for part in ("first_conv", "layer3"))
+    assert frozen == {n for n, _ in model.named_parameters() if n.startswith(wanted)}
+
+
 def test_the_branches_are_trained_apart_from_one_start():
     model = build()
     one, two = model.branch_1.state_dict(), model.branch_2.state_dict()
@@ -181,6 +189,8 @@ def test_a_file_of_the_other_size_is_refused():
         ({"MODEL__MSVIT__NUM_PART": 3, "MODEL__MSVIT__SPARSE_POOL": False}, r"4 rows gives 2 parts, not 3"),
         ({"MODEL__LAST_STRIDE": 3}, r"MODEL\.LAST_STRIDE: 3"),
         ({"MODEL__JPM": True}, r"MODEL\.JPM and MODEL\.NAME 'msvit_s' cannot go together"),
+        ({"MODEL__SIE_CAMERA": True}, r"MODEL\.SIE_CAMERA and MODEL\.NAME 'msvit_s' cannot go together"),
+        ({"MODEL__REDUCE_FEAT_DIM": True}, r"MODEL\.REDUCE_FEAT_DIM and MODEL\.NAME 'msvit_s' cannot go together"),
         ({"MODEL__GRAD_CHECKPOINT": True}, r"MODEL\.GRAD_CHECKPOINT and MODEL\.NAME 'msvit_s' cannot go together"),
         ({"MODEL__MSVIT__WIDTHS": [16, 16, 16]}, r"MODEL\.MSVIT\.WIDTHS"),
         ({"MODEL__MSVIT__WIDTHS": [16, 20, 16, 16]}, r"MODEL\.MSVIT\.WIDTHS: .*multiples of 8"),
