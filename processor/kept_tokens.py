@@ -83,7 +83,7 @@ def draw(images: np.ndarray, rows: dict[str, tuple], out: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     from configs import load_config
-    from datasets.images import load_image
+    from datasets.decoding import load_image
     from datasets.loaders import make_dataloader
     from datasets.transforms import build_transforms
     from model import make_model

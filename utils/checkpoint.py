@@ -266,7 +266,7 @@ def load_pretrained(module: nn.Module, path: str | Path | Mapping[str, Any], hw_
             raise UserError(f"{name}: {error}") from None
     if any(key.startswith("base.") for key in state):  # a whole ReID model serves as a backbone file too
         state = {key.removeprefix("base."): value for key, value in state.items() if key.startswith("base.")}
-    if hasattr(target, "pretrained_state"):
+    if target is not module and hasattr(target, "pretrained_state"):
         state = target.pretrained_state(state)
     state = drop_distillation_token(state, target, hw_ratio)
     report = LoadReport(source=name)
