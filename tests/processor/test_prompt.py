@@ -304,12 +304,12 @@ def test_views_are_made_only_when_used_and_from_the_same_training_image(market, 
 
 
 def test_one_decoding_serves_the_image_and_its_views(market, tmp_path, monkeypatch):
-    from datasets import images
+    from datasets.images import ImageList
 
-    real, paths = images.decode, []
-    monkeypatch.setattr(images, "decode", lambda *given: paths.append(given[1]) or real(*given))
+    real, decoded = ImageList.image, []
+    monkeypatch.setattr(ImageList, "image", lambda self, row: decoded.append(row) or real(self, row))
     batch = next(iter(make_dataloader(config(market, tmp_path, MODEL__USE_SSL=True)).train.epoch(1)))
-    assert len(paths) == len(batch)
+    assert len(decoded) == len(batch)
 
 
 def test_views_erase_about_a_third(market, tmp_path):
