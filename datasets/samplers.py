@@ -82,7 +82,7 @@ def two_platforms(
     if satellite.keys() != drone.keys() or not satellite:
         odd = sorted(satellite.keys() ^ drone.keys())
         raise UserError(
-            f"DATALOADER.SAMPLER: 'two_platforms' needs satellite images (view 0) and drone images (view 1) of all, "
+            "DATALOADER.SAMPLER: 'two_platforms' needs satellite (view 0) and drone images (view 1) of every identity; "
             f"{len(odd) or 'all'} identities lack one"
         )
     ids, rows = np.array(list(satellite)), []
@@ -151,9 +151,7 @@ class EpochSampler(Sampler):
         return iter(self.batches)
 
 
-def make_sampler(
-    cfg, pids: np.ndarray, rank: int, world: int, views: np.ndarray | None = None
-) -> EpochSampler:
+def make_sampler(cfg, pids: np.ndarray, rank: int, world: int, views: np.ndarray | None = None) -> EpochSampler:
     """The sampler that DATALOADER.SAMPLER names. views: (N,) platforms, for ``two_platforms``.
 
     Raises ``UserError`` for batch sizes that cannot be made.
