@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from datasets.catalogue import CATALOGUE, ReIDDataset, find_spec, make_dataset
 from datasets.decoding import DECODERS
 from datasets.findings import findings, missing, missing_line
 from datasets.images import Batch, ImageList
+from datasets.multi_crop import make_multi_crop_transform
 from datasets.readers import SPLITS
 from datasets.records import Records, join
 from datasets.samplers import make_sampler
@@ -183,12 +184,20 @@ class TestLoader:
             yield batch
 
 
+def make_train_transform(cfg) -> Callable:
+    """The method's transform of training images: with further views of each where it learns from them."""
+    if cfg.PROCESSOR.NAME == "dino":
+        return make_multi_crop_transform(cfg)
+    if cfg.PROCESSOR.NAME == "prompt" and cfg.MODEL.USE_SSL:
+        return with_views(cfg)
+    return build_transforms(cfg, is_train=True)
+
+
 def make_train_loader(cfg, records: Records) -> TrainLoader:
     """The loader of a training list, batches drawn as DATALOADER.SAMPLER says."""
-    views = cfg.PROCESSOR.NAME == "prompt" and cfg.MODEL.USE_SSL
     return TrainLoader(
         records,
-        with_views(cfg) if views else build_transforms(cfg, is_train=True),
+        make_train_transform(cfg),
         make_sampler(cfg, records.pids, rank(), world_size(), records.viewids),
         cfg.DATALOADER.NUM_WORKERS,
         cfg.DATALOADER.BAD_IMAGES,
@@ -468,7 +477,7 @@ def make_dataloader(cfg, training: bool = True) -> Data:
         raise UserError(
             f"DATASETS.USE_ALL: {', '.join(names)} train on their test images; name other sets in DATASETS.TARGETS"
         )
-    if not tests:
+    if not tests and cfg.PROCESSOR.NAME != "dino":
         raise UserError(f"{', '.join(names)}: no query and gallery images to test on; set DATASETS.TARGETS")
     return Data(
         train=loader,

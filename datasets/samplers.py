@@ -140,15 +140,14 @@ class EpochSampler(Sampler):
         batches = [self.rows[b] for b in batches]
         batches = batches[: len(batches) // self.world * self.world]
         seeds = rng.integers(2**62, size=(len(batches), self.per_rank))
-        self.batches = [list(zip(b.tolist(), s.tolist(), strict=True)) for b, s in zip(batches, seeds, strict=True)][
-            self.rank :: self.world
-        ]
+        self.batches, self.seeds = batches[self.rank :: self.world], seeds[self.rank :: self.world]
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return iter(self.batches)
+        for rows, seeds in zip(self.batches, self.seeds, strict=True):  # a pair per image would fill the memory
+            yield list(zip(rows.tolist(), seeds.tolist(), strict=True))
 
 
 def make_sampler(cfg, pids: np.ndarray, rank: int, world: int, views: np.ndarray | None = None) -> EpochSampler:

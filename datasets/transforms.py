@@ -175,16 +175,14 @@ class WithViews:
     first, view: the transforms; the training image is the one that ``first`` alone would give.
     """
 
-    count = 3
-
     def __init__(self, first: TrainTransform, view: TrainTransform):
-        self.first, self.view, self.size = first, view, first.size
+        self.first, self.view, self.sizes = first, view, (first.size,) * 3
         self.takes_pixels = first.takes_pixels
 
-    def __call__(self, image: Image.Image, out: Tensor | None = None) -> Tensor:
-        """(3, 3, H, W), written into ``out`` where it is given."""
+    def __call__(self, image: Image.Image, out: Sequence[Tensor] | None = None) -> Sequence[Tensor]:
+        """Three of (3, H, W), written into those of ``out`` where they are given."""
         pixels = self.first.resized(image)
-        out = torch.empty(self.count, 3, *self.size) if out is None else out
+        out = [torch.empty(3, *size) for size in self.sizes] if out is None else out
         for place, transform in zip(out, (self.first, self.view, self.view), strict=True):
             transform.augment(pixels, place)
         return out

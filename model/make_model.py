@@ -12,6 +12,7 @@ from model.backbones.resnet import RESNET_TYPES, ReIDResNet
 from model.backbones.timm_image import TimmBackbone
 from model.backbones.vit import DEIT_SMALL, TRANSREID_VIT_SMALL, VIT_SMALL, VIT_TYPES, ViT, ViTSpec
 from model.batch_erasing import BatchErasing
+from model.dino import make_multi_crop
 from model.heads import make_head
 from model.jpm import jigsaw_layout
 from model.make_clip import make_clip_model
@@ -65,6 +66,7 @@ def make_vit(cfg, camera_num: int, view_num: int) -> ViT:
         gem_pooling=cfg.MODEL.GEM_POOLING,
         published_init=cfg.MODEL.VIT_SMALL,
         grad_checkpoint=cfg.MODEL.GRAD_CHECKPOINT,
+        any_size=cfg.PROCESSOR.NAME == "dino",
     )
 
 
@@ -167,7 +169,13 @@ def make_model(cfg, num_class: int, camera_num: int = 0, view_num: int = 0, kind
     kind: what the data show (person, vehicle, ...), for prompts. Raises ``UserError`` for unknown names and for keys
     that cannot go together.
     """
-    if is_clip(cfg.MODEL.NAME) and cfg.MODEL.NAME not in BACKBONES:
+    clip = is_clip(cfg.MODEL.NAME) and cfg.MODEL.NAME not in BACKBONES
+    if cfg.PROCESSOR.NAME == "dino" and (clip or cfg.MODEL.NAME.startswith(PREFIX) or cfg.MODEL.NAME in MSVIT_TYPES):
+        raise UserError(
+            f"PROCESSOR.NAME 'dino' and MODEL.NAME {cfg.MODEL.NAME!r} cannot go together: it pre-trains a transformer, "
+            "a ResNet or timm:NAME"
+        )
+    if clip:
         return make_clip_model(cfg, num_class, camera_num, view_num, kind)
     if cfg.PROCESSOR.NAME == "prompt":
         raise UserError(
@@ -189,6 +197,8 @@ def make_model(cfg, num_class: int, camera_num: int = 0, view_num: int = 0, kind
         model = make_msvit(cfg, num_class, lambda width: head(width=width))
         return convert_sync_batch_norm(model) if switch("MODEL.SYNC_BN", cfg.MODEL.SYNC_BN) else model
     base = make_backbone(cfg, camera_num, view_num)
+    if cfg.PROCESSOR.NAME == "dino":
+        return make_multi_crop(cfg, base)
     model = ReIDModel(
         base,
         lambda width: head(width=width),

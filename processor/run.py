@@ -22,6 +22,7 @@ from datasets.loaders import Data, TestSet, make_dataloader
 from model import make_model
 from model.describe import summary
 from model.pretrained import load_initial_weights
+from processor.dino import dino
 from processor.dmmd import dmmd
 from processor.evaluate import Settings, evaluate, mean_of, means
 from processor.mtda_kd import mtda_kd
@@ -41,6 +42,7 @@ log = logging.getLogger("lineup")
 METHODS: dict[str, Callable[[Any, Data, nn.Module], list[Stage]]] = {
     "supervised": supervised,
     "prompt": prompt,
+    "dino": dino,
     "dmmd": dmmd,
     "mtda_kd": mtda_kd,
 }
@@ -193,7 +195,7 @@ def _train(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
         folder=folder,
         model_name=cfg.MODEL.NAME.replace(":", "_"),
         fingerprint=fingerprint(cfg),
-        evaluate=evaluate_now,
+        evaluate=evaluate_now if data.tests else None,
         evaluate_before=cfg.SOLVER.EVAL_BEFORE,
         resume=cfg.SOLVER.RESUME,
         keep_best=cfg.SOLVER.KEEP_BEST,
@@ -206,7 +208,7 @@ def _train(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
     if not results and progress.history:  # finished already, but perhaps killed before it could say so
         if before := training_metrics(folder):
             return before
-        evaluate_now(model.to(device))
+        evaluate_now(stages[-1].evaluated().to(device))
     metrics = {"results": results, "mean": mean_of(data.tests, results) if results else {}, "history": progress.history}
     if cfg.SOLVER.KEEP_BEST:
         metrics["best"] = best_entry(cfg, data.validation, progress)
