@@ -311,6 +311,7 @@ DINO = {
     "OUT_DIM": Key(65536, "prototypes: width of the head's output", least=1),
     "NORM_LAST_LAYER": Key(True, "prototypes keep length 1; False learns lengths, which may lower the stability"),
     "USE_BN_IN_HEAD": Key(False, "batch norm before each activation of the head"),
+    "HIDDEN_DIM": Key(2048, "hidden width of the head, published; smaller saves time with a small backbone", least=1),
     "CROP_HEIGHT": Key(96, "height of the local crops; 128 as published for LUPerson", least=1),
     "CROP_WIDTH": Key(96, "width of the local crops; 64 as published for LUPerson", least=1),
     "LOCAL_CROPS_NUMBER": Key(8, "local crops beside the two global ones", least=0),

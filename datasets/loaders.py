@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from datasets.catalogue import CATALOGUE, ReIDDataset, find_spec, make_dataset
 from datasets.decoding import DECODERS
+from datasets.filter_list import keep_listed, listed_names
 from datasets.findings import findings, missing, missing_line
 from datasets.images import Batch, ImageList
 from datasets.multi_crop import make_multi_crop_transform
@@ -253,7 +254,7 @@ def dataset_options(cfg, name: str) -> dict[str, Any]:
         options["seed"] = cfg.DATASETS.SEED
     places = {
         "view_dir": cfg.DATASETS.VIEW_DIR, "file": cfg.DATASETS.FILE, "image_dir": cfg.DATASETS.IMAGE_DIR,
-        "camera_pattern": cfg.DATASETS.CAMERA_PATTERN,
+        "camera_pattern": cfg.DATASETS.CAMERA_PATTERN, "filter_path": cfg.DATASETS.FILTER_PATH,
     }  # fmt: skip
     options |= {k: v for k, v in places.items() if v and k in spec.options}
     if "test_share" in spec.options:
@@ -279,6 +280,8 @@ def dataset_options(cfg, name: str) -> dict[str, Any]:
 def refuse_unknown_options(cfg, names: list[str], targets: list[str]) -> None:
     specs = [find_spec(name) for name in names] + [find_spec(name, "DATASETS.TARGETS") for name in targets]
     names, known = [*names, *targets], set().union(*(spec.options for spec in specs))
+    if cfg.DATASETS.FILTER_PATH:  # any dataset can be filtered
+        known = known | {"keep_num"}
     for key in OPTION_KEYS:
         if cfg.DATASETS[key] is not None and key.lower() not in known:
             raise UserError(f"DATASETS.{key}: no dataset of this run ({', '.join(names)}) has that option")
@@ -301,6 +304,24 @@ def join_training(parts: list[ReIDDataset]) -> Records:
         pids, cams = pids + part.num_classes, cams + part.num_cameras
         views += part.num_views
     return join(shifted)
+
+
+def filtered(cfg, train: Records, sources: list[ReIDDataset]) -> Records:
+    """The training images that DATASETS.FILTER_PATH keeps, where the datasets' own readers have not done it already."""
+    path, own = cfg.DATASETS.FILTER_PATH, ["filter_path" in source.spec.options for source in sources]
+    if not path or all(own):
+        return train
+    if any(own):
+        raise UserError(
+            f"DATASETS.FILTER_PATH: {', '.join(source.spec.name for source in sources)} cannot share a list; filter "
+            "one of them by DATASETS.OPTIONS, such as ['luperson.filter_path', 'list.txt']"
+        )
+    if cfg.PROCESSOR.NAME not in ("dino", "cluster"):
+        raise UserError(
+            f"DATASETS.FILTER_PATH and PROCESSOR.NAME {cfg.PROCESSOR.NAME!r} cannot go together: a list leaves "
+            "identities out, and only pre-training and clustering do without them"
+        )
+    return keep_listed(train, listed_names(path, cfg.DATASETS.KEEP_NUM), cfg.DATASETS.ROOT_DIR)
 
 
 def as_trained(records: Records, name: str, sources: list[ReIDDataset]) -> Records:
@@ -441,6 +462,7 @@ def make_dataloader(cfg, training: bool = True) -> Data:
         refuse_missing(dataset, splits, skip=cfg.DATALOADER.BAD_IMAGES == "skip")
     train, validation = join_training(sources), None
     if training:
+        train = filtered(cfg, train, sources)
         refuse_unlabelled(cfg, train)
     num_cameras, num_views = len(np.unique(train.camids)), len(np.unique(train.viewids))
     if cfg.DATASETS.VAL_SHARE and training:

@@ -163,6 +163,8 @@ def make_sampler(cfg, pids: np.ndarray, rank: int, world: int, views: np.ndarray
     rules = RULES | {"two_platforms": partial(two_platforms, views=views)}
     if name not in rules:
         raise UserError(f"DATALOADER.SAMPLER: unknown {name!r}. Known: {', '.join(rules)}")
+    if cfg.PROCESSOR.NAME == "dino" and name != "softmax":
+        raise UserError(f"DATALOADER.SAMPLER {name!r} and PROCESSOR.NAME 'dino' cannot go together: it knows no labels")
     if batch % world:
         raise UserError(f"{key}: {batch} images cannot be shared by {world} processes alike")
     if batch // world < 2:

@@ -60,7 +60,7 @@ class DINOLoss(nn.Module):
                 f"{GLOBAL_CROPS} crops of the same images"
             )
         with torch.autocast(student.device.type, enabled=False):
-            student, teacher = student.float(), teacher.detach().float()
+            student, teacher = (at_least_float32(logits) for logits in (student, teacher.detach()))
             wanted = torch.softmax((teacher - self.center) / self.teacher_temps[epoch], dim=1)
             found = torch.log_softmax(student / self.student_temp, dim=1)
             loss = pairwise_cross_entropy(wanted, found, self.ncrops)
@@ -74,6 +74,10 @@ class DINOLoss(nn.Module):
         if is_distributed():
             dist.all_reduce(total)
         self.center.lerp_(total / (len(teacher) * world_size()), 1 - self.center_momentum)
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def pairwise_cross_entropy(wanted: Tensor, found: Tensor, ncrops: int) -> Tensor:

@@ -35,8 +35,8 @@ class WeightNormLinear(nn.Module):
 class DINOHead(nn.Module):
     """Three layers, unit length, then the prototypes. (B, width) -> (B, out_dim).
 
-    use_bn: batch norm before each gelu. norm_last_layer: the lengths of the prototypes stay 1. hidden, bottleneck: as
-    published.
+    use_bn: batch norm before each gelu. norm_last_layer: the lengths of the prototypes stay 1. hidden, bottleneck:
+    widths inside.
     """
 
     def __init__(
@@ -115,5 +115,7 @@ def make_multi_crop(cfg, backbone: nn.Module) -> MultiCrop:
             "DINO.CROP_HEIGHT, DINO.CROP_WIDTH": (cfg.DINO.CROP_HEIGHT, cfg.DINO.CROP_WIDTH),
         }.items():
             check_tiling(key, size, backbone.patch, backbone.stride)
-    head = DINOHead(backbone.width, cfg.DINO.OUT_DIM, cfg.DINO.USE_BN_IN_HEAD, cfg.DINO.NORM_LAST_LAYER)
+    head = DINOHead(
+        backbone.width, cfg.DINO.OUT_DIM, cfg.DINO.USE_BN_IN_HEAD, cfg.DINO.NORM_LAST_LAYER, cfg.DINO.HIDDEN_DIM
+    )
     return convert_sync_batch_norm(MultiCrop(backbone, head))
