@@ -9,6 +9,7 @@ from torch import nn
 
 from model.backbones.msvit import MSVIT_TYPES, Attention, MSViT, check_size, freeze, make_spec
 from model.backbones.resnet import RESNET_TYPES, ReIDResNet
+from model.backbones.swin import SWIN_TYPES, Swin
 from model.backbones.timm_image import TimmBackbone
 from model.backbones.vit import DEIT_SMALL, TRANSREID_VIT_SMALL, VIT_SMALL, VIT_TYPES, ViT, ViTSpec
 from model.batch_erasing import BatchErasing
@@ -45,7 +46,7 @@ def vit_spec(cfg) -> ViTSpec:
     if name == VIT_SMALL:
         return TRANSREID_VIT_SMALL if cfg.MODEL.VIT_SMALL == "transreid" else DEIT_SMALL
     if name not in VIT_TYPES:
-        known = [*VIT_TYPES, VIT_SMALL]
+        known = [*VIT_TYPES, VIT_SMALL, *SWIN_TYPES]
         hint = nearest(name, known)
         raise UserError(f"MODEL.TRANSFORMER_TYPE: unknown {name!r}{hint} Known: {', '.join(sorted(known))}")
     return VIT_TYPES[name]
@@ -68,6 +69,18 @@ def make_vit(cfg, camera_num: int, view_num: int) -> ViT:
         grad_checkpoint=cfg.MODEL.GRAD_CHECKPOINT,
         any_size=cfg.PROCESSOR.NAME == "dino",
     )
+
+
+def make_swin(cfg) -> Swin:
+    unfit = {
+        "MODEL.SIE_CAMERA": cfg.MODEL.SIE_CAMERA, "MODEL.SIE_VIEW": cfg.MODEL.SIE_VIEW,
+        "MODEL.STEM_CONV": cfg.MODEL.STEM_CONV, "MODEL.GEM_POOLING": cfg.MODEL.GEM_POOLING,
+        "PROCESSOR.NAME 'dino'": cfg.PROCESSOR.NAME == "dino",
+    }  # fmt: skip
+    for key in (name for name, value in unfit.items() if value):
+        raise UserError(f"{key} and MODEL.TRANSFORMER_TYPE {cfg.MODEL.TRANSFORMER_TYPE!r} cannot go together")
+    spec = SWIN_TYPES[cfg.MODEL.TRANSFORMER_TYPE]
+    return Swin(spec, tuple(cfg.INPUT.SIZE_TRAIN), cfg.MODEL.DROP_PATH, cfg.MODEL.GRAD_CHECKPOINT)
 
 
 def msvit_parts(cfg) -> dict:
@@ -118,6 +131,8 @@ def make_msvit(cfg, num_class: int, make_head) -> MSViTReID | MSViTClassifier:
 
 def make_backbone(cfg, camera_num: int, view_num: int) -> nn.Module:
     name = cfg.MODEL.NAME
+    if name == "transformer" and cfg.MODEL.TRANSFORMER_TYPE in SWIN_TYPES:
+        return make_swin(cfg)
     if name == "transformer":
         return make_vit(cfg, camera_num, view_num)
     if name in RESNET_TYPES:

@@ -29,6 +29,10 @@ POSITIONS = ("pos_embed", "positional_embedding")
 """Last part of the name of a position embedding over a grid of patches."""
 
 
+COMPUTED = (".relative_position_index", ".attn_mask")
+"""Ends of the names of what Swin's files hold and every model computes for itself."""
+
+
 @dataclass
 class LoadReport:
     """What became of every key of a checkpoint and of every parameter of the model."""
@@ -195,7 +199,8 @@ def _copy(
     fitting: dict[str, Tensor] = {}
     for key, value in state.items():
         if key not in own:
-            report.unexpected.append(key)
+            if not key.endswith(COMPUTED):
+                report.unexpected.append(key)
             continue
         wanted = own[key].shape
         if value.shape != wanted and value.numel() == own[key].numel() and value.dim() == 2 and len(wanted) == 4:
