@@ -168,7 +168,7 @@ DATASETS = {
     "DIRECTION": Key(None, "University-1652: which platform searches which; None: drone to satellite", of=str),
     "MARKET1501_500K": Key(None, "Market-1501: 500,000 distractors join the gallery; None: no", of=bool),
     "FILTER_PATH": Key("", "list of the training images to keep, best first, one name a line or pickled, as python -m "
-                       "processor.cfs writes it; empty: all (luperson: its own CFS_list, where there is one)"),
+                       "processor.cfs writes it; empty: all (luperson: its own CFS_list, if any; 'no': all)"),
     "KEEP_NUM": Key(None, "images to keep of that list; None: all", of=int),
 }
 

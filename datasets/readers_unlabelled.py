@@ -12,6 +12,7 @@ from datasets.records import RawSplits, Records
 from datasets.scan import first_of, require, walk_images
 from utils.errors import UserError
 
+NO_LIST = "no"
 LIST_FOLDERS = {"luperson": "images", "images": ""}
 """Where in a dataset's folder the names of its filter list begin."""
 
@@ -20,14 +21,15 @@ def read_luperson(spec, folder: Path, keep_num: int | None = None, filter_path: 
     """LUPerson (Fu, CVPR 2021), for pre-training: every image of ``images/``, label 0, camera 0.
 
     With a list, ``filter_path`` or else ``CFS_list.pkl`` (or ``CFS_list.txt``) of the dataset's folder, the first
-    ``keep_num`` of its names instead, None: all of them.
+    ``keep_num`` of its names instead, None: all of them. filter_path ``no`` passes over the folder's own list.
     """
     place = require(folder / LIST_FOLDERS["luperson"], "folder", spec)
-    path = Path(filter_path) if filter_path else first_of([folder / "CFS_list.pkl", folder / "CFS_list.txt"])
+    own = [folder / "CFS_list.pkl", folder / "CFS_list.txt"] if not filter_path else []
+    path = Path(filter_path) if filter_path not in ("", NO_LIST) else first_of(own)
     if path is None and keep_num is not None:
         raise UserError(
             f"DATASETS.KEEP_NUM: {spec.name} has no CFS_list.pkl nor CFS_list.txt in {folder} to keep from, and "
-            "DATASETS.FILTER_PATH is empty"
+            "DATASETS.FILTER_PATH names no list"
         )
     return listed_or_all(spec, place, path, keep_num, label=0)
 
