@@ -22,6 +22,7 @@ from datasets.loaders import Data, TestSet, make_dataloader
 from model import make_model
 from model.describe import summary
 from model.pretrained import load_initial_weights
+from processor.cluster import cluster
 from processor.dino import dino
 from processor.dmmd import dmmd
 from processor.evaluate import Settings, evaluate, mean_of, means
@@ -43,6 +44,7 @@ METHODS: dict[str, Callable[[Any, Data, nn.Module], list[Stage]]] = {
     "supervised": supervised,
     "prompt": prompt,
     "dino": dino,
+    "cluster": cluster,
     "dmmd": dmmd,
     "mtda_kd": mtda_kd,
 }

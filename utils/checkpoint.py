@@ -259,7 +259,7 @@ def load_weights(module: nn.Module, source: str | Path | Mapping[str, Any], hw_r
         hw_ratio,
         lambda key: key.startswith(optional) if optional else False,
     )
-    kept = {id(value) for value in state.values()}  # under whatever name
+    kept = {id(value) for value in state.values()}  # under our names
     report.unexpected += sorted(key for key, value in original.items() if id(value) not in kept)
     return report
 

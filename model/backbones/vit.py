@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.norms import IBN
+from model.pooling import gem
 from utils.errors import UserError
 
 
@@ -144,11 +145,6 @@ def interpolate_positions(positions: Tensor, old: tuple[int, int], new: tuple[in
     factors = tuple((n + 0.1) / o for n, o in zip(new, old, strict=True))
     patches = F.interpolate(patches, scale_factor=factors, mode="bicubic", align_corners=False)
     return torch.cat([positions[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
-
-
-def gem(tokens: Tensor, p: float = 3.0, eps: float = 1e-6) -> Tensor:
-    """Generalised mean over the tokens, per channel. (B, N, D) -> (B, D)."""
-    return tokens.clamp(min=eps).pow(p).mean(1).pow(1.0 / p)
 
 
 class ViT(nn.Module):
