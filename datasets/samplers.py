@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 from torch.utils.data import Sampler
 
+from datasets.gallery_samplers import multiple_gallery_nocam
 from utils.errors import UserError
 
 log = logging.getLogger("lineup")
@@ -111,6 +112,7 @@ RULES = {
     "id": once_per_identity,
     "id_triplet": once_per_identity,
     "repeat_iter": repeated_passes,
+    "multiple_gallery_nocam": multiple_gallery_nocam,
 }
 
 
@@ -178,7 +180,9 @@ def make_sampler(cfg, pids: np.ndarray, rank: int, world: int, views: np.ndarray
     return sampler
 
 
-def check_identities(batch: int, num_instances: int, identities: int, key: str = "SOLVER.IMS_PER_BATCH") -> None:
+def check_identities(
+    batch: int, num_instances: int, identities: int, key: str = "SOLVER.IMS_PER_BATCH", source: str = "the training set"
+) -> None:
     """Raises ``UserError`` unless a batch is P x K and there are P identities. key: names the batch size."""
     if num_instances < 1 or batch % num_instances:
         raise UserError(
@@ -188,5 +192,5 @@ def check_identities(batch: int, num_instances: int, identities: int, key: str =
     if batch // num_instances > identities:
         raise UserError(
             f"{key}: a batch of {batch} needs {batch // num_instances} identities with {num_instances} "
-            f"images each, the training set has {identities}; lower {key} or raise DATALOADER.NUM_INSTANCE"
+            f"images each, {source} has {identities}; lower {key} or raise DATALOADER.NUM_INSTANCE"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 
 from torch import nn
@@ -19,7 +20,17 @@ from model.msvit import MSViTClassifier, MSViTReID, check_parts
 from model.norms import convert_sync_batch_norm
 from model.reid import ReIDModel
 from model.sparse_attention import kept_count
-from model.torchreid import HEADS, PREFIX, RESNETS, TRUNKS, TorchreidModel, make_trunk, stage_widths
+from model.ssdvit import SSDViT
+from model.torchreid import (
+    HEADS,
+    PREFIX,
+    RESNETS,
+    TRUNKS,
+    PooledTrunk,
+    TorchreidModel,
+    make_trunk,
+    stage_widths,
+)
 from utils import switch
 from utils.errors import UserError, nearest
 from utils.names import is_clip
@@ -51,8 +62,9 @@ def vit_spec(cfg) -> ViTSpec:
 
 
 def make_vit(cfg, camera_num: int, view_num: int) -> ViT:
+    spec = vit_spec(cfg)
     return ViT(
-        vit_spec(cfg),
+        replace(spec, norm_eps=1e-5) if cfg.MODEL.NAME == "ssdvit" else spec,
         image_size=tuple(cfg.INPUT.SIZE_TRAIN),
         stride=tuple(cfg.MODEL.STRIDE_SIZE),
         camera_num=camera_num if cfg.MODEL.SIE_CAMERA else 0,
@@ -116,7 +128,7 @@ def make_msvit(cfg, num_class: int, make_head) -> MSViTReID | MSViTClassifier:
 
 def make_backbone(cfg, camera_num: int, view_num: int) -> nn.Module:
     name = cfg.MODEL.NAME
-    if name == "transformer":
+    if name in ("transformer", "ssdvit"):
         return make_vit(cfg, camera_num, view_num)
     if name in RESNET_TYPES:
         if cfg.MODEL.GRAD_CHECKPOINT:
@@ -131,7 +143,7 @@ def make_backbone(cfg, camera_num: int, view_num: int) -> nn.Module:
     if name.startswith("timm:"):
         size = tuple(cfg.INPUT.SIZE_TRAIN)
         return TimmBackbone(name.removeprefix("timm:"), size, cfg.MODEL.DROP_PATH, cfg.MODEL.GRAD_CHECKPOINT)
-    known = ["transformer", *RESNET_TYPES, *MSVIT_TYPES, *(PREFIX + trunk for trunk in TRUNKS), *BACKBONES]
+    known = ["transformer", "ssdvit", *RESNET_TYPES, *MSVIT_TYPES, *(PREFIX + trunk for trunk in TRUNKS), *BACKBONES]
     hint = nearest(name, [*known, "ViT-B-16", "RN50"])
     raise UserError(
         f"MODEL.NAME: unknown {name!r}{hint} Known: {', '.join(known)}, ViT-B-16, RN50 and CLIP's other names, "
@@ -160,6 +172,24 @@ def make_torchreid(cfg, num_class: int) -> TorchreidModel:
     return TorchreidModel(make_trunk(name), num_class, head, cfg.MODEL.FC_DIM, maps, matched, domains)
 
 
+def make_ssdvit(cfg) -> SSDViT:
+    """The network of ``PROCESSOR.NAME: self_distill`` on the backbone that MODEL.NAME names."""
+    unfit = {
+        "MODEL.SIE_CAMERA": cfg.MODEL.SIE_CAMERA, "MODEL.SIE_VIEW": cfg.MODEL.SIE_VIEW, "MODEL.JPM": cfg.MODEL.JPM,
+        "MODEL.REDUCE_FEAT_DIM": cfg.MODEL.REDUCE_FEAT_DIM, "MODEL.DROPOUT_RATE": cfg.MODEL.DROPOUT_RATE,
+    }  # fmt: skip
+    for key in (key for key, value in unfit.items() if value):
+        raise UserError(f"{key} and PROCESSOR.NAME 'self_distill' cannot go together: its network has no place for it")
+    name = cfg.MODEL.NAME
+    if is_clip(name) and name not in BACKBONES:
+        raise UserError(
+            f"PROCESSOR.NAME 'self_distill' and MODEL.NAME {name!r} cannot go together; timm has CLIP's image towers "
+            "as backbones, such as timm:vit_base_patch16_clip_224"
+        )
+    base = PooledTrunk(make_trunk(name)) if name.startswith(PREFIX) else make_backbone(cfg, 0, 0)
+    return SSDViT(base, cfg.TEST.NECK_FEAT, cfg.SSD.RANDOM_BLOCK)
+
+
 def make_model(cfg, num_class: int, camera_num: int = 0, view_num: int = 0, kind: str = "") -> nn.Module:
     """The model that the configuration asks for, randomly initialised; reads no file.
 
@@ -167,7 +197,7 @@ def make_model(cfg, num_class: int, camera_num: int = 0, view_num: int = 0, kind
     kind: what the data show (person, vehicle, ...), for prompts. Raises ``UserError`` for unknown names and for keys
     that cannot go together.
     """
-    if is_clip(cfg.MODEL.NAME) and cfg.MODEL.NAME not in BACKBONES:
+    if is_clip(cfg.MODEL.NAME) and cfg.MODEL.NAME not in BACKBONES and cfg.PROCESSOR.NAME != "self_distill":
         return make_clip_model(cfg, num_class, camera_num, view_num, kind)
     if cfg.PROCESSOR.NAME == "prompt":
         raise UserError(
@@ -176,6 +206,8 @@ def make_model(cfg, num_class: int, camera_num: int = 0, view_num: int = 0, kind
         )
     if cfg.MODEL.NECK not in ("bnneck", "no"):
         raise UserError(f"MODEL.NECK: {cfg.MODEL.NECK!r} is neither 'bnneck' nor 'no'")
+    if cfg.PROCESSOR.NAME == "self_distill":
+        return synchronised(cfg, make_ssdvit(cfg))
     if cfg.MODEL.NAME.startswith(PREFIX):
         return synchronised(cfg, make_torchreid(cfg, num_class))
     head = partial(

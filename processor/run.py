@@ -26,6 +26,7 @@ from processor.dmmd import dmmd
 from processor.evaluate import Settings, evaluate, mean_of, means
 from processor.mtda_kd import mtda_kd
 from processor.prompt import prompt
+from processor.self_distill import self_distill
 from processor.stage import Stage
 from processor.supervised import supervised
 from processor.trainer import LAST, Trainer
@@ -43,6 +44,7 @@ METHODS: dict[str, Callable[[Any, Data, nn.Module], list[Stage]]] = {
     "prompt": prompt,
     "dmmd": dmmd,
     "mtda_kd": mtda_kd,
+    "self_distill": self_distill,
 }
 """PROCESSOR.NAME -> function of (cfg, data, model) that gives the method's stages; ``register_method`` adds one."""
 
