@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader
 from datasets.catalogue import CATALOGUE, ReIDDataset, find_spec, make_dataset
 from datasets.decoding import DECODERS
 from datasets.findings import findings, missing, missing_line
+from datasets.gallery_samplers import MultipleGalleryNoCamera
 from datasets.images import Batch, ImageList
 from datasets.readers import SPLITS
 from datasets.records import Records, join
-from datasets.gallery_samplers import MultipleGalleryNoCamera
 from datasets.samplers import check_identities, make_sampler
 from datasets.stores import ByteStore, PixelStore
 from datasets.transforms import WithViews, build_transforms, weak_and_strong, with_views

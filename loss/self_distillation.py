@@ -14,7 +14,7 @@ def soft_share(epoch: int, epochs: int, last: float) -> float:
 
 
 def divergence(p: Tensor, q: Tensor) -> Tensor:
-    """Kullback-Leibler divergence ``sum p (log p - log q)`` over rows and entries, with gradient into both. -> scalar."""
+    """Kullback-Leibler divergence ``sum p (log p - log q)`` over rows and entries, with gradient into both."""
     tiny = torch.finfo(p.dtype).tiny
     return (p * (p.clamp(min=tiny).log() - q.clamp(min=tiny).log())).sum()
 

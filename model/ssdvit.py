@@ -59,9 +59,12 @@ class SSDViT(nn.Module):
         return last, last
 
     def forward(self, images: Tensor, label=None, cam_label=None, view_label=None) -> ReIDOutput | Tensor:
-        """Training: feats ``[tri, rb, bn_x, bn_x_rb]`` and no scores. Evaluation: the retrieval feature, unit length."""
-        if not self.training:
-            return self.class_feature(images) if self.neck_feat == "after" else self.first_neck(self.base(images))
+        """Training: feats ``[tri, rb, bn_x, bn_x_rb]``, no scores. Evaluation: the retrieval feature, unit length."""
+        if self.training:
+            return self.training_features(images)
+        return self.class_feature(images) if self.neck_feat == "after" else self.first_neck(self.base(images))
+
+    def training_features(self, images: Tensor) -> ReIDOutput:
         last, rb = self.read(images)
         tri = self.first_neck(last)
         bn_x = self.second_neck(tri)

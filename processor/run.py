@@ -18,12 +18,13 @@ import torch
 from torch import nn
 
 from configs import dump
-from datasets.loaders import Data, TestSet, make_dataloader
+from datasets.loaders import Data, TestSet, adapts, make_dataloader, names_of
 from model import make_model
 from model.describe import summary
 from model.pretrained import load_initial_weights
 from processor.dmmd import dmmd
 from processor.evaluate import Settings, evaluate, mean_of, means
+from processor.generalisation import generalisation
 from processor.mtda_kd import mtda_kd
 from processor.prompt import prompt
 from processor.self_distill import self_distill
@@ -210,6 +211,7 @@ def _train(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
             return before
         evaluate_now(model.to(device))
     metrics = {"results": results, "mean": mean_of(data.tests, results) if results else {}, "history": progress.history}
+    metrics |= on_unseen_targets(cfg, results)
     if cfg.SOLVER.KEEP_BEST:
         metrics["best"] = best_entry(cfg, data.validation, progress)
     metrics |= {
@@ -219,6 +221,13 @@ def _train(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
     write_json(folder / "metrics.json", metrics)
     log.info("done: %s", folder)
     return metrics
+
+
+def on_unseen_targets(cfg, results: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """The report of domain generalisation, where all that was tested was never trained on; else nothing."""
+    if not (results and cfg.DATASETS.TARGETS) or adapts(cfg):
+        return {}
+    return {"generalisation": generalisation(names_of(cfg.DATASETS.NAMES), results)}
 
 
 def add_averaging(cfg, stage: Stage) -> None:
@@ -290,6 +299,7 @@ def _test(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
         "commit": commit(),
         "config_file": config_file,
     }
+    metrics |= on_unseen_targets(cfg, results)
     if trained := training_metrics(folder):
         metrics["training"] = trained
     barrier()  # all have read what stood there

@@ -176,7 +176,8 @@ class ViT(nn.Module):
         self.blocks = nn.ModuleList(
             Block(
                 width, spec.heads, mlp_ratio=spec.mlp_ratio, qkv_bias=spec.qkv_bias,
-                proj_drop=drop, attn_drop=attn_drop, drop_path=rate, norm_layer=partial(nn.LayerNorm, eps=spec.norm_eps),
+                proj_drop=drop, attn_drop=attn_drop, drop_path=rate,
+                norm_layer=partial(nn.LayerNorm, eps=spec.norm_eps),
             )
             for rate in rates
         )  # fmt: skip
