@@ -45,6 +45,7 @@ VIT_TYPES = {
     # For tests and the quick start: small enough for seconds on a CPU.
     "vit_mini_patch16_TransReID": ViTSpec(128, 6, 4),
     "vit_mini_patch8_TransReID": ViTSpec(128, 6, 4, patch=8),
+    "vit_nano_patch8_TransReID": ViTSpec(64, 4, 4, mlp_ratio=2.0, patch=8),
     "vit_micro_patch8_TransReID": ViTSpec(32, 3, 2, mlp_ratio=2.0, patch=8),
 }
 VIT_SMALL = "vit_small_patch16_224_TransReID"
