@@ -189,9 +189,7 @@ class SelfDistillation(Stage):
         for memory, (weak, strong) in zip(self.memories, views, strict=True):
             ours: ReIDOutput = self.net(weak.images, label=weak.pids)
             theirs = self.net(strong.images, label=strong.pids).feats[2] if self.recipe.siamese else None
-            terms = self.recipe.terms(
-                memory, ours.feats, weak.pids, theirs, strong.pids, self.epoch, self.last_epoch
-            )
+            terms = self.recipe.terms(memory, ours.feats, weak.pids, theirs, strong.pids, self.epoch, self.last_epoch)
             for name, term in terms.items():
                 totals[name] = totals.get(name, 0) + term / len(views)
             right.append((memory.logits(ours.feats[2].detach()).argmax(1) == weak.pids).float().mean())

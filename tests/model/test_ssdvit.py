@@ -50,8 +50,8 @@ def test_evaluation_draws_nothing_and_gives_the_feature_of_either_neck():
     state = random.getstate()
     with torch.no_grad():
         feats = after(IMAGES), before(IMAGES)
-    assert random.getstate() == state
         wanted = after.class_feature(IMAGES), before.first_neck(before.base(IMAGES))
+    assert random.getstate() == state
     assert torch.equal(feats[0], wanted[0]) and torch.equal(feats[1], wanted[1])
     for feat in feats:
         torch.testing.assert_close(feat.norm(dim=1), torch.ones(6))
