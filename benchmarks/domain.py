@@ -4,9 +4,9 @@
 
 published: each view is decoded and passed by itself, and the memory moves by a third pass of the strong view after the
 step, one image after the other. Ours: ``released`` (bound to the third pass and to images drawn apart) and ``logits``
-with paired views, which decodes each image once and moves the memory by the features of the step. The network's time and
-the loader's (decoding and augmenting a step's images; enough workers hide it) are shown apart. The floor is two passes
-forward and backward: 6/7 of the published step, when a pass backward costs two forward.
+with paired views, which decodes each image once and moves the memory by the features of the step. The network's time
+and the loader's (decoding and augmenting a step's images; enough workers hide it) are shown apart. The floor is two
+passes forward and backward: 6/7 of the published step, when a pass backward costs two forward.
 """
 
 from __future__ import annotations

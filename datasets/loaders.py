@@ -15,11 +15,10 @@ from torch.utils.data import DataLoader
 from datasets.catalogue import CATALOGUE, ReIDDataset, find_spec, make_dataset
 from datasets.decoding import DECODERS
 from datasets.findings import findings, missing, missing_line
-from datasets.gallery_samplers import MultipleGalleryNoCamera
 from datasets.images import Batch, ImageList
 from datasets.readers import SPLITS
 from datasets.records import Records, join
-from datasets.samplers import check_identities, make_sampler
+from datasets.samplers import EpochSampler, check_identities, make_sampler, multiple_gallery_nocam
 from datasets.stores import ByteStore, PixelStore
 from datasets.transforms import WithViews, build_transforms, weak_and_strong, with_views
 from utils.distributed import gather_objects, rank, world_size
@@ -204,7 +203,7 @@ def make_train_loader(cfg, records: Records) -> TrainLoader:
     """The loader of a training list, batches drawn as DATALOADER.SAMPLER says."""
     views = cfg.PROCESSOR.NAME == "prompt" and cfg.MODEL.USE_SSL
     transform = with_views(cfg) if views else build_transforms(cfg, is_train=True)
-    return loader_of(cfg, records, transform, make_sampler(cfg, records.pids, rank(), world_size(), records.viewids))
+    return loader_of(cfg, records, transform, make_sampler(cfg, records, rank(), world_size()))
 
 
 def loader_of(cfg, records: Records, transform, sampler, loaders: int = 1) -> TrainLoader:
@@ -251,15 +250,16 @@ def make_sources(cfg, train: Records, names: list[str]) -> list[Source]:
     return sources
 
 
-def make_gallery_sampler(cfg, pids: np.ndarray, name: str, stream: int) -> MultipleGalleryNoCamera:
+def make_gallery_sampler(cfg, pids: np.ndarray, name: str, stream: int) -> EpochSampler:
     """The sampler of one view of the training set ``name``; one for each ``stream``."""
     batch, k, world = cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE, world_size()
     if batch % world or batch // world < 2:
         raise UserError(
             f"SOLVER.IMS_PER_BATCH: {batch} images cannot be shared by {world} processes, two or more to each"
         )
-    check_identities(batch, k, len(np.unique(pids)), source=name)
-    sampler = MultipleGalleryNoCamera(pids, batch, k, cfg.SOLVER.SEED, cfg.SSD.ITERS, stream, rank(), world)
+    check_identities(batch // world, k, len(np.unique(pids)), source=name)
+    seed = cfg.SOLVER.SEED, stream
+    sampler = EpochSampler(multiple_gallery_nocam, pids, batch, k, seed, rank(), world, steps=cfg.SSD.ITERS)
     if not len(sampler):
         raise UserError(f"SOLVER.IMS_PER_BATCH: a pass over {name} gives no batch of {batch}; many have one image only")
     return sampler
@@ -458,10 +458,10 @@ def refuse_unlabelled(cfg, train: Records) -> None:
 
 
 def refuse_skipping(cfg) -> None:
-    """Raises ``UserError`` where images may not be left out: the prompts learn from every training image's feature."""
+    """Raises ``UserError`` where images may not be left out: the method takes a feature of every training image."""
     if cfg.DATALOADER.BAD_IMAGES == "skip":
         raise UserError(
-            "DATALOADER.BAD_IMAGES 'skip' and PROCESSOR.NAME 'prompt' cannot go together: its first stage keeps a "
+            f"DATALOADER.BAD_IMAGES 'skip' and PROCESSOR.NAME {cfg.PROCESSOR.NAME!r} cannot go together: it takes a "
             "feature of every training image"
         )
 
@@ -518,7 +518,7 @@ def make_dataloader(cfg, training: bool = True) -> Data:
         raise UserError(
             "DATALOADER.DRAFT and DATALOADER.DECODER 'torchvision' cannot go together: torchvision decodes whole images"
         )
-    if training and cfg.PROCESSOR.NAME == "prompt":
+    if training and cfg.PROCESSOR.NAME in ("prompt", "cluster"):
         refuse_skipping(cfg)
         plain = feature_loader(cfg, train)
     kept_apart = make_sources(cfg, train, [d.spec.name for d in sources]) if training and apart else []

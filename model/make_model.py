@@ -13,24 +13,17 @@ from model.backbones.resnet import RESNET_TYPES, ReIDResNet
 from model.backbones.timm_image import TimmBackbone
 from model.backbones.vit import DEIT_SMALL, TRANSREID_VIT_SMALL, VIT_SMALL, VIT_TYPES, ViT, ViTSpec
 from model.batch_erasing import BatchErasing
+from model.cluster_encoder import ClusterEncoder, PooledTrunk
 from model.heads import make_head
 from model.jpm import jigsaw_layout
-from model.make_clip import make_clip_model
+from model.make_clip import make_clip_model, make_clip_tower
 from model.msvit import MSViTClassifier, MSViTReID, check_parts
 from model.norms import convert_sync_batch_norm
+from model.pooling import make_pooling
 from model.reid import ReIDModel
 from model.sparse_attention import kept_count
 from model.ssdvit import SSDViT
-from model.torchreid import (
-    HEADS,
-    PREFIX,
-    RESNETS,
-    TRUNKS,
-    PooledTrunk,
-    TorchreidModel,
-    make_trunk,
-    stage_widths,
-)
+from model.torchreid import HEADS, PREFIX, RESNETS, TRUNKS, TorchreidModel, make_trunk, stage_widths
 from utils import switch
 from utils.errors import UserError, nearest
 from utils.names import is_clip
@@ -133,7 +126,7 @@ def make_backbone(cfg, camera_num: int, view_num: int) -> nn.Module:
     if name in RESNET_TYPES:
         if cfg.MODEL.GRAD_CHECKPOINT:
             raise UserError(f"MODEL.GRAD_CHECKPOINT and MODEL.NAME {name!r} cannot go together: it is for transformers")
-        return ReIDResNet(RESNET_TYPES[name], cfg.MODEL.LAST_STRIDE)
+        return ReIDResNet(RESNET_TYPES[name], cfg.MODEL.LAST_STRIDE, cfg.MODEL.POOLING)
     if name in MSVIT_TYPES:
         backbone = MSViT(**msvit_parts(cfg), last_stride=cfg.MODEL.LAST_STRIDE)
         freeze(backbone, tuple(cfg.MODEL.MSVIT.FREEZE))
@@ -173,21 +166,36 @@ def make_torchreid(cfg, num_class: int) -> TorchreidModel:
 
 
 def make_ssdvit(cfg) -> SSDViT:
-    """The network of ``PROCESSOR.NAME: self_distill`` on the backbone that MODEL.NAME names."""
+    """The network of ``PROCESSOR.NAME: self_distill`` around any backbone."""
+    sides = {"MODEL.SIE_CAMERA": cfg.MODEL.SIE_CAMERA, "MODEL.SIE_VIEW": cfg.MODEL.SIE_VIEW}
+    refuse_unfit(cfg, sides, "its targets' cameras are never trained on")
+    return SSDViT(bare_backbone(cfg, 0, 0), cfg.TEST.NECK_FEAT, cfg.SSD.RANDOM_BLOCK)
+
+
+def make_cluster_encoder(cfg, camera_num: int, view_num: int) -> ClusterEncoder:
+    """The model of ``PROCESSOR.NAME: cluster`` around any backbone."""
+    return ClusterEncoder(bare_backbone(cfg, camera_num, view_num))
+
+
+def bare_backbone(cfg, camera_num: int, view_num: int) -> nn.Module:
+    """The backbone that MODEL.NAME names, of any family, for models that are a backbone and necks."""
     unfit = {
-        "MODEL.SIE_CAMERA": cfg.MODEL.SIE_CAMERA, "MODEL.SIE_VIEW": cfg.MODEL.SIE_VIEW, "MODEL.JPM": cfg.MODEL.JPM,
-        "MODEL.REDUCE_FEAT_DIM": cfg.MODEL.REDUCE_FEAT_DIM, "MODEL.DROPOUT_RATE": cfg.MODEL.DROPOUT_RATE,
+        "MODEL.JPM": cfg.MODEL.JPM, "MODEL.REDUCE_FEAT_DIM": cfg.MODEL.REDUCE_FEAT_DIM,
+        "MODEL.DROPOUT_RATE": cfg.MODEL.DROPOUT_RATE,
     }  # fmt: skip
-    for key in (key for key, value in unfit.items() if value):
-        raise UserError(f"{key} and PROCESSOR.NAME 'self_distill' cannot go together: its network has no place for it")
+    refuse_unfit(cfg, unfit, "its encoder is a backbone and a neck")
     name = cfg.MODEL.NAME
     if is_clip(name) and name not in BACKBONES:
-        raise UserError(
-            f"PROCESSOR.NAME 'self_distill' and MODEL.NAME {name!r} cannot go together; timm has CLIP's image towers "
-            "as backbones, such as timm:vit_base_patch16_clip_224"
-        )
-    base = PooledTrunk(make_trunk(name)) if name.startswith(PREFIX) else make_backbone(cfg, 0, 0)
-    return SSDViT(base, cfg.TEST.NECK_FEAT, cfg.SSD.RANDOM_BLOCK)
+        return make_clip_tower(cfg)
+    if name.startswith(PREFIX):
+        return PooledTrunk(make_trunk(name), make_pooling(cfg.MODEL.POOLING))
+    return make_backbone(cfg, camera_num, view_num)
+
+
+def refuse_unfit(cfg, switches: dict[str, object], why: str) -> None:
+    """Raises ``UserError`` for a key that is set and has no place in the method's network."""
+    for key in (key for key, value in switches.items() if value):
+        raise UserError(f"{key} and PROCESSOR.NAME {cfg.PROCESSOR.NAME!r} cannot go together: {why}")
 
 
 def make_model(cfg, num_class: int, camera_num: int = 0, view_num: int = 0, kind: str = "") -> nn.Module:
@@ -197,7 +205,12 @@ def make_model(cfg, num_class: int, camera_num: int = 0, view_num: int = 0, kind
     kind: what the data show (person, vehicle, ...), for prompts. Raises ``UserError`` for unknown names and for keys
     that cannot go together.
     """
-    if is_clip(cfg.MODEL.NAME) and cfg.MODEL.NAME not in BACKBONES and cfg.PROCESSOR.NAME != "self_distill":
+    refuse_pooling(cfg)
+    if cfg.PROCESSOR.NAME == "cluster":
+        return synchronised(cfg, make_cluster_encoder(cfg, camera_num, view_num))
+    if cfg.PROCESSOR.NAME == "self_distill":
+        return synchronised(cfg, make_ssdvit(cfg))
+    if is_clip(cfg.MODEL.NAME) and cfg.MODEL.NAME not in BACKBONES:
         return make_clip_model(cfg, num_class, camera_num, view_num, kind)
     if cfg.PROCESSOR.NAME == "prompt":
         raise UserError(
@@ -206,8 +219,6 @@ def make_model(cfg, num_class: int, camera_num: int = 0, view_num: int = 0, kind
         )
     if cfg.MODEL.NECK not in ("bnneck", "no"):
         raise UserError(f"MODEL.NECK: {cfg.MODEL.NECK!r} is neither 'bnneck' nor 'no'")
-    if cfg.PROCESSOR.NAME == "self_distill":
-        return synchronised(cfg, make_ssdvit(cfg))
     if cfg.MODEL.NAME.startswith(PREFIX):
         return synchronised(cfg, make_torchreid(cfg, num_class))
     head = partial(
@@ -231,6 +242,16 @@ def make_model(cfg, num_class: int, camera_num: int = 0, view_num: int = 0, kind
         dropout=cfg.MODEL.DROPOUT_RATE,
     )
     return synchronised(cfg, model)
+
+
+def refuse_pooling(cfg) -> None:
+    """Raises ``UserError`` where MODEL.POOLING is set for a network that has no map to pool, or pools its own way."""
+    pools = cfg.MODEL.NAME in RESNET_TYPES or (cfg.MODEL.NAME.startswith(PREFIX) and cfg.PROCESSOR.NAME == "cluster")
+    if cfg.MODEL.POOLING != "avg" and not pools:
+        raise UserError(
+            f"MODEL.POOLING {cfg.MODEL.POOLING!r} and MODEL.NAME {cfg.MODEL.NAME!r} cannot go together: it is for "
+            "ResNets, and in PROCESSOR.NAME 'cluster' for torchreid's networks too"
+        )
 
 
 def synchronised(cfg, model: nn.Module) -> nn.Module:

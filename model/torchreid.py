@@ -43,17 +43,6 @@ def make_trunk(name: str) -> nn.Module:
     return trunk
 
 
-class PooledTrunk(nn.Module):
-    """A trunk as a backbone: its map's mean, (B, 3, H, W) -> (B, width). Keys are the trunk's under ``net.``."""
-
-    def __init__(self, trunk: nn.Module):
-        super().__init__()
-        self.net, self.width = trunk, trunk.width
-
-    def forward(self, images: Tensor, cam_label=None, view_label=None) -> Tensor:
-        return self.net(images).mean((2, 3))
-
-
 def stage_widths(name: str) -> tuple[int, ...]:
     """Channels of the four stages of a ResNet by its name."""
     expansion = RESNET_TYPES[name.removeprefix(PREFIX)].block.expansion

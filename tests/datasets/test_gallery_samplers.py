@@ -1,11 +1,11 @@
-"""The sampler of an anchor and others of its identity: what a pass holds, its ends, epochs and processes."""
+"""The sampler of an anchor and others of its identity whatever their cameras: a pass, its ends, epochs, processes."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from datasets.gallery_samplers import MultipleGalleryNoCamera, multiple_gallery_nocam
+from datasets.samplers import EpochSampler, multiple_gallery_nocam
 
 COUNTS = (6, 4, 3, 2, 1)
 PIDS = np.repeat(np.arange(5), COUNTS)
@@ -15,6 +15,10 @@ def one_pass(k: int, seed: int = 0) -> list[np.ndarray]:
     """The rows of a pass, split where the identity changes."""
     rows = np.concatenate(multiple_gallery_nocam(PIDS, 1, k, np.random.default_rng(seed)))
     return np.split(rows, np.flatnonzero(np.diff(PIDS[rows])) + 1)
+
+
+def sampler(batch: int, k: int, steps: int, seed: int | tuple[int, ...] = 0, rank: int = 0, world: int = 1):
+    return EpochSampler(multiple_gallery_nocam, PIDS, batch, k, seed, rank, world, steps=steps)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -36,22 +40,26 @@ def test_three_others_for_three_places_are_drawn_with_replacement_as_published()
 
 
 def test_passes_follow_one_another_until_the_epoch_is_full():
-    sampler = MultipleGalleryNoCamera(PIDS, 4, 4, seed=0, iterations=11)
-    assert len(sampler) == 11 and all(len(batch) == 4 for batch in sampler)
-    first = list(sampler)
-    sampler.set_epoch(2)
-    assert list(sampler) != first
-    sampler.set_epoch(1)
-    assert list(sampler) == first, "an epoch depends on its number alone"
-    other = MultipleGalleryNoCamera(PIDS, 4, 4, seed=0, iterations=11, stream=1)
-    assert list(other) != first
+    one = sampler(4, 4, steps=11)
+    assert len(one) == 11 and all(len(batch) == 4 for batch in one)
+    first = list(one)
+    one.set_epoch(2)
+    assert list(one) != first
+    one.set_epoch(1)
+    assert list(one) == first, "an epoch depends on its number alone"
 
 
-def test_processes_share_every_batch_in_order():
-    whole = list(MultipleGalleryNoCamera(PIDS, 4, 2, seed=3, iterations=5))
-    halves = [list(MultipleGalleryNoCamera(PIDS, 4, 2, 3, 5, rank=r, world=2)) for r in range(2)]
-    assert [a + b for a, b in zip(*halves, strict=True)] == whole
+def test_samplers_with_further_numbers_in_the_seed_draw_apart():
+    drawn = [list(sampler(4, 4, 5, seed)) for seed in (3, (3, 0), (3, 1))]
+    assert drawn[0] != drawn[1] != drawn[2] != drawn[0]
+    assert list(sampler(4, 4, 5, (3,))) == drawn[0], "one number is what it was"
+
+
+def test_processes_share_the_batches_of_a_round():
+    halves = [list(sampler(4, 2, 5, rank=r, world=2)) for r in range(2)]
+    assert [len(half) for half in halves] == [5, 5] and all(len(b) == 2 for half in halves for b in half)
+    assert halves[0] != halves[1]
 
 
 def test_too_few_images_give_an_empty_epoch():
-    assert len(MultipleGalleryNoCamera(PIDS, 64, 4, seed=0, iterations=3)) == 0
+    assert len(sampler(64, 4, 3)) == 0
