@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from configs import dump
-from datasets.loaders import Data, TestSet, make_dataloader
+from datasets.loaders import Data, TestSet, adapts, make_dataloader, names_of
 from model import make_model
 from model.describe import summary
 from model.pretrained import load_initial_weights
@@ -26,8 +26,10 @@ from processor.cluster import cluster
 from processor.dino import dino
 from processor.dmmd import dmmd
 from processor.evaluate import Settings, evaluate, mean_of, means
+from processor.generalisation import generalisation
 from processor.mtda_kd import mtda_kd
 from processor.prompt import prompt
+from processor.self_distill import self_distill
 from processor.stage import Stage
 from processor.supervised import supervised
 from processor.trainer import LAST, Trainer
@@ -47,6 +49,7 @@ METHODS: dict[str, Callable[[Any, Data, nn.Module], list[Stage]]] = {
     "cluster": cluster,
     "dmmd": dmmd,
     "mtda_kd": mtda_kd,
+    "self_distill": self_distill,
 }
 """PROCESSOR.NAME -> function of (cfg, data, model) that gives the method's stages; ``register_method`` adds one."""
 
@@ -212,6 +215,7 @@ def _train(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
             return before
         evaluate_now(stages[-1].evaluated().to(device))
     metrics = {"results": results, "mean": mean_of(data.tests, results) if results else {}, "history": progress.history}
+    metrics |= on_unseen_targets(cfg, results)
     if cfg.SOLVER.KEEP_BEST:
         metrics["best"] = best_entry(cfg, data.validation, progress)
     metrics |= {
@@ -221,6 +225,13 @@ def _train(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
     write_json(folder / "metrics.json", metrics)
     log.info("done: %s", folder)
     return metrics
+
+
+def on_unseen_targets(cfg, results: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """The report of domain generalisation, where all that was tested was never trained on; else nothing."""
+    if not (results and cfg.DATASETS.TARGETS) or adapts(cfg):
+        return {}
+    return {"generalisation": generalisation(names_of(cfg.DATASETS.NAMES), results)}
 
 
 def add_averaging(cfg, stage: Stage) -> None:
@@ -292,6 +303,7 @@ def _test(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
         "commit": commit(),
         "config_file": config_file,
     }
+    metrics |= on_unseen_targets(cfg, results)
     if trained := training_metrics(folder):
         metrics["training"] = trained
     barrier()  # all have read what stood there

@@ -111,3 +111,19 @@ def test_pre_training_by_torchrun_leaves_its_files(market, tmp_path):
     assert (tmp_path / "transformer_backbone_2.pth").is_file() and done.stdout.count("stage dino") == 1
     again = run(*TORCHRUN, "train.py", *words)
     assert again.returncode == 0 and "finished already" in again.stdout
+
+
+def test_gathered_self_distillation_has_the_gradient_and_the_memories_of_one_process(tmp_path):
+    worker = ["-m", "tests.processor.share_of_a_self_distillation", tmp_path]
+    for command in ([sys.executable, *worker], [*TORCHRUN, *worker]):
+        done = run(*command)
+        assert done.returncode == 0, done.stderr[-2000:]
+    for mode in ("released", "logits"):
+        one, two = (torch.load(tmp_path / f"{mode}_{n}.pt", weights_only=True) for n in (1, 2))
+        assert one["grads"].keys() == two["grads"].keys() and len(one["grads"]) > 40
+        scale = max(float(g.abs().max()) for g in one["grads"].values())
+        for name, wanted in one["grads"].items():
+            apart = float((two["grads"][name] - wanted).abs().max()) / scale
+            assert apart < 1e-5, f"{mode} {name}: apart by {apart:.1e} of the largest gradient"
+        for name, wanted in one["memories"].items():
+            torch.testing.assert_close(two["memories"][name], wanted, rtol=1e-4, atol=1e-5)
