@@ -6,7 +6,6 @@ that asks, a ring on every token of its window, filled from yellow to red by the
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from model.backbones.msvit import WindowAttention
 from model.sparse_attention import attention_weights
 from utils.checkpoint import write_atomically
+from utils.commands import make_parser
 from utils.errors import UserError
 
 
@@ -89,13 +89,11 @@ def main(argv: list[str] | None = None) -> None:
     from model import make_model
     from utils.checkpoint import load_weights
 
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m processor.kept_tokens", description=__doc__, formatter_class=raw)
-    parser.add_argument("--config_file", default="", help="YAML file")
+    example = "--config_file configs/msvit/eth80.yml --out tokens.png TEST.WEIGHT runs/eth80/msvit_s_60.pth"
+    parser = make_parser("python -m processor.kept_tokens", __doc__, example, settings=True)
     parser.add_argument("--out", type=Path, required=True, help="picture to write (.png)")
     parser.add_argument("--images", type=int, default=6, help="how many (6)")
     parser.add_argument("--at", type=float, nargs=2, default=(0.35, 0.5), help="the token: shares of height, width")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ...")
     args = parser.parse_args(argv)
     if not all(0 <= share < 1 for share in args.at) or args.images < 1:
         raise UserError("--at: expected two shares from 0 up to below 1, and --images at least 1")
