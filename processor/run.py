@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import json
 import logging
@@ -26,6 +27,7 @@ from processor.dmmd import dmmd
 from processor.evaluate import Settings, evaluate, mean_of, means
 from processor.mtda_kd import mtda_kd
 from processor.prompt import prompt
+from processor.report import write_report
 from processor.stage import Stage
 from processor.supervised import supervised
 from processor.trainer import LAST, Trainer
@@ -131,6 +133,17 @@ def machine(device) -> str:
     return f"{os.cpu_count()} cores {platform.machine()}"
 
 
+def environment(device: torch.device) -> dict[str, str]:
+    """What computed: versions of the parts that change numbers, system and machine."""
+    libraries = ("torch", "torchvision", "timm", "open_clip_torch", "numpy", "Pillow")
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in libraries},
+        "system": platform.platform(terse=True),
+        "device": f"{world_size()} x {machine(device)}, {torch.get_num_threads()} threads",
+    }
+
+
 def write_json(path: Path, value: Any) -> None:
     if is_main():
         write_atomically(path, lambda handle: handle.write((json.dumps(value, indent=2) + "\n").encode()))
@@ -187,6 +200,7 @@ def _train(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
     def held_out(network: nn.Module) -> dict[str, dict[str, float]]:
         return evaluate(network, [data.validation], settings, device)
 
+    writer = scalar_writer(folder)
     trainer = Trainer(
         device=device,
         dtype=dtype,
@@ -200,7 +214,7 @@ def _train(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
         clip_grad=cfg.SOLVER.CLIP_GRAD,
         accumulation=cfg.SOLVER.ACCUMULATION,
         compiled=cfg.MODEL.COMPILE,
-        writer=scalar_writer(folder),
+        writer=writer,
     )
     progress = trainer.fit(stages)
     if not results and progress.history:  # finished already, but perhaps killed before it could say so
@@ -213,8 +227,13 @@ def _train(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
     metrics |= {
         "commit": commit(), "config_file": config_file, "seed": cfg.SOLVER.SEED, "method": cfg.PROCESSOR.NAME,
         "seconds": round(progress.seconds, 1), "machine": f"{world_size()} x {machine(device)}",
+        "environment": environment(device),
     }  # fmt: skip
     write_json(folder / "metrics.json", metrics)
+    if writer is not None:
+        writer.flush()
+    if cfg.TEST.REPORT and is_main():
+        write_report(folder)
     log.info("done: %s", folder)
     return metrics
 
@@ -287,10 +306,15 @@ def _test(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
         "weight": cfg.TEST.WEIGHT,
         "commit": commit(),
         "config_file": config_file,
+        "environment": environment(device),
     }
     if trained := training_metrics(folder):
         metrics["training"] = trained
     barrier()  # all have read what stood there
     write_json(folder / "metrics.json", metrics)
+    if is_main():
+        write_atomically(folder / "test_config.yml", lambda handle: handle.write(resolved(cfg, folder).encode()))
+    if cfg.TEST.REPORT and is_main():
+        write_report(folder)
     barrier()
     return metrics
