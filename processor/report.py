@@ -64,7 +64,7 @@ def gallery_shots(ranked: Ranked, row: int, kept: int = KEPT) -> list[dict[str, 
         rank += judged != JUNK
         where = f"rank {rank}" if judged != JUNK else "no rank"
         told = f"{where}: identity {ranked.pids[image]}, camera {ranked.camids[image]}"
-        label = f"{rank if judged != JUNK else 'junk'} · id {ranked.pids[image]}"
+        label = f"{rank} · id {ranked.pids[image]}" if judged != JUNK else "junk"
         told += f", distance {ranked.distances[row, place]:.3f}"
         shots.append(shot(ranked.paths[image], judged, label, told, ranked.boxes[image]))
     return shots

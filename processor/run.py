@@ -37,6 +37,7 @@ from utils.device import choose_device, choose_precision, seed_everything
 from utils.distributed import barrier, is_main, rank, start, stop, world_size
 from utils.errors import UserError, nearest
 from utils.logger import close_logging, set_up_logging
+from utils.trees import flat
 
 log = logging.getLogger("lineup")
 
@@ -85,17 +86,6 @@ def import_extras(names) -> None:
 
 def output_folder(cfg, config_file: str) -> Path:
     return Path(cfg.OUTPUT_DIR or Path("runs") / (Path(config_file).stem or "default"))
-
-
-def flat(node, prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value, tuples as lists."""
-    out = {}
-    for key, value in node.items():
-        if isinstance(value, dict):
-            out |= flat(value, f"{prefix}{key}.")
-        else:
-            out[f"{prefix}{key}"] = list(value) if isinstance(value, (list, tuple)) else value
-    return out
 
 
 def fingerprint(cfg) -> dict[str, Any]:
