@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 
 IDENTITIES, IMAGES = 12, 20
 """How many a map shows, and of each how many images at most: more cannot be told apart by eye."""
@@ -29,10 +30,12 @@ def in_plane(feats: np.ndarray, seed: int = 0) -> np.ndarray:
     Both axes have one scale. Principal components go before and give the start, so that one seed gives one map.
     """
     feats = feats / np.maximum(np.linalg.norm(feats, axis=1, keepdims=True), 1e-12)
-    few = PCA(min(30, *feats.shape), random_state=seed).fit_transform(feats.astype(np.float64))
-    if np.allclose(few, 0):  # a dead model: one point
+    if np.allclose(feats, feats[0]):  # a dead model: one point
         return np.full((len(feats), 2), 0.5)
-    plane = TSNE(perplexity=min(15, (len(feats) - 1) / 3), init="pca" if few.shape[1] > 1 else "random",
-                 random_state=seed).fit_transform(few)  # fmt: skip
+    with threadpool_limits(1):  # hundreds of points: threads that wait for each other cost more than they do
+        few = PCA(min(30, *feats.shape), random_state=seed).fit_transform(feats.astype(np.float64))
+        start = "pca" if few.shape[1] > 1 else "random"
+        perplexity = min(15, (len(feats) - 1) / 3)
+        plane = TSNE(perplexity=perplexity, init=start, random_state=seed).fit_transform(few)
     span = max(np.ptp(plane, axis=0).max(), 1e-12)
     return (plane - plane.min(0)) / span + (1 - np.ptp(plane, axis=0) / span) / 2

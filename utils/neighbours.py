@@ -202,9 +202,7 @@ def _by_rows(dist: Distances, k: int, block_size: int | None) -> tuple[np.ndarra
         indices[start:stop], values[start:stop] = columns[take], found[take]
         farthest[start:stop] = block.amax(1).cpu().numpy()
 
-    each_block(
-        num_rows, width, block_size, work, "nearest neighbours", strip=dist.strip, max_memory=dist.max_memory
-    )
+    each_block(num_rows, width, block_size, work, "nearest neighbours", strip=dist.strip, max_memory=dist.max_memory)
     return indices, values, farthest
 
 
