@@ -202,7 +202,8 @@ def pictures_of(folder: Path) -> list[dict[str, str]]:
         return []
     try:
         listed = json.loads(index.read_text())
-        return [{**one, "data": embedded(index.parent / one["file"])} for one in listed]
+        shown = [one for one in listed if one["kind"] != "map"]  # the page draws its own
+        return [{**one, "data": embedded(index.parent / one["file"])} for one in shown]
     except (OSError, ValueError, TypeError, KeyError):
         raise UserError(f"{index}: damaged; remove {index.parent} or have the pictures drawn anew") from None
 

@@ -26,6 +26,7 @@ from model.pretrained import load_initial_weights
 from processor.dmmd import dmmd
 from processor.evaluate import Settings, evaluate, mean_of, means
 from processor.mtda_kd import mtda_kd
+from processor.pictures import KINDS, draw
 from processor.prompt import prompt
 from processor.report import write_report
 from processor.stage import Stage
@@ -223,9 +224,15 @@ def _train(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
     if writer is not None:
         writer.flush()
     if cfg.TEST.REPORT and is_main():
-        write_report(folder)
+        illustrated_report(cfg, model, data, device, folder)
     log.info("done: %s", folder)
     return metrics
+
+
+def illustrated_report(cfg, model: nn.Module, data: Data, device: torch.device, folder: Path) -> None:
+    """Draws the pictures that a report shows, less the map, which it draws itself, and writes it."""
+    draw(cfg, model.to(device), data, device, folder, tuple(kind for kind in KINDS if kind != "map"))
+    write_report(folder)
 
 
 def add_averaging(cfg, stage: Stage) -> None:
@@ -276,19 +283,31 @@ def test(cfg, config_file: str = "", notes: list[str] | None = None) -> dict[str
         close_logging()
 
 
-def _test(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
+def tested_model(cfg, data: Data) -> nn.Module:
+    """The model of TEST.WEIGHT. Raises ``UserError`` where there is none, or it is another model's."""
+    model = make_model(cfg, data.num_classes, data.num_cameras, data.num_views, data.kind)
+    report = load_weights(model, weight_file(cfg))
+    log.info("%s", report)
+    require_complete(model, report)
+    return model
+
+
+def weight_file(cfg) -> str:
+    """TEST.WEIGHT, a file that is there."""
     if not cfg.TEST.WEIGHT:
         raise UserError(
             "TEST.WEIGHT is empty: name the checkpoint to test, such as TEST.WEIGHT runs/market1501/transformer_120.pth"
         )
     if not Path(cfg.TEST.WEIGHT).is_file():
         raise UserError(f"TEST.WEIGHT: {cfg.TEST.WEIGHT}: no such file")
+    return cfg.TEST.WEIGHT
+
+
+def _test(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
+    weight_file(cfg)  # before any work
     device, folder = prepare(cfg, config_file, notes, "test_log.txt")
     data = make_dataloader(cfg, training=False)
-    model = make_model(cfg, data.num_classes, data.num_cameras, data.num_views, data.kind)
-    report = load_weights(model, cfg.TEST.WEIGHT)
-    log.info("%s", report)
-    require_complete(model, report)
+    model = tested_model(cfg, data)
     results = evaluate(model.to(device), data.tests, Settings.from_cfg(cfg), device, folder)
     metrics = {
         "results": results,
@@ -305,6 +324,6 @@ def _test(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
     if is_main():
         write_atomically(folder / "test_config.yml", lambda handle: handle.write(resolved(cfg, folder).encode()))
     if cfg.TEST.REPORT and is_main():
-        write_report(folder)
+        illustrated_report(cfg, model, data, device, folder)
     barrier()
     return metrics
