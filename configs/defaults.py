@@ -289,6 +289,8 @@ TEST = {
     "QUERY_EXPANSION": Key((), "average query expansion: (times, k, alpha); (): none"),
     "DIST_MAT": Key("dist_mat.npy", "upstream's file for the distance matrix"),
     "EVAL": Key(False, "upstream's switch for evaluation"),
+    "REPORT": Key(False, "write report.html: figures with intervals, curves, ranked galleries, pictures; off, as it "
+                  "reads some images anew"),
     "ROC": Key(False, "report verification rates (TAR at FAR) too"),
     "MAX_MEMORY_GB": Key(0.0, "memory for distances in evaluation, in GB (10^9 bytes); 0: a quarter of what is free "
                          "when it starts"),

@@ -208,14 +208,14 @@ def make_sampler(cfg, records: Records, rank: int, world: int) -> EpochSampler:
         name = "softmax"  # as released
     rule, column = PLACED_RULES[name] if name in PLACED_RULES else (RULES[name], None)
     places = getattr(records, column) if column else None
-    if cfg.PROCESSOR.NAME == "cluster":  # whose labels are not known yet
-        if name != "softmax":
-            check_batch(batch // world, k)
-        return EpochSampler(rule, pids, batch, k, cfg.SOLVER.SEED, rank, world, places, cfg.CLUSTER.ITERS)
     if batch % world:
         raise UserError(f"{key}: {batch} images cannot be shared by {world} processes alike")
     if batch // world < 2:
         raise UserError(f"{key}: {batch} leaves a process one image; batch norm needs at least two")
+    if cfg.PROCESSOR.NAME == "cluster":  # whose labels are not known yet
+        if name != "softmax":
+            check_batch(batch // world, k)
+        return EpochSampler(rule, pids, batch, k, cfg.SOLVER.SEED, rank, world, places, cfg.CLUSTER.ITERS)
     if name != "softmax":
         check_identities(batch // world, k, len(np.unique(pids)), key)
     if name == "repeat_iter" and len(pids) < k * len(np.unique(pids)):
