@@ -67,7 +67,7 @@ def test_prototypes_have_the_length_that_the_layer_says():
     with torch.no_grad():
         layer.weight_v.mul_(7)
     torch.testing.assert_close(layer(x), theirs(x))
-    assert float(layer(x / x.norm(dim=1, keepdim=True)).abs().max()) <= 1
+    assert float(layer(x / x.norm(dim=1, keepdim=True)).detach().abs().max()) <= 1
 
 
 @pytest.mark.parametrize("use_bn", [False, True])

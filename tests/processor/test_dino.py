@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 
@@ -162,26 +163,22 @@ def test_every_optimizer_of_the_release_runs(market, tmp_path):
         assert (tmp_path / name / "transformer_backbone_2.pth").is_file()
 
 
-#: Published files: (TRANSFORMER_TYPE, with the stem).
+#: Published files: (TRANSFORMER_TYPE, with the stem, image size of the fine-tuning that reads it).
 PUBLISHED = {
-    "vit_small_cfs_lup": ("vit_small_patch16_224_TransReID", False),
-    "vit_small_ics_cfs_lup": ("vit_small_patch16_224_TransReID", True),
-    "vit_base_ics_cfs_lup": ("vit_base_patch16_224_TransReID", True),
+    "vit_small_cfs_lup": ("vit_small_patch16_224_TransReID", False, [256, 128]),
+    "vit_small_ics_cfs_lup": ("vit_small_patch16_224_TransReID", True, [256, 128]),
+    "vit_base_ics_cfs_lup": ("vit_base_patch16_224_TransReID", True, [384, 128]),
 }
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-@pytest.mark.parametrize("size", [[256, 128], [384, 128]])
-def test_files_as_published_load_into_the_supervised_models(name, size, tmp_path):
+def test_files_as_published_load_into_the_supervised_models(name, tmp_path):
     """A bare dict on a grid of 16 x 8, and DINO's own checkpoint with its arguments beside it."""
-    import argparse
-
-    kind, stem = PUBLISHED[name]
+    kind, stem, size = PUBLISHED[name]
     changes = {"MODEL__TRANSFORMER_TYPE": kind, "MODEL__STEM_CONV": stem, "MODEL__PRETRAIN_HW_RATIO": 2}
     changes |= {"MODEL__STRIDE_SIZE": [16, 16], "DINO__OUT_DIM": 4, "DINO__CROP_HEIGHT": 128, "DINO__CROP_WIDTH": 64}
-    made = make_model(
-        config(tmp_path, tmp_path, **changes, PROCESSOR__NAME="dino", INPUT__SIZE_TRAIN=[256, 128]), 1
-    )  # fmt: skip
+    pre_training = config(tmp_path, tmp_path, **changes, PROCESSOR__NAME="dino", INPUT__SIZE_TRAIN=[256, 128])
+    made = make_model(pre_training, 1)
     prefix = "module." if stem else ""
     teacher = {f"{prefix}{key}": value for key, value in made.state_dict().items()}
     student = {f"module.{key}": value for key, value in made.state_dict().items()}
