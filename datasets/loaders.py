@@ -514,7 +514,7 @@ def make_dataloader(cfg, training: bool = True) -> Data:
         refuse_trained_targets(cfg)
     if apart and targets and not training:
         names = []  # its network knows neither classes nor cameras: the sources need not be there
-    refuse_unknown_options(cfg, names, targets)
+    refuse_unknown_options(cfg, names_of(cfg.DATASETS.NAMES), targets)
     read = {
         n: make_dataset(n, cfg.DATASETS.ROOT_DIR, **dataset_options(cfg, n)) for n in dict.fromkeys([*names, *targets])
     }

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from configs import dump
+from datasets.catalogue import find_spec
 from datasets.loaders import Data, TestSet, adapts, make_dataloader, names_of
 from model import make_model
 from model.describe import summary
@@ -239,9 +240,11 @@ def _train(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
 
 def on_unseen_targets(cfg, results: dict[str, dict[str, float]]) -> dict[str, Any]:
     """The report of domain generalisation, where all that was tested was never trained on; else nothing."""
-    if not (results and cfg.DATASETS.TARGETS) or adapts(cfg):
+    sources = names_of(cfg.DATASETS.NAMES)
+    seen = {find_spec(name).name for name in sources}
+    if not (results and cfg.DATASETS.TARGETS) or adapts(cfg) or seen & results.keys():
         return {}
-    return {"generalisation": generalisation(names_of(cfg.DATASETS.NAMES), results)}
+    return {"generalisation": generalisation(sources, results)}
 
 
 def illustrated_report(cfg, model: nn.Module, data: Data, device: torch.device, folder: Path) -> None:

@@ -97,7 +97,9 @@ def test_a_supervised_run_on_unseen_targets_reports_too_and_one_on_its_own_test_
     plain = {"PROCESSOR__NAME": "supervised", "MODEL__NAME": "transformer", "SOLVER__MAX_EPOCHS": 1}
     metrics = run.train(config(root, tmp_path / "a", **SMALL | plain))
     assert metrics["generalisation"]["sources"] == ["synthetic", "synthetic_b"]
-    assert "generalisation" not in run.train(config(market, tmp_path / "b", SOLVER__MAX_EPOCHS=1))
+    for own in ((), "market1501"):
+        changes = {"SOLVER__MAX_EPOCHS": 1, "DATASETS__TARGETS": own, "SOLVER__RESUME": "never"}
+        assert "generalisation" not in run.train(config(market, tmp_path / "b", **changes))
 
 
 @pytest.mark.parametrize("mode", ["released", "logits"])
