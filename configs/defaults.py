@@ -65,6 +65,8 @@ MODEL = {
     "DROP_OUT": Key(0.0, "dropout in the transformer's embeddings and linear layers", least=0, most=1),
     "ATT_DROP_RATE": Key(0.0, "dropout on the attention weights", least=0, most=1),
     "STRIDE_SIZE": Key([16, 16], "stride of the patch embedding (down, across); below 16 patches overlap", least=1),
+    "POOLING": Key("avg", "of a ResNet's last map: avg (the baseline's), max, or gem (generalised mean, its exponent "
+                   "trained from 3 on)", words=("avg", "max", "gem")),
     "GEM_POOLING": Key(False, "add the generalised mean of the patch tokens to the class token"),
     "STEM_CONV": Key(False, "convolutional stem with instance and batch norm (ICS) in place of the patch embedding"),
     "JPM": Key(False, "jigsaw patch module: four local branches beside the global one"),
@@ -113,7 +115,7 @@ INPUT = {
     "PROB": Key(0.5, "probability of the horizontal flip"),
     "RE_PROB": Key(0.5, "probability of random erasing"),
     "RE_MAX_AREA": Key(1 / 3, "largest share of the image that random erasing takes; 1/3 as in timm's"),
-    "RE_MODE": Key("pixel", "filling of random erasing: pixel (noise) or const (black)"),
+    "RE_MODE": Key("pixel", "random erasing: pixel (noise) or const (cluster contrast's: one colour, more elongated)"),
     "PADDING": Key(10, "pixels added on each side before the random crop"),
     "ENLARGE_PROB": Key(0.0, "probability of enlarging to 9/8 and cropping, in place of PADDING; 0: never",
                         least=0, most=1),
@@ -173,7 +175,8 @@ DATASETS = {
 DATALOADER = {
     "NUM_WORKERS": Key(8, "processes that load images", least=0),
     "SAMPLER": Key("softmax", "how batches are drawn: softmax (shuffle), softmax_triplet (P identities x K images), "
-                   "id, id_triplet, img_triplet, repeat_iter (MSViT's), two_platforms (University-1652)"),
+                   "id, id_triplet, img_triplet, repeat_iter (MSViT's), two_platforms (University-1652), "
+                   "multiple_gallery (cluster contrast)"),
     "NUM_INSTANCE": Key(16, "images per identity in a batch (K)"),
     "REMOVE_TAIL": Key(0, "upstream's threshold for rare identities"),
     "CACHE_GB": Key(0.0, "memory for training images, in GB (10^9 bytes), shared by all workers; 0: none", least=0),
@@ -308,9 +311,15 @@ DMMD = {
 }
 
 CLUSTER = {
-    "EPS": Key(0.6, "largest Jaccard distance of neighbours in DBSCAN; 0.7 for MSMT17 as published", least=0, most=1),
+    "EPS": Key(0.6, "largest Jaccard distance of neighbours in DBSCAN; 0.7 for MSMT17 as published", least=0.01,
+               most=1),
     "MIN_SAMPLES": Key(4, "neighbours, the image itself counted, that make the core of a cluster", least=1),
     "K1": Key(30, "nearest images that the Jaccard distance starts from, the image itself counted", least=1),
+    "ITERS": Key(400, "steps of an epoch, by as many passes over the clusters as it takes; the published ViTs have 200",
+                 least=1),
+    "USE_HARD": Key(False, "move a cluster's row by its farthest image in the batch alone; off: by every image"),
+    "MOMENTUM": Key(0.2, "share of a memory row that stays at each update, as published", least=0, most=1),
+    "TEMP": Key(0.05, "temperature of the contrast with the memory, as published"),
     "K2": Key(6, "images that an encoding is averaged over; 1: none", least=1),
 }
 

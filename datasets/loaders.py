@@ -189,7 +189,7 @@ def make_train_loader(cfg, records: Records) -> TrainLoader:
     return TrainLoader(
         records,
         with_views(cfg) if views else build_transforms(cfg, is_train=True),
-        make_sampler(cfg, records.pids, rank(), world_size(), records.viewids),
+        make_sampler(cfg, records, rank(), world_size()),
         cfg.DATALOADER.NUM_WORKERS,
         cfg.DATALOADER.BAD_IMAGES,
         pinned(cfg),
@@ -387,10 +387,10 @@ def refuse_unlabelled(cfg, train: Records) -> None:
 
 
 def refuse_skipping(cfg) -> None:
-    """Raises ``UserError`` where images may not be left out: the prompts learn from every training image's feature."""
+    """Raises ``UserError`` where images may not be left out: the method takes a feature of every training image."""
     if cfg.DATALOADER.BAD_IMAGES == "skip":
         raise UserError(
-            "DATALOADER.BAD_IMAGES 'skip' and PROCESSOR.NAME 'prompt' cannot go together: its first stage keeps a "
+            f"DATALOADER.BAD_IMAGES 'skip' and PROCESSOR.NAME {cfg.PROCESSOR.NAME!r} cannot go together: it takes a "
             "feature of every training image"
         )
 
@@ -442,7 +442,7 @@ def make_dataloader(cfg, training: bool = True) -> Data:
         raise UserError(
             "DATALOADER.DRAFT and DATALOADER.DECODER 'torchvision' cannot go together: torchvision decodes whole images"
         )
-    if training and cfg.PROCESSOR.NAME == "prompt":
+    if training and cfg.PROCESSOR.NAME in ("prompt", "cluster"):
         refuse_skipping(cfg)
         plain = feature_loader(cfg, train)
     if training:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from functools import partial
 
 import numpy as np
 from torch.utils.data import Sampler
 
+from datasets.records import Records
 from utils.errors import UserError
 
 log = logging.getLogger("lineup")
@@ -65,13 +65,34 @@ def repeated_passes(pids: np.ndarray, batch_size: int, num_instances: int, rng: 
     return whole_batches(np.concatenate(rows), batch_size)
 
 
+def multiple_gallery(
+    pids: np.ndarray, batch_size: int, num_instances: int, rng: np.random.Generator, cams: np.ndarray
+) -> Batches:
+    """RandomMultipleGallerySampler of Cluster Contrast: each identity once in random order, K images over the cameras.
+
+    One image at random, then K - 1 others of its identity: from other cameras where it has such images, else from its
+    own; without replacement where there are at least K to draw from. An image that is all its identity has stays alone,
+    and what follows moves up, as published. cams: (N,) cameras.
+    """
+    found, rows = rows_by_identity(pids), []
+    for i in rng.permutation(len(found)):
+        own = found[i][1]
+        first = rng.integers(len(own))
+        elsewhere = own[cams[own] != cams[own[first]]]
+        others = elsewhere if len(elsewhere) else np.delete(own, first)
+        rows.append(own[[first]])
+        if len(others):
+            rows.append(rng.choice(others, num_instances - 1, replace=len(others) < num_instances))
+    return whole_batches(np.concatenate(rows), batch_size)
+
+
 def passes(images: int, identities: int, num_instances: int) -> int:
     """Passes of K images per identity that ``images`` fill, at least one."""
     return max(images // (identities * num_instances), 1)
 
 
 def two_platforms(
-    pids: np.ndarray, batch_size: int, num_instances: int, rng: np.random.Generator, *, views: np.ndarray
+    pids: np.ndarray, batch_size: int, num_instances: int, rng: np.random.Generator, views: np.ndarray
 ) -> Batches:
     """``repeated_passes`` for University-1652: of each building its first satellite image and K - 1 drone images.
 
@@ -112,19 +133,26 @@ RULES = {
     "id_triplet": once_per_identity,
     "repeat_iter": repeated_passes,
 }
+"""DATALOADER.SAMPLER -> function of (pids, batch size, K, generator) that gives a pass of batches."""
+
+PLACED_RULES = {"two_platforms": (two_platforms, "viewids"), "multiple_gallery": (multiple_gallery, "camids")}
+"""The same for rules that ask where images were taken, and the column of ``Records`` that tells."""
 
 
 class EpochSampler(Sampler):
     """Batches of (row, seed) for a ``DataLoader``; ``set_epoch`` first. The seed is for the image's augmentation.
 
-    rule: one of ``RULES``. batch_size: of all ranks together; each rank takes every world-th mini-batch of the one
-    common list, and an incomplete round is dropped.
+    rule: one of ``RULES`` or, with places, (N,), of ``PLACED_RULES``. batch_size: of all ranks together; each rank
+    takes every world-th mini-batch of the one common list, and an incomplete round is dropped. steps: an epoch's
+    length, by as many passes as it takes; None for one pass.
     """
 
     def __init__(
-        self, rule, pids: np.ndarray, batch_size: int, num_instances: int, seed: int, rank: int = 0, world: int = 1
-    ):
+        self, rule, pids: np.ndarray, batch_size: int, num_instances: int, seed: int, rank: int = 0, world: int = 1,
+        places: np.ndarray | None = None, steps: int | None = None,
+    ):  # fmt: skip
         super().__init__()
+        self.places, self.steps = places, steps
         self.rule, self.pids, self.num_instances, self.seed = rule, pids, num_instances, seed
         self.per_rank, self.rank, self.world = batch_size // world, rank, world
         self.rows = np.arange(len(pids))
@@ -136,13 +164,19 @@ class EpochSampler(Sampler):
 
     def set_epoch(self, epoch: int) -> None:
         rng = np.random.default_rng([self.seed, epoch])
-        batches = self.rule(self.pids[self.rows], self.per_rank, self.num_instances, rng)
-        batches = [self.rows[b] for b in batches]
-        batches = batches[: len(batches) // self.world * self.world]
+        batches = self.one_pass(rng)
+        while self.steps and batches and len(batches) < self.steps * self.world:
+            batches += self.one_pass(rng)
+        batches = batches[: (self.steps or len(batches) // self.world) * self.world]
         seeds = rng.integers(2**62, size=(len(batches), self.per_rank))
         self.batches = [list(zip(b.tolist(), s.tolist(), strict=True)) for b, s in zip(batches, seeds, strict=True)][
             self.rank :: self.world
         ]
+
+    def one_pass(self, rng: np.random.Generator) -> Batches:
+        places = () if self.places is None else (self.places[self.rows],)
+        found = self.rule(self.pids[self.rows], self.per_rank, self.num_instances, rng, *places)
+        return [self.rows[b] for b in found]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -151,19 +185,23 @@ class EpochSampler(Sampler):
         return iter(self.batches)
 
 
-def make_sampler(cfg, pids: np.ndarray, rank: int, world: int, views: np.ndarray | None = None) -> EpochSampler:
-    """The sampler that DATALOADER.SAMPLER names. views: (N,) platforms, for ``two_platforms``.
-
-    Raises ``UserError`` for batch sizes that cannot be made.
-    """
+def make_sampler(cfg, records: Records, rank: int, world: int) -> EpochSampler:
+    """The sampler that DATALOADER.SAMPLER names. Raises ``UserError`` for batch sizes that cannot be made."""
+    pids = records.pids
     name, k = cfg.DATALOADER.SAMPLER, cfg.DATALOADER.NUM_INSTANCE
     key, batch = "SOLVER.IMS_PER_BATCH", cfg.SOLVER.IMS_PER_BATCH
     if cfg.PROCESSOR.NAME == "prompt":  # its stage 1 draws features, not images
         key, batch = "SOLVER.STAGE2.IMS_PER_BATCH", cfg.SOLVER.STAGE2.IMS_PER_BATCH
     name = "softmax_triplet" if name not in RULES and "triplet" in name else name
-    rules = RULES | {"two_platforms": partial(two_platforms, views=views)}
-    if name not in rules:
-        raise UserError(f"DATALOADER.SAMPLER: unknown {name!r}. Known: {', '.join(rules)}")
+    if name not in RULES | PLACED_RULES:
+        raise UserError(f"DATALOADER.SAMPLER: unknown {name!r}. Known: {', '.join(RULES | PLACED_RULES)}")
+    if name == "multiple_gallery" and k == 0:
+        name = "softmax"  # as released
+    rule, column = PLACED_RULES[name] if name in PLACED_RULES else (RULES[name], None)
+    places = getattr(records, column) if column else None
+    if cfg.PROCESSOR.NAME == "cluster":  # whose labels are not known yet
+        check_batch(batch // world, k)
+        return EpochSampler(rule, pids, batch, k, cfg.SOLVER.SEED, rank, world, places, cfg.CLUSTER.ITERS)
     if batch % world:
         raise UserError(f"{key}: {batch} images cannot be shared by {world} processes alike")
     if batch // world < 2:
@@ -172,7 +210,7 @@ def make_sampler(cfg, pids: np.ndarray, rank: int, world: int, views: np.ndarray
         check_identities(batch // world, k, len(np.unique(pids)), key)
     if name == "repeat_iter" and len(pids) < k * len(np.unique(pids)):
         log.warning("fewer than %d images per identity: an epoch repeats some, to show every identity once", k)
-    sampler = EpochSampler(rules[name], pids, batch, k, cfg.SOLVER.SEED, rank, world)
+    sampler = EpochSampler(rule, pids, batch, k, cfg.SOLVER.SEED, rank, world, places)
     if not len(sampler):
         raise UserError(f"{key}: {len(pids)} training images give no batch of {batch} under sampler {name!r}")
     return sampler
@@ -180,13 +218,18 @@ def make_sampler(cfg, pids: np.ndarray, rank: int, world: int, views: np.ndarray
 
 def check_identities(batch: int, num_instances: int, identities: int, key: str = "SOLVER.IMS_PER_BATCH") -> None:
     """Raises ``UserError`` unless a batch is P x K and there are P identities. key: names the batch size."""
-    if num_instances < 1 or batch % num_instances:
-        raise UserError(
-            f"{key}: {batch} images a process is no multiple of DATALOADER.NUM_INSTANCE "
-            f"{num_instances}; a batch is P identities x K images"
-        )
+    check_batch(batch, num_instances, key)
     if batch // num_instances > identities:
         raise UserError(
             f"{key}: a batch of {batch} needs {batch // num_instances} identities with {num_instances} "
             f"images each, the training set has {identities}; lower {key} or raise DATALOADER.NUM_INSTANCE"
+        )
+
+
+def check_batch(batch: int, num_instances: int, key: str = "SOLVER.IMS_PER_BATCH") -> None:
+    """Raises ``UserError`` unless a batch is P x K."""
+    if num_instances < 1 or batch % num_instances:
+        raise UserError(
+            f"{key}: {batch} images a process is no multiple of DATALOADER.NUM_INSTANCE "
+            f"{num_instances}; a batch is P identities x K images"
         )

@@ -19,6 +19,10 @@ from utils.errors import UserError
 VIEW_AREA = (0.33, 1 / 3)
 """Share of a self-supervised view that random erasing takes (SVLL-ReID): about a third, whenever it erases."""
 
+CONST_FILL = (0.485, 0.456, 0.406)
+"""The colour of random erasing in mode ``const``."""
+
+
 class ToNormalized:
     """uint8 (3, H, W) -> float32, ``(x / 255 - mean) / std`` per channel, in two in-place passes."""
 
@@ -99,7 +103,8 @@ class RandomErasing:
 
     probability: of erasing at all. area: share of the image, uniform in this range. aspect: height over width,
     log-uniform in [0.3, 1 / 0.3]. Up to ten tries until the rectangle is strictly smaller than the image.
-    mode: ``pixel`` fills with N(0, 1) per pixel and channel, ``const`` with 0 (the mean, as images are normalised).
+    mode: ``pixel`` fills with N(0, 1) per pixel and channel. ``const`` is cluster contrast's, as published: one colour,
+    ``CONST_FILL``, which is ImageNet's mean but goes into images normalised already; the aspect uniform; 100 tries.
     """
 
     def __init__(self, probability: float, area: tuple[float, float] = (0.02, 1 / 3), mode: str = "pixel"):
@@ -112,13 +117,18 @@ class RandomErasing:
         self.probability, self.area, self.mode = probability, area, mode
         self.log_aspect = (math.log(0.3), math.log(1 / 0.3))
 
+    def aspect(self) -> float:
+        if self.mode == "const":
+            return random.uniform(0.3, 1 / 0.3)
+        return math.exp(random.uniform(*self.log_aspect))
+
     def rectangle(self, height: int, width: int) -> tuple[int, int, int, int] | None:
         """top, left, height, width of the rectangle to fill; None when this image is spared."""
         if random.random() >= self.probability:
             return None
-        for _ in range(10):
+        for _ in range(100 if self.mode == "const" else 10):
             target = random.uniform(*self.area) * height * width
-            aspect = math.exp(random.uniform(*self.log_aspect))
+            aspect = self.aspect()
             h, w = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
             if h < height and w < width:
                 return random.randint(0, height - h), random.randint(0, width - w), h, w
@@ -128,7 +138,7 @@ class RandomErasing:
         box = self.rectangle(*image.shape[1:])
         if box:
             top, left, h, w = box
-            fill = torch.randn(3, h, w) if self.mode == "pixel" else 0.0
+            fill = torch.randn(3, h, w) if self.mode == "pixel" else torch.tensor(CONST_FILL).view(3, 1, 1)
             image[:, top : top + h, left : left + w] = fill
         return image
 

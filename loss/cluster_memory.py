@@ -37,10 +37,11 @@ class ClusterMemory(nn.Module):
         self.register_buffer("features", features.detach().clone())
 
     def unit(self, feats: Tensor) -> Tensor:
-        return F.normalize(feats.float()) if self.normalize else feats.float()
+        feats = feats.to(self.features.dtype)  # under autocast they may come in half
+        return F.normalize(feats) if self.normalize else feats
 
     def logits(self, feats: Tensor) -> Tensor:
-        """Similarity to every row over the temperature, in float32. (B, D) -> (B, C)."""
+        """Similarity to every row over the temperature, in the memory's precision. (B, D) -> (B, C)."""
         with torch.autocast(feats.device.type, enabled=False):
             return self.unit(feats) @ self.features.t() / self.temperature
 

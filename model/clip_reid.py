@@ -93,18 +93,8 @@ class CLIPReID(nn.Module):
     """Prefixes of what a pre-trained CLIP must bring."""
 
     def pretrained_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A CLIP of OpenAI or open_clip under our names; what has no place here keeps its own.
-
-        A whole ReID model serves too: of that, the parts that a CLIP has.
-        """
-        if any(key.startswith("image_encoder.") for key in state):
-            return {key: value for key, value in state.items() if key.startswith(self.needed_of_pretrained)}
-        if "input_resolution" in state and not self.quick_gelu:
-            raise UserError(
-                "this is an archive of OpenAI's, whose activation is QuickGELU: name the architecture without "
-                "'open_clip:', or with '-quickgelu' behind it, in MODEL.NAME"
-            )
-        return {_renamed(key, "visual.", "image_encoder."): value for key, value in state.items()}
+        """A CLIP, or of a whole ReID model the parts that a CLIP has, under our names."""
+        return clip_state(state, self.quick_gelu, self.needed_of_pretrained)
 
 
 class PromptReID(CLIPReID):
@@ -165,6 +155,23 @@ class PromptReID(CLIPReID):
                 key = f"text_encoder.{key}"
             out[key] = value
         return out
+
+
+def clip_state(
+    state: dict[str, Tensor], quick_gelu: bool, parts: tuple[str, ...] = ("image_encoder.",)
+) -> dict[str, Tensor]:
+    """A CLIP of OpenAI or open_clip under our names; what has no place here keeps its own.
+
+    A whole ReID model serves too: of that, ``parts``. quick_gelu: whether the model has that activation.
+    """
+    if any(key.startswith("image_encoder.") for key in state):
+        return {key: value for key, value in state.items() if key.startswith(parts)}
+    if "input_resolution" in state and not quick_gelu:
+        raise UserError(
+            "this is an archive of OpenAI's, whose activation is QuickGELU: name the architecture without "
+            "'open_clip:', or with '-quickgelu' behind it, in MODEL.NAME"
+        )
+    return {_renamed(key, "visual.", "image_encoder."): value for key, value in state.items()}
 
 
 def _renamed(key: str, old: str, new: str) -> str:

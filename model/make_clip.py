@@ -11,6 +11,7 @@ from model.backbones.clip import CLIPViT, build_clip, clip_config, make_image_to
 from model.backbones.clip_text import CLIPText
 from model.backbones.vit import SideInformation
 from model.clip_reid import CLIPReID, PromptReID
+from model.cluster_encoder import ImageTower
 from model.heads import make_head
 from model.jpm import jigsaw_layout
 from model.norms import convert_sync_batch_norm
@@ -105,6 +106,19 @@ def make_clip_model(cfg, num_class: int, camera_num: int = 0, view_num: int = 0,
             if name != "text_mlp":  # sees the rows of all processes on each of them
                 setattr(model, name, convert_sync_batch_norm(child))
     return model
+
+
+def make_clip_tower(cfg) -> ImageTower:
+    """CLIP's image side alone, as a backbone."""
+    refuse_foreign_keys(cfg)
+    for key, value in {"MODEL.SIE_CAMERA": cfg.MODEL.SIE_CAMERA, "MODEL.SIE_VIEW": cfg.MODEL.SIE_VIEW}.items():
+        if value:
+            raise UserError(f"{key} and PROCESSOR.NAME 'cluster' cannot go together with a CLIP: it has no place there")
+    config = clip_config(cfg.MODEL.NAME)
+    visual = build_clip(cfg.MODEL.NAME, config, with_text=False).visual
+    sizes = tuple(cfg.INPUT.SIZE_TRAIN), tuple(cfg.MODEL.STRIDE_SIZE)
+    tower = make_image_tower(visual, config["embed_dim"], *sizes, cfg.MODEL.GRAD_CHECKPOINT)
+    return ImageTower(tower, config.get("quick_gelu", False))
 
 
 def make_text_side(cfg, clip: nn.Module, width: int, num_class: int, kind: str) -> dict:

@@ -12,11 +12,13 @@ from model.backbones.resnet import RESNET_TYPES, ReIDResNet
 from model.backbones.timm_image import TimmBackbone
 from model.backbones.vit import DEIT_SMALL, TRANSREID_VIT_SMALL, VIT_SMALL, VIT_TYPES, ViT, ViTSpec
 from model.batch_erasing import BatchErasing
+from model.cluster_encoder import ClusterEncoder, PooledTrunk
 from model.heads import make_head
 from model.jpm import jigsaw_layout
-from model.make_clip import make_clip_model
+from model.make_clip import make_clip_model, make_clip_tower
 from model.msvit import MSViTClassifier, MSViTReID, check_parts
 from model.norms import convert_sync_batch_norm
+from model.pooling import make_pooling
 from model.reid import ReIDModel
 from model.sparse_attention import kept_count
 from model.torchreid import HEADS, PREFIX, RESNETS, TRUNKS, TorchreidModel, make_trunk, stage_widths
@@ -121,7 +123,7 @@ def make_backbone(cfg, camera_num: int, view_num: int) -> nn.Module:
     if name in RESNET_TYPES:
         if cfg.MODEL.GRAD_CHECKPOINT:
             raise UserError(f"MODEL.GRAD_CHECKPOINT and MODEL.NAME {name!r} cannot go together: it is for transformers")
-        return ReIDResNet(RESNET_TYPES[name], cfg.MODEL.LAST_STRIDE)
+        return ReIDResNet(RESNET_TYPES[name], cfg.MODEL.LAST_STRIDE, cfg.MODEL.POOLING)
     if name in MSVIT_TYPES:
         backbone = MSViT(**msvit_parts(cfg), last_stride=cfg.MODEL.LAST_STRIDE)
         freeze(backbone, tuple(cfg.MODEL.MSVIT.FREEZE))
@@ -160,6 +162,22 @@ def make_torchreid(cfg, num_class: int) -> TorchreidModel:
     return TorchreidModel(make_trunk(name), num_class, head, cfg.MODEL.FC_DIM, maps, matched, domains)
 
 
+def make_cluster_encoder(cfg, camera_num: int, view_num: int) -> ClusterEncoder:
+    """The model of ``PROCESSOR.NAME: cluster`` around any backbone."""
+    unfit = {
+        "MODEL.JPM": cfg.MODEL.JPM, "MODEL.REDUCE_FEAT_DIM": cfg.MODEL.REDUCE_FEAT_DIM,
+        "MODEL.DROPOUT_RATE": cfg.MODEL.DROPOUT_RATE,
+    }  # fmt: skip
+    for key in (key for key, value in unfit.items() if value):
+        raise UserError(f"{key} and PROCESSOR.NAME 'cluster' cannot go together: its encoder is a backbone and a neck")
+    name = cfg.MODEL.NAME
+    if is_clip(name) and name not in BACKBONES:
+        return ClusterEncoder(make_clip_tower(cfg))
+    if name.startswith(PREFIX):
+        return ClusterEncoder(PooledTrunk(make_trunk(name), make_pooling(cfg.MODEL.POOLING)))
+    return ClusterEncoder(make_backbone(cfg, camera_num, view_num))
+
+
 def make_model(cfg, num_class: int, camera_num: int = 0, view_num: int = 0, kind: str = "") -> nn.Module:
     """The model that the configuration asks for, randomly initialised; reads no file.
 
@@ -167,6 +185,9 @@ def make_model(cfg, num_class: int, camera_num: int = 0, view_num: int = 0, kind
     kind: what the data show (person, vehicle, ...), for prompts. Raises ``UserError`` for unknown names and for keys
     that cannot go together.
     """
+    refuse_pooling(cfg)
+    if cfg.PROCESSOR.NAME == "cluster":
+        return synchronised(cfg, make_cluster_encoder(cfg, camera_num, view_num))
     if is_clip(cfg.MODEL.NAME) and cfg.MODEL.NAME not in BACKBONES:
         return make_clip_model(cfg, num_class, camera_num, view_num, kind)
     if cfg.PROCESSOR.NAME == "prompt":
@@ -199,6 +220,16 @@ def make_model(cfg, num_class: int, camera_num: int = 0, view_num: int = 0, kind
         dropout=cfg.MODEL.DROPOUT_RATE,
     )
     return synchronised(cfg, model)
+
+
+def refuse_pooling(cfg) -> None:
+    """Raises ``UserError`` where MODEL.POOLING is set for a network that has no map to pool, or pools its own way."""
+    pools = cfg.MODEL.NAME in RESNET_TYPES or (cfg.MODEL.NAME.startswith(PREFIX) and cfg.PROCESSOR.NAME == "cluster")
+    if cfg.MODEL.POOLING != "avg" and not pools:
+        raise UserError(
+            f"MODEL.POOLING {cfg.MODEL.POOLING!r} and MODEL.NAME {cfg.MODEL.NAME!r} cannot go together: it is for "
+            "ResNets, and in PROCESSOR.NAME 'cluster' for torchreid's networks too"
+        )
 
 
 def synchronised(cfg, model: nn.Module) -> nn.Module:

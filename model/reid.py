@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from model.cluster_encoder import with_base
 from model.heads import make_neck
 from model.jpm import LOCAL_PARTS, jigsaw_features
 from model.output import ReIDOutput
@@ -101,5 +102,9 @@ class ReIDModel(nn.Module):
     """Prefixes of parameters that retrieval does without."""
 
     def published_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Published files of the TransReID family under our names: they are the same, less the unused ImageNet head."""
+        """Published files of the TransReID family under our names: they are the same, less the unused ImageNet head.
+
+        A cluster encoder's file has the backbone's names bare; it serves too.
+        """
+        state = with_base(state, ("bottleneck", "classifier", "fcneck", "b1.", "b2."))
         return {key: value for key, value in state.items() if not key.startswith(("base.fc.", "base.head"))}

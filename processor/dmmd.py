@@ -11,7 +11,7 @@ from processor.adaptation import Pairs, Zipped, load_start, target_groups
 from processor.pseudo_labels import Clustering
 from processor.stage import Stage
 from solver import make_optimizer, make_scheduler
-from utils.distributed import gather_rows
+from utils.distributed import gather_rows, world_size
 from utils.errors import UserError
 
 
@@ -57,7 +57,8 @@ class DMMD(Stage):
         target = data.targets[0]
         clusters = None
         if cfg.DMMD.GROUPS == "pseudo":
-            clusters = Clustering.from_cfg(cfg, feature_loader(cfg, target.records))
+            share = cfg.SOLVER.IMS_PER_BATCH // world_size()
+            clusters = Clustering.from_cfg(cfg, feature_loader(cfg, target.records), share)
         else:
             target.relabel(target_groups(target.records, cfg.DMMD.GROUPS, cfg.DATALOADER.NUM_INSTANCE))
 

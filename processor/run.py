@@ -23,6 +23,7 @@ from datasets.loaders import Data, TestSet, make_dataloader
 from model import make_model
 from model.describe import summary
 from model.pretrained import load_initial_weights
+from processor.cluster import cluster
 from processor.dmmd import dmmd
 from processor.evaluate import Settings, evaluate, mean_of, means
 from processor.mtda_kd import mtda_kd
@@ -45,6 +46,7 @@ log = logging.getLogger("lineup")
 METHODS: dict[str, Callable[[Any, Data, nn.Module], list[Stage]]] = {
     "supervised": supervised,
     "prompt": prompt,
+    "cluster": cluster,
     "dmmd": dmmd,
     "mtda_kd": mtda_kd,
 }

@@ -221,7 +221,7 @@ def load_weights(module: nn.Module, source: str | Path | Mapping[str, Any], hw_r
     ``UserError`` when the file cannot be read, nothing fits, or another shape is found where it matters.
     """
     state, name = as_tensors(source)
-    original = set(state)
+    original = state
     if hasattr(module, "published_state"):
         state = module.published_state(state)
     report = LoadReport(source=name)
@@ -233,7 +233,8 @@ def load_weights(module: nn.Module, source: str | Path | Mapping[str, Any], hw_r
         hw_ratio,
         lambda key: key.startswith(optional) if optional else False,
     )
-    report.unexpected += sorted(original - set(state) - set(report.unexpected))
+    kept = {id(value) for value in state.values()}  # under our names
+    report.unexpected += sorted(key for key, value in original.items() if id(value) not in kept)
     return report
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from model.norms import IBN
+from model.pooling import make_pooling
 from utils.errors import UserError
 
 
@@ -36,18 +37,20 @@ RESNET_TYPES = {
 
 
 class ReIDResNet(ResNet):
-    """torchvision's ResNet without its classifier. (B, 3, H, W) -> feature (B, width) by average pooling.
+    """torchvision's ResNet without its classifier. (B, 3, H, W) -> feature (B, width).
 
     last_stride: stride of the last stage; 1 keeps its map as large as the third's. The plain networks pool 2 x 2
-    without padding after the stem and the IBN ones 3 x 3 with padding, as published.
+    without padding after the stem and the IBN ones 3 x 3 with padding, as published. pooling: ``avg``, ``max`` or
+    ``gem``, of the last map.
     """
 
-    def __init__(self, spec: ResNetSpec, last_stride: int = 1):
+    def __init__(self, spec: ResNetSpec, last_stride: int = 1, pooling: str = "avg"):
         if last_stride not in (1, 2):
             raise UserError(f"MODEL.LAST_STRIDE: {last_stride} is not 1 or 2")
         super().__init__(spec.block, list(spec.layers))
         self.width = self.fc.in_features
         del self.fc
+        self.avgpool = make_pooling(pooling)
         if not spec.ibn:
             self.maxpool = nn.MaxPool2d(kernel_size=2, stride=2)
         if last_stride == 1:
@@ -65,4 +68,4 @@ class ReIDResNet(ResNet):
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
     def forward(self, images: Tensor, cam_label=None, view_label=None) -> Tensor:
-        return self.maps(images).mean((2, 3))
+        return self.avgpool(self.maps(images))

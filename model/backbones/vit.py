@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.norms import IBN
+from model.pooling import gem
 from utils.errors import UserError
 
 
@@ -125,11 +126,6 @@ def grid_size(image_size: tuple[int, int], patch: int, stride: tuple[int, int]) 
     if image_size[0] < patch or image_size[1] < patch:
         raise UserError(f"INPUT.SIZE_TRAIN: {tuple(image_size)} is smaller than one patch of {patch} x {patch}")
     return tuple((side - patch) // step + 1 for side, step in zip(image_size, stride, strict=True))
-
-
-def gem(tokens: Tensor, p: float = 3.0, eps: float = 1e-6) -> Tensor:
-    """Generalised mean over the tokens, per channel. (B, N, D) -> (B, D)."""
-    return tokens.clamp(min=eps).pow(p).mean(1).pow(1.0 / p)
 
 
 class ViT(nn.Module):

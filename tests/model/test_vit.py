@@ -15,9 +15,9 @@ from model.backbones.vit import (
     SideInformation,
     ViT,
     ViTSpec,
-    gem,
     grid_size,
 )
+from model.pooling import gem
 from utils.errors import UserError
 
 TINY = ViTSpec(16, 3, 2, mlp_ratio=2.0, patch=8)

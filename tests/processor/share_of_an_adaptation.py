@@ -16,6 +16,7 @@ from configs import load_config
 from datasets.images import Batch
 from model import make_model
 from processor.adaptation import Pairs
+from processor.cluster import ClusterContrast
 from processor.dmmd import DMMD
 from processor.mtda_kd import Distillation, Turn
 from processor.trainer import Trainer
@@ -34,7 +35,16 @@ def slice_of(seed: int) -> Batch:
     labels = torch.arange(8).repeat_interleave(2)
     share = slice(rank() * 16 // world_size(), (rank() + 1) * 16 // world_size())
     nothing = torch.zeros(share.stop - share.start, dtype=torch.int64)
-    return Batch(images[share], labels[share], nothing, nothing, nothing)
+    return Batch(images[share], labels[share], nothing, nothing, torch.arange(16)[share])
+
+
+def clustering(make_solver) -> ClusterContrast:
+    """The stage of cluster contrast with a memory of 8 clusters."""
+    model = make_model(load_config(opts=[*SETTINGS, "PROCESSOR.NAME", "cluster"]), 0).double()
+    stage = ClusterContrast(model, None, None, 1, make_solver)
+    feats = torch.randn(16, model.width, generator=torch.Generator().manual_seed(3)).double()
+    stage.remember(feats, torch.arange(8).repeat_interleave(2), torch.device("cpu"))
+    return stage
 
 
 def main(folder: Path) -> None:
@@ -47,10 +57,14 @@ def main(folder: Path) -> None:
         return optimizer, make_scheduler(cfg, optimizer)
 
     pairs = Pairs([slice_of(1), slice_of(2)])
-    for name in ("dmmd", "mtda_kd"):
+    for name in ("cluster", "dmmd", "mtda_kd"):
         torch.manual_seed(0)
         model, teacher = make_model(cfg, 8).double(), make_model(cfg, 8).double()
-        if name == "dmmd":
+        if name == "cluster":
+            torch.manual_seed(0)
+            stage, batch = clustering(make_solver), slice_of(1)
+            model = stage.model
+        elif name == "dmmd":
             stage, batch = DMMD(model, None, None, terms, 1, make_solver, 2, warmup=0, gather=True), pairs
             stage.epoch = 1
         else:
@@ -66,6 +80,8 @@ def main(folder: Path) -> None:
         trainer._update(stage, [batch], "here")
         if is_main():
             grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+            if name == "cluster":
+                grads["memory"] = stage.memory.features.double()  # as it is after the step
             torch.save({"grads": grads}, folder / f"{name}_{world_size()}.pt")
     stop()
 

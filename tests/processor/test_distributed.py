@@ -76,9 +76,9 @@ def test_gathered_adaptation_has_the_gradient_of_one_process(tmp_path):
     for command in ([sys.executable, *worker], [*TORCHRUN, *worker]):
         done = run(*command)
         assert done.returncode == 0, done.stderr[-2000:]
-    for method in ("dmmd", "mtda_kd"):
+    for method in ("cluster", "dmmd", "mtda_kd"):
         one, two = (torch.load(tmp_path / f"{method}_{n}.pt", weights_only=True)["grads"] for n in (1, 2))
-        assert one.keys() == two.keys() and len(one) > 300
+        assert one.keys() == two.keys() and len(one) > 290
         scale = max(float(g.abs().max()) for g in one.values())
         for name, wanted in one.items():
             apart = float((two[name] - wanted).abs().max()) / scale

@@ -1,0 +1,51 @@
+"""From a feature map to one vector: the mean, the largest value, or the generalised mean in between."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import UserError
+
+
+def gem(tokens: Tensor, p: float | Tensor = 3.0, eps: float = 1e-6) -> Tensor:
+    """Generalised mean over the tokens, per channel (Radenovic et al., TPAMI 2019, eq. 3). (B, N, D) -> (B, D).
+
+    p: exponent; 1 is the mean, and it nears the largest value as p grows. Values below eps count as eps.
+    """
+    return tokens.clamp(min=eps).pow(p).mean(1).pow(1.0 / p)
+
+
+class GeM(nn.Module):
+    """The generalised mean over a map, with a trainable exponent that starts at 3. (B, D, h, w) -> (B, D)."""
+
+    def __init__(self):
+        super().__init__()
+        self.p = nn.Parameter(torch.tensor([3.0]))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return gem(maps.flatten(2).transpose(1, 2), self.p)
+
+
+class Average(nn.Module):
+    """The mean over a map. (B, D, h, w) -> (B, D)."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.mean((2, 3))
+
+
+class Largest(nn.Module):
+    """The largest value over a map. (B, D, h, w) -> (B, D)."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.amax((2, 3))
+
+
+POOLINGS = {"avg": Average, "max": Largest, "gem": GeM}
+
+
+def make_pooling(name: str) -> nn.Module:
+    """The pooling that MODEL.POOLING names; ``UserError`` for any other word."""
+    if name not in POOLINGS:
+        raise UserError(f"MODEL.POOLING: {name!r} is none of {', '.join(POOLINGS)}")
+    return POOLINGS[name]()
