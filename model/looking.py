@@ -40,7 +40,7 @@ def tokens_of(model: nn.Module) -> Tokens | None:
             prefix = getattr(module.net, "num_prefix_tokens", None)
             if grid is None or prefix is None:
                 return None
-            return Tokens(tuple(grid), prefix, module.net.global_pool == "token")
+            return Tokens(tuple(grid), prefix, getattr(module.net, "global_pool", "") == "token")
     return None
 
 
@@ -132,7 +132,12 @@ def last_map(model: nn.Module, images: Tensor, **labels: Tensor) -> Tensor | Non
 
     with hooked(list(model.modules()), keep, before=False):
         model(images, **labels)
-    return found[0]
+    channels_last = any(
+        isinstance(m, TimmBackbone) and getattr(m.net, "output_fmt", "") == "NHWC" for m in model.modules()
+    )
+    return (
+        found[0].permute(0, 3, 1, 2) if channels_last and found[0] is not None else found[0]
+    )  # Swin's channels come last
 
 
 def strength(maps: Tensor) -> Tensor:

@@ -178,7 +178,8 @@ def drawn_gallery(test: TestSet, feats: Tensor, settings: Settings) -> Scored:
         chosen[list(draw_one_each(pids[order].tolist(), settings.seed + trial))] = True
         g, q = order[chosen], order[~chosen]
         apart = Records.of(paths[q], pids[q]), Records.of(paths[g], pids[g], np.ones(len(g)))  # no camera in common
-        results.append(ranking(test, feats[q], feats[g], settings, *apart))
+        shown = replace(settings, report=settings.report and trial == 0)
+        results.append(ranking(test, feats[q], feats[g], shown, *apart))
     rows = [result.metrics for result in results]
     out = {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
     out |= {f"{k} std": float(np.std([row[k] for row in rows])) for k in ("mAP", "Rank-1", "Rank-5")}
@@ -233,6 +234,7 @@ def evaluate(
     ``settings.report`` ``ranked.npz``; None: nowhere.
     """
     results = {}
+    settings = replace(settings, report=settings.report and folder is not None and is_main())
     counted = [test.name for test in tests if test.in_mean]
     for test in tests:
         if hasattr(model, "use_domain"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import re
 import zipfile
+import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -71,11 +72,11 @@ class Ranked:
         try:
             with np.load(path, allow_pickle=False) as stored:
                 arrays = {f.name: stored[f.name] for f in fields(cls)}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            paths = arrays["paths"].tobytes().decode().split("\0")
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             reason = " ".join(str(error).split())[:100]
             raise UserError(f"{path}: damaged or of another version ({reason}); test the model again") from None
-        text = arrays["paths"].tobytes().decode()
-        return cls(**arrays | {"paths": text.split("\0") if text else []})
+        return cls(**arrays | {"paths": paths})
 
 
 def boxes_of(records: Records) -> np.ndarray:

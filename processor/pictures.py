@@ -23,9 +23,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
+from datasets.decoding import load_image
 from datasets.loaders import Data, feature_loader
 from datasets.records import Records, join
 from datasets.sheet import contact_sheet
+from datasets.transforms import build_transforms
 from model.looking import attentions, last_attention, last_map, roll_out, strength, tokens_of
 from processor.evaluate import extract_features
 from processor.kept_tokens import draw_tokens, last_attentions, watched
@@ -65,11 +67,13 @@ class Looked:
 def looked_at(cfg, records: Records, count: int, device: torch.device) -> Looked:
     """``count`` images of a list, evenly spaced."""
     rows = np.unique(np.linspace(0, len(records) - 1, min(count, len(records))).astype(int))
-    batches = [batch.to(device) for batch in feature_loader(cfg, records.take(rows))]
-    images, camids, viewids = (torch.cat([getattr(b, n) for b in batches]) for n in ("images", "camids", "viewids"))
+    some, transform = records.take(rows), build_transforms(cfg, is_train=False)
+    boxes = [None] * len(some) if some.boxes is None else some.boxes
+    images = torch.stack([transform(load_image(path, box)) for path, box in zip(some.paths, boxes, strict=True)])
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))
-    pixels = (images.cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    return Looked(images, pixels, {"cam_label": camids, "view_label": viewids})
+    pixels = (images * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    labels = {"cam_label": torch.from_numpy(some.camids), "view_label": torch.from_numpy(some.viewids)}
+    return Looked(images.to(device), pixels, {name: label.to(device) for name, label in labels.items()})
 
 
 def overlaid(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ log = logging.getLogger("lineup")
 
 NAME = "report.html"
 PICTURES = "pictures"
-WORST, BEST, KEPT = 10, 6, 10
+WORST, BEST, KEPT = 16, 8, 10
 """Queries shown, and images of each list that are not junk."""
 IDENTITIES = 30
 """Rows of the table of the hardest identities."""

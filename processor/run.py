@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import json
 import logging
@@ -134,10 +133,10 @@ def machine(device) -> str:
 
 def environment(device: torch.device) -> dict[str, str]:
     """What computed: versions of the parts that change numbers, system and machine."""
-    libraries = ("torch", "torchvision", "timm", "open_clip_torch", "numpy", "Pillow")
+    libraries = ("torch", "torchvision", "timm", "open_clip", "numpy", "PIL")
     return {
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in libraries},
+        **{name: sys.modules[name].__version__ for name in libraries if name in sys.modules},
         "system": platform.platform(terse=True),
         "device": f"{world_size()} x {machine(device)}, {torch.get_num_threads()} threads",
     }

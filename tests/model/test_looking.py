@@ -27,6 +27,7 @@ MODELS = {
     "msvit": MSVIT,
     "clip rn": CLIP | {"MODEL__NAME": "RN-micro", "MODEL__STRIDE_SIZE": [16, 16]},
     "timm convnext": {"MODEL__NAME": "timm:convnext_atto", "INPUT__SIZE_TRAIN": [64, 64]},
+    "timm swin": {"MODEL__NAME": "timm:swin_tiny_patch4_window7_224", "INPUT__SIZE_TRAIN": [64, 32]},
 }  # fmt: skip
 TRANSFORMERS = {"vit": 3, "jpm": 3, "clip vit": 3, "clip vit jpm": 3, "timm vit": 12}
 """Name -> blocks."""
@@ -37,6 +38,8 @@ LAST = {
     "osnet": lambda m, x: m.base(x),
     "mobilenet": lambda m, x: m.base(x),
     "msvit": lambda m, x: m.branches(x)[1],
+    "timm convnext": lambda m, x: m.base.net.forward_features(x),
+    "timm swin": lambda m, x: m.base.net.forward_features(x).permute(0, 3, 1, 2),
     "clip rn": lambda m, x: m.image_encoder.layer4(
         m.image_encoder.layer3(m.image_encoder.layer2(m.image_encoder.layer1(m.image_encoder.stem(x))))
     ),

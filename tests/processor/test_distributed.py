@@ -39,13 +39,15 @@ def test_gathered_losses_and_synchronised_norms_have_the_gradient_of_one_process
 def test_a_run_by_torchrun_trains_evaluates_and_goes_on(market, tmp_path):
     words = options(
         market, tmp_path, SOLVER__IMS_PER_BATCH=8, SOLVER__MAX_EPOCHS=2, MODEL__METRIC_LOSS_TYPE="triplet_center",
-        SOLVER__EMA__RATIO=0.5,
+        SOLVER__EMA__RATIO=0.5, TEST__REPORT=True,
     )  # fmt: skip
     done = run(*TORCHRUN, "train.py", *words)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("stage supervised") == 1  # the first process alone speaks
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["results"]["market1501"]["queries"] == 8
+    assert "Worst queries" in (tmp_path / "report.html").read_text()
+    assert "6 query images" in (tmp_path / "pictures" / "index.json").read_text()  # not one process's share of them
     one = run(
         sys.executable, "test.py", *options(market, tmp_path / "one", TEST__WEIGHT=tmp_path / "transformer_2.pth")
     )

@@ -10,14 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from model import make_model
 from processor import report
 from processor.evidence import Queries, Ranked
 from processor.report import figures, write_report
 from tests.browser import PROGRAM, Browser
+from tests.parity.cases import DATA
 from tests.processor.test_commands import call
-from tests.tiny import options, write_market
+from tests.tiny import config, options, write_market
 from utils.errors import UserError
 
 needs_browser = pytest.mark.skipif(PROGRAM is None, reason="no chromium on this machine to open pages with")
@@ -90,7 +93,7 @@ def test_lists_are_marked_and_ranked_as_the_scores_are(run):
     for i, first in enumerate(queries.first):
         judged = ranked.judged[i]
         assert (judged[judged >= 0][: first - 1] == 0).all() and judged[judged >= 0][first - 1] == 1
-    shown = [image["alt"] for image in page.all("img")]
+    shown = [image["alt"] for image in page.all("img") if "class" not in image]  # no pictures of the network
     kinds = {alt.split(",")[0] for alt in shown}
     assert kinds == {"query", "right", "wrong", "junk"}
     assert all(("no rank" in alt) == alt.startswith("junk") for alt in shown if not alt.startswith("query"))
@@ -122,7 +125,7 @@ def test_several_sets_have_a_section_each_and_a_test_has_its_own_yaml(tmp_path):
     root = write_market(tmp_path / "data")
     sets = {"DATASETS__TARGETS": ["market1501", "synthetic"], "DATASETS__SYNTHETIC__IDS": 8, "TEST__REPORT": True}
     assert call("train", options(root, tmp_path / "run", **sets)) == 0
-    assert len(Page(tmp_path / "run" / "report.html").all("section")) == 4  # two sets, training, settings
+    assert len(Page(tmp_path / "run" / "report.html").all("section")) == 5  # two sets, training, pictures, settings
     weight = tmp_path / "run" / "transformer_2.pth"
     assert call("test", options(root, tmp_path / "run", TEST__WEIGHT=weight, TEST__REPORT=True, TEST__FLIP=True)) == 0
     text = Page(tmp_path / "run" / "report.html").text
@@ -168,12 +171,31 @@ def test_the_command_writes_where_it_is_told(copy, tmp_path, capsys):
     assert (tmp_path / "page.html").stat().st_size > 50_000
 
 
+def builtin_run(folder: Path) -> Path:
+    changes = {"DATASETS__NAMES": "synthetic", "DATASETS__SYNTHETIC__IDS": 8, "SOLVER__EVAL_BEFORE": True}
+    assert call("train", options(folder, folder / "run", TEST__REPORT=True, SOLVER__MAX_EPOCHS=1, **changes)) == 0
+    return folder / "run"
+
+
+def eth80_run(folder: Path) -> Path:
+    """A test of an untrained network: what is looked at is the page, not the figures."""
+    data = DATA / "eth80"
+    if not data.exists():
+        pytest.skip(f"no {data}; set LINEUP_DATA to the folder that holds eth80")
+    changes = {"INPUT__SIZE_TRAIN": [32, 32], "INPUT__SIZE_TEST": [32, 32], "TEST__REPORT": True}
+    torch.save(make_model(config(data, folder, **changes), 40, 4, 1).state_dict(), folder / "model.pth")
+    assert call("test", options(data, folder / "run", TEST__WEIGHT=folder / "model.pth", **changes)) == 0
+    return folder / "run"
+
+
 @needs_browser
-def test_a_browser_opens_the_page(run, tmp_path):
+@pytest.mark.parametrize("make", [builtin_run, eth80_run])
+def test_a_browser_opens_the_page(make, tmp_path):
+    page = make(tmp_path) / "report.html"
     with Browser(tmp_path / "profile") as browser:
-        browser.open(run / "report.html")
+        browser.open(page)
         images = browser.ask("[...document.images].map(i => [i.complete, i.naturalWidth])")
-        assert len(images) > 30 and all(complete and width > 0 for complete, width in images)
+        assert len(images) > 60 and all(complete and width > 0 for complete, width in images)
         column = "[...document.querySelectorAll('table.sortable')][1].tBodies[0].rows"
         read = f"[...{column}].map(row => Number(row.cells[2].dataset.value))"
         button = "[...document.querySelectorAll('table.sortable')][1].tHead.rows[0].cells[2].querySelector('button')"
@@ -188,7 +210,7 @@ def test_a_browser_opens_the_page(run, tmp_path):
         for width in (1280, 390):
             browser.size(width, 800, phone=width == 390)
             assert browser.ask("document.documentElement.scrollWidth") <= width  # nothing sticks out sideways
-            browser.picture(tmp_path / f"{width}.png")
+            browser.picture(tmp_path / f"{width}.png", whole=False)
             assert len(np.unique(np.asarray(Image.open(tmp_path / f"{width}.png")))) > 50
         assert browser.troubles == []
 
