@@ -107,7 +107,7 @@ class DINO(Stage):
     def evaluated(self) -> nn.Module:
         return self.teacher
 
-    def saved_weights(self) -> dict[str, dict[str, Any]]:
+    def saved_states(self) -> dict[str, dict[str, Any]]:
         """Student and teacher as DINO's own files have them, and the teacher's backbone as a pre-trained file."""
         both = {"student": self.model.state_dict(), "teacher": self.teacher.state_dict(), "epoch": self.epoch}
         return {"": both, "_backbone": backbone_state(both)}

@@ -41,7 +41,7 @@ class Stage:
         """What is evaluated: the model, or another that follows it."""
         return self.model
 
-    def saved_weights(self) -> dict[str, dict[str, Any]]:
+    def saved_states(self) -> dict[str, dict[str, Any]]:
         """What the checkpoint files hold, by what follows the model's name in theirs: ``''`` for the main one."""
         return {"": self.model.state_dict()}
 

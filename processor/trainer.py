@@ -244,7 +244,7 @@ class Trainer:
 
     def _save_weights(self, stage: Stage, name: str, ending: str) -> None:
         if is_main():
-            for kind, state in stage.saved_weights().items():
+            for kind, state in stage.saved_states().items():
                 save_atomically(state, self.folder / f"{name}{kind}{ending}")
 
     def _save_last(self, stage: Stage, begun: bool) -> None:
