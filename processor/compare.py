@@ -22,6 +22,7 @@ from datasets.files import own_name
 from processor.evidence import Queries, Ranked, file_name
 from processor.page import with_pixels, write_page
 from processor.report import gallery_shots, query_shot
+from processor.run import FREE_KEYS
 from utils.bootstrap import Difference, paired_difference
 from utils.commands import make_parser
 from utils.errors import UserError
@@ -32,8 +33,8 @@ log = logging.getLogger("lineup")
 CHANGED, KEPT = 8, 8
 """Queries shown for each direction of change, and images of each list that are not junk."""
 
-SAME_SETTING = ("SOLVER.SEED", "OUTPUT_DIR", "TEST.REPORT", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS")
-"""Keys in which runs of one setting may differ: the seed, and what says where and not what."""
+SAME_SETTING = (*FREE_KEYS, "SOLVER.SEED", "TEST.REPORT")
+"""Keys in which runs of one setting may differ: the seed, and what changes no weight and no figure."""
 
 
 @dataclass(frozen=True)
