@@ -35,7 +35,7 @@ class Key:
 MODEL = {
     "DEVICE": Key("auto", "where to compute: auto (what is there), cpu, cuda; cuda set by hand and absent is an error"),
     "DEVICE_ID": Key("0", "upstream's choice of visible GPUs"),
-    "NAME": Key("resnet50", "architecture: transformer, resnet50, resnet50_ibn_a, ViT-B-16, RN50, timm:NAME, "
+    "NAME": Key("resnet50", "architecture: transformer, ssdvit, resnet50, resnet50_ibn_a, ViT-B-16, RN50, timm:NAME, "
                 "open_clip:NAME; resnet50 as in all four upstream trees. A bare CLIP name has QuickGELU, as OpenAI's"),
     "TRANSFORMER_TYPE": Key("None", "which transformer stands behind NAME 'transformer'; 'None' forces a choice"),
     "VIT_SMALL": Key("auto", "which network vit_small is: transreid (768 wide, 8 blocks), deit (384 wide, 12 blocks); "
@@ -133,6 +133,15 @@ INPUT = {
                          "in training, in the centre in test", least=0),
     "ROTATE": Key(0.0, "largest rotation of training images either way, in degrees", least=0, most=180),
     "ROTATE_VIEWS": Key((), "views that are rotated; empty: all", of=int, least=0),
+    "ROTATION": Key(0.0, "largest rotation either way after crop and flip, in degrees, nearest pixel, black corners; "
+                    "SSDViT's. ROTATE turns before the crop", least=0, most=180),
+    "COLOR_JITTER": Key((), "always drawn: [least, greatest] factors of brightness, contrast and saturation, and the "
+                        "hue's shift in turns; empty: none"),
+    "AUTOAUGMENT": Key("", "learned policy, with torchvision: imagenet; SSDViT: on the second view alone; empty: none",
+                       words=("", "imagenet")),
+    "OCCLUSION_MIN": Key(0.0, "least side of a white square on every image, as a share of the shorter side", least=0,
+                         most=1),
+    "OCCLUSION_MAX": Key(0.0, "greatest side of that square; 0: no square", least=0, most=1),
     "PIXEL_MEAN": Key([0.485, 0.456, 0.406], "mean of the normalisation; ImageNet's"),
     "PIXEL_STD": Key([0.229, 0.224, 0.225], "standard deviation of the normalisation; ImageNet's"),
 }
@@ -178,7 +187,7 @@ DATALOADER = {
     "NUM_WORKERS": Key(8, "processes that load images", least=0),
     "SAMPLER": Key("softmax", "how batches are drawn: softmax (shuffle), softmax_triplet (P identities x K images), "
                    "id, id_triplet, img_triplet, repeat_iter (MSViT's), two_platforms (University-1652), "
-                   "multiple_gallery (cluster contrast)"),
+                   "multiple_gallery (cluster contrast), multiple_gallery_nocam (SSDViT's)"),
     "NUM_INSTANCE": Key(16, "images per identity in a batch (K)"),
     "REMOVE_TAIL": Key(0, "upstream's threshold for rare identities"),
     "CACHE_GB": Key(0.0, "memory for training images, in GB (10^9 bytes), shared by all workers; 0: none", least=0),
@@ -280,6 +289,8 @@ TEST = {
     "QUERY_EXPANSION": Key((), "average query expansion: (times, k, alpha); (): none"),
     "DIST_MAT": Key("dist_mat.npy", "upstream's file for the distance matrix"),
     "EVAL": Key(False, "upstream's switch for evaluation"),
+    "REPORT": Key(False, "write report.html: figures with intervals, curves, ranked galleries, pictures; off, as it "
+                  "reads some images anew"),
     "ROC": Key(False, "report verification rates (TAR at FAR) too"),
     "MAX_MEMORY_GB": Key(0.0, "memory for distances in evaluation, in GB (10^9 bytes); 0: a quarter of what is free "
                          "when it starts"),
@@ -367,8 +378,25 @@ KD = {
     "MULTI_HEAD": Key(False, "a head of its own for each target"),
 }
 
+SSD = {
+    "MODE": Key("released", "self distillation: released (over feature entries, as published), logits (over "
+                "identities), off (class memory and triplets alone)", words=("released", "logits", "off")),
+    "ITERS": Key(400, "steps per epoch; published", least=1),
+    "PAIRED_VIEWS": Key(False, "both views of the same images; False: of two batches drawn apart, as published"),
+    "RANDOM_BLOCK": Key(-1, "block that the random-block branch reads, from 0; -1 draws one in every pass", least=-1),
+    "TEMPERATURE": Key(3.0, "temperature of the distillation; published", least=1e-3),
+    "WEIGHT": Key(0.7, "weight of the distillation beside its temperature's square; published", least=0),
+    "ALPHA": Key(0.8, "share of the network's own answer in the soft target in the last epoch, growing linearly to it",
+                 least=0, most=1),
+    "TRIPLET_WEIGHTS": Key((0.8, 0.2), "triplet terms of the last block and of the random one", least=0),
+    "LOSS_WEIGHTS": Key((1.0, 1.0, 1.0, 1.0), "class memory, triplets, distillation of the random block, of the second "
+                        "view; a row of the ablation sets some to 0", least=0),
+    "MEMORY_TEMPERATURE": Key(0.05, "temperature of the class memory's softmax", least=1e-3),
+    "MEMORY_MOMENTUM": Key(0.2, "share of a memory's row that an update keeps", least=0, most=1),
+}
+
 _SECTIONS = {"MODEL": MODEL, "INPUT": INPUT, "DATASETS": DATASETS, "DATALOADER": DATALOADER, "SOLVER": SOLVER,
-             "TEST": TEST, "DINO": DINO, "CLUSTER": CLUSTER, "DMMD": DMMD, "KD": KD}
+             "TEST": TEST, "DINO": DINO, "CLUSTER": CLUSTER, "DMMD": DMMD, "KD": KD, "SSD": SSD}
 
 KEYS: dict[str, Key] = {
     "PROCESSOR.NAME": Key("auto", "method: supervised, prompt, dino, cluster, self_distill, dmmd, mtda_kd; auto: "
@@ -420,6 +448,7 @@ OWNED: dict[str, str] = {
     "MODEL.SSL_HIDDEN": "prompt",
     "MODEL.PROMPT_NOUN": "prompt",
     "DINO.": "dino",
+    "SSD.": "self_distill",
 }
 
 

@@ -20,9 +20,9 @@ from datasets.images import Batch, ImageList
 from datasets.multi_crop import make_multi_crop_transform
 from datasets.readers import SPLITS
 from datasets.records import Records, join
-from datasets.samplers import make_sampler
+from datasets.samplers import EpochSampler, check_identities, make_sampler, multiple_gallery_nocam
 from datasets.stores import ByteStore, PixelStore
-from datasets.transforms import build_transforms, with_views
+from datasets.transforms import WithViews, build_transforms, weak_and_strong, with_views
 from utils.distributed import gather_objects, rank, world_size
 from utils.errors import UserError
 from utils.matching import Matching
@@ -58,11 +58,26 @@ class TestSet:
 
 
 @dataclass
+class Source:
+    """One of several training sets that are kept apart, its labels dense from 0.
+
+    views: a loader whose batches hold the weak view and, as ``views``, the strong one; or a loader for each, drawn
+    apart. plain: its images in order under the test transform.
+    """
+
+    name: str
+    num_classes: int
+    views: list[TrainLoader]
+    plain: TestLoader
+
+
+@dataclass
 class Data:
     """What ``make_dataloader`` returns. train: None when only testing. num_*: of the training split.
 
     targets: training loaders of the targets, for methods that adapt to them; their labels are not for training.
-    plain: the training images in order under the test transform, where a method needs them.
+    plain: the training images in order under the test transform, where a method needs them. sources: the training sets
+    by themselves, for methods that keep them apart; ``train`` is None then.
     """
 
     train: TrainLoader | None
@@ -75,6 +90,7 @@ class Data:
     validation: TestSet | None = None
     targets: list[TrainLoader] = field(default_factory=list)
     plain: TestLoader | None = None
+    sources: list[Source] = field(default_factory=list)
 
 
 class TrainLoader:
@@ -196,18 +212,66 @@ def make_train_transform(cfg) -> Callable:
 
 def make_train_loader(cfg, records: Records) -> TrainLoader:
     """The loader of a training list, batches drawn as DATALOADER.SAMPLER says."""
+    return loader_of(cfg, records, make_train_transform(cfg), make_sampler(cfg, records, rank(), world_size()))
+
+
+def loader_of(cfg, records: Records, transform, sampler, loaders: int = 1) -> TrainLoader:
+    """A training loader by the keys; ``loaders`` at a time share workers and memory."""
+    workers = cfg.DATALOADER.NUM_WORKERS
     return TrainLoader(
         records,
-        make_train_transform(cfg),
-        make_sampler(cfg, records, rank(), world_size()),
-        cfg.DATALOADER.NUM_WORKERS,
+        transform,
+        sampler,
+        max(workers // loaders, min(workers, 1)),
         cfg.DATALOADER.BAD_IMAGES,
         pinned(cfg),
-        cache=int(cfg.DATALOADER.CACHE_GB * 1e9),
+        cache=int(cfg.DATALOADER.CACHE_GB * 1e9 / loaders),
         held=cfg.DATALOADER.CACHE,
         decoder=cfg.DATALOADER.DECODER,
         at_least=tuple(cfg.INPUT.SIZE_TRAIN) if cfg.DATALOADER.DRAFT else None,
     )
+
+
+def make_sources(cfg, train: Records, names: list[str]) -> list[Source]:
+    """Each training set by itself, with the two views' loaders. train: the sets joined; names: of its domains.
+
+    Raises ``UserError`` for another sampler, and naming the set that does not fill a batch.
+    """
+    if cfg.DATALOADER.SAMPLER != "multiple_gallery_nocam":
+        raise UserError(
+            f"DATALOADER.SAMPLER {cfg.DATALOADER.SAMPLER!r} and PROCESSOR.NAME 'self_distill' cannot go together; use "
+            "'multiple_gallery_nocam'"
+        )
+    weak, strong = weak_and_strong(cfg)
+    transforms = [WithViews(weak, strong)] if cfg.SSD.PAIRED_VIEWS else [weak, strong]
+    sources = []
+    for i, name in enumerate(names):
+        records = train.take(train.domain == i)
+        records = replace(records, pids=np.unique(records.pids, return_inverse=True)[1])
+        views = [
+            loader_of(
+                cfg, records, transform, make_gallery_sampler(cfg, records.pids, name, stream=len(transforms) * i + j),
+                loaders=len(transforms) * len(names),
+            )
+            for j, transform in enumerate(transforms)
+        ]  # fmt: skip
+        sources.append(Source(name, records.counts()[0], views, feature_loader(cfg, records)))
+    return sources
+
+
+def make_gallery_sampler(cfg, pids: np.ndarray, name: str, stream: int) -> EpochSampler:
+    """The sampler of one view of the training set ``name``; one for each ``stream``."""
+    batch, k, world = cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE, world_size()
+    if batch % world or batch // world < 2:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH: {batch} images cannot be shared by {world} processes, two or more to each"
+        )
+    check_identities(batch // world, k, len(np.unique(pids)), source=name)
+    seed = cfg.SOLVER.SEED, stream
+    sampler = EpochSampler(multiple_gallery_nocam, pids, batch, k, seed, rank(), world, steps=cfg.SSD.ITERS)
+    if not len(sampler):
+        raise UserError(f"SOLVER.IMS_PER_BATCH: a pass over {name} gives no batch of {batch}; many have one image only")
+    return sampler
 
 
 def feature_loader(cfg, records: Records) -> TestLoader:
@@ -223,9 +287,7 @@ def adapts(cfg) -> bool:
 
 def make_target_loaders(cfg, targets: list[ReIDDataset]) -> list[TrainLoader]:
     """A training loader per target, or one over all of them with DMMD.BLEND."""
-    both = {d.spec.name for d in targets} & {find_spec(name).name for name in names_of(cfg.DATASETS.NAMES)}
-    if both:
-        raise UserError(f"DATASETS.TARGETS: {', '.join(sorted(both))} is source and target at once")
+    refuse_trained_targets(cfg)
     if not targets:
         raise UserError(f"DATASETS.TARGETS is empty, and PROCESSOR.NAME {cfg.PROCESSOR.NAME!r} adapts to targets")
     for dataset in targets:
@@ -233,6 +295,14 @@ def make_target_loaders(cfg, targets: list[ReIDDataset]) -> list[TrainLoader]:
             raise UserError(f"{dataset.spec.name}: no training images to adapt to in {dataset.folder}")
     groups = [targets] if cfg.DMMD.BLEND and cfg.PROCESSOR.NAME == "dmmd" else [[d] for d in targets]
     return [make_train_loader(cfg, join_training(group)) for group in groups]
+
+
+def refuse_trained_targets(cfg) -> None:
+    """Raises ``UserError`` where a source is a target too."""
+    sources = {find_spec(name).name for name in names_of(cfg.DATASETS.NAMES)}
+    both = sources & {find_spec(name, "DATASETS.TARGETS").name for name in names_of(cfg.DATASETS.TARGETS)}
+    if both:
+        raise UserError(f"DATASETS.TARGETS: {', '.join(sorted(both))} is source and target at once")
 
 
 def names_of(value: str | tuple | list) -> list[str]:
@@ -408,7 +478,7 @@ def refuse_missing(dataset: ReIDDataset, splits: tuple[str, ...], skip: bool) ->
 def refuse_unlabelled(cfg, train: Records) -> None:
     """Raises ``UserError`` where labels are needed and some training images have none."""
     without = int((train.pids < 0).sum())
-    if without and (cfg.PROCESSOR.NAME in ("supervised", "prompt") or cfg.DATASETS.VAL_SHARE):
+    if without and (cfg.PROCESSOR.NAME in ("supervised", "prompt", "self_distill") or cfg.DATASETS.VAL_SHARE):
         raise UserError(
             f"{without} training images have no pid; only clustering and pre-training do without, and not with "
             "DATASETS.VAL_SHARE (PROCESSOR.NAME is "
@@ -439,7 +509,12 @@ def make_dataloader(cfg, training: bool = True) -> Data:
     targets = names_of(cfg.DATASETS.TARGETS) if cfg.DATASETS.TARGETS else []
     if not names:
         raise UserError(f"DATASETS.NAMES is empty. Known: {', '.join(sorted(CATALOGUE))}")
-    refuse_unknown_options(cfg, names, targets)
+    apart = cfg.PROCESSOR.NAME == "self_distill"
+    if apart:
+        refuse_trained_targets(cfg)
+    if apart and targets and not training:
+        names = []  # its network knows neither classes nor cameras: the sources need not be there
+    refuse_unknown_options(cfg, names_of(cfg.DATASETS.NAMES), targets)
     read = {
         n: make_dataset(n, cfg.DATASETS.ROOT_DIR, **dataset_options(cfg, n)) for n in dict.fromkeys([*names, *targets])
     }
@@ -460,7 +535,7 @@ def make_dataloader(cfg, training: bool = True) -> Data:
         wanted = {"train": trained_on, "query": dataset in searched, "gallery": dataset in searched}
         splits = tuple(split for split in SPLITS if wanted[split])
         refuse_missing(dataset, splits, skip=cfg.DATALOADER.BAD_IMAGES == "skip")
-    train, validation = join_training(sources), None
+    train, validation = join_training(sources) if sources else Records.of([], []), None
     if training:
         train = filtered(cfg, train, sources)
         refuse_unlabelled(cfg, train)
@@ -476,7 +551,8 @@ def make_dataloader(cfg, training: bool = True) -> Data:
     if training and cfg.PROCESSOR.NAME in ("prompt", "cluster"):
         refuse_skipping(cfg)
         plain = feature_loader(cfg, train)
-    if training:
+    kept_apart = make_sources(cfg, train, [d.spec.name for d in sources]) if training and apart else []
+    if training and not apart:
         loader = make_train_loader(cfg, train)
     adapted = make_target_loaders(cfg, [read[n] for n in targets]) if training and adapts(cfg) else []
     tests = []
@@ -507,9 +583,10 @@ def make_dataloader(cfg, training: bool = True) -> Data:
         num_classes=train.counts()[0],
         num_cameras=num_cameras,
         num_views=num_views,
-        kind=sources[0].spec.kind or "person",
+        kind=next(iter(read.values())).spec.kind or "person",
         datasets=list(read.values()),
         validation=validation,
         targets=adapted,
         plain=plain,
+        sources=kept_apart,
     )

@@ -125,6 +125,13 @@ def whole_batches(rows: np.ndarray, batch_size: int) -> Batches:
     return [rows[i : i + batch_size] for i in range(0, len(rows) - batch_size + 1, batch_size)]
 
 
+def multiple_gallery_nocam(
+    pids: np.ndarray, batch_size: int, num_instances: int, rng: np.random.Generator
+) -> Batches:
+    """``multiple_gallery`` as SSDViT has it: the others of an identity whatever their cameras."""
+    return multiple_gallery(pids, batch_size, num_instances, rng, np.zeros_like(pids))
+
+
 RULES = {
     "softmax_triplet": identity_batches,
     "img_triplet": identity_batches,
@@ -132,6 +139,7 @@ RULES = {
     "id": once_per_identity,
     "id_triplet": once_per_identity,
     "repeat_iter": repeated_passes,
+    "multiple_gallery_nocam": multiple_gallery_nocam,
 }
 """DATALOADER.SAMPLER -> function of (pids, batch size, K, generator) that gives a pass of batches."""
 
@@ -143,13 +151,13 @@ class EpochSampler(Sampler):
     """Batches of (row, seed) for a ``DataLoader``; ``set_epoch`` first. The seed is for the image's augmentation.
 
     rule: one of ``RULES`` or, with places, (N,), of ``PLACED_RULES``. batch_size: of all ranks together; each rank
-    takes every world-th mini-batch of the one common list, and an incomplete round is dropped. steps: an epoch's
-    length, by as many passes as it takes; None for one pass.
+    takes every world-th mini-batch of the one common list, and an incomplete round is dropped. seed: one number, or
+    several for samplers that draw apart. steps: an epoch's length, by as many passes as it takes; None for one pass.
     """
 
     def __init__(
-        self, rule, pids: np.ndarray, batch_size: int, num_instances: int, seed: int, rank: int = 0, world: int = 1,
-        places: np.ndarray | None = None, steps: int | None = None,
+        self, rule, pids: np.ndarray, batch_size: int, num_instances: int, seed: int | tuple[int, ...], rank: int = 0,
+        world: int = 1, places: np.ndarray | None = None, steps: int | None = None,
     ):  # fmt: skip
         super().__init__()
         self.places, self.steps = places, steps
@@ -163,7 +171,7 @@ class EpochSampler(Sampler):
         self.pids, self.rows = pids, np.flatnonzero(pids >= 0)
 
     def set_epoch(self, epoch: int) -> None:
-        rng = np.random.default_rng([self.seed, epoch])
+        rng = np.random.default_rng([*np.atleast_1d(self.seed).tolist(), epoch])
         batches = self.one_pass(rng)
         while self.steps and batches and len(batches) < self.steps * self.world:
             batches += self.one_pass(rng)
@@ -200,13 +208,14 @@ def make_sampler(cfg, records: Records, rank: int, world: int) -> EpochSampler:
         name = "softmax"  # as released
     rule, column = PLACED_RULES[name] if name in PLACED_RULES else (RULES[name], None)
     places = getattr(records, column) if column else None
-    if cfg.PROCESSOR.NAME == "cluster":  # whose labels are not known yet
-        check_batch(batch // world, k)
-        return EpochSampler(rule, pids, batch, k, cfg.SOLVER.SEED, rank, world, places, cfg.CLUSTER.ITERS)
     if batch % world:
         raise UserError(f"{key}: {batch} images cannot be shared by {world} processes alike")
     if batch // world < 2:
         raise UserError(f"{key}: {batch} leaves a process one image; batch norm needs at least two")
+    if cfg.PROCESSOR.NAME == "cluster":  # whose labels are not known yet
+        if name != "softmax":
+            check_batch(batch // world, k)
+        return EpochSampler(rule, pids, batch, k, cfg.SOLVER.SEED, rank, world, places, cfg.CLUSTER.ITERS)
     if name != "softmax":
         check_identities(batch // world, k, len(np.unique(pids)), key)
     if name == "repeat_iter" and len(pids) < k * len(np.unique(pids)):
@@ -217,13 +226,15 @@ def make_sampler(cfg, records: Records, rank: int, world: int) -> EpochSampler:
     return sampler
 
 
-def check_identities(batch: int, num_instances: int, identities: int, key: str = "SOLVER.IMS_PER_BATCH") -> None:
+def check_identities(
+    batch: int, num_instances: int, identities: int, key: str = "SOLVER.IMS_PER_BATCH", source: str = "the training set"
+) -> None:
     """Raises ``UserError`` unless a batch is P x K and there are P identities. key: names the batch size."""
     check_batch(batch, num_instances, key)
     if batch // num_instances > identities:
         raise UserError(
             f"{key}: a batch of {batch} needs {batch // num_instances} identities with {num_instances} "
-            f"images each, the training set has {identities}; lower {key} or raise DATALOADER.NUM_INSTANCE"
+            f"images each, {source} has {identities}; lower {key} or raise DATALOADER.NUM_INSTANCE"
         )
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from datasets.augmentations import make_augmentations
 from datasets.imagenet import make_imagenet_transform
 from datasets.resizing import Resizer, by_pillow, make_resizer, quick_bicubic, to_pixels
 from utils.errors import UserError
@@ -147,18 +148,18 @@ class TrainTransform:
     """Resize, crop a margin off, flip, pad and crop, normalise, erase: the order of the published ReID code.
 
     margin: pixels by which both sides are resized larger than ``size``. enlarge: probability of enlarging and cropping
-    in place of padding and cropping, 0 for the latter.
+    in place of padding and cropping, 0 for the latter. recolour: what happens to the cropped pixels, None: nothing.
     """
 
     def __init__(
         self, size, flip: float, padding: int, normalize: ToNormalized, erase: RandomErasing,
         resize: Resizer = quick_bicubic, margin: int = 0, padding_mode: str = "constant", rotation: float = 0.0,
-        enlarge: float = 0.0,
+        enlarge: float = 0.0, recolour: Callable[[Tensor], Tensor] | None = None,
     ):  # fmt: skip
         if not 0 <= flip <= 1:
             raise UserError(f"INPUT.PROB: {flip} is no probability")
         self.size, self.flip, self.normalize, self.erase = size, flip, normalize, erase
-        self.resize, self.margin = resize, margin
+        self.resize, self.margin, self.recolour = resize, margin, recolour
         self.takes_pixels = resize is quick_bicubic  # images may come as uint8 (3, H, W), which are not written to
         self.crop = EnlargeAndCrop(enlarge) if enlarge else PadAndCrop(padding, padding_mode, rotation)
 
@@ -176,24 +177,25 @@ class TrainTransform:
             pixels = random_crop(pixels, *self.size)
         if random.random() < self.flip:
             pixels = pixels.flip(2)
-        return self.erase(self.normalize(self.crop(pixels), out))
+        pixels = self.crop(pixels)
+        return self.erase(self.normalize(self.recolour(pixels) if self.recolour else pixels, out))
 
 
 class WithViews:
-    """The training image and two further views of it, drawn independently from one decoded and resized image.
+    """The training image and further views of it, drawn independently from one decoded and resized image.
 
-    first, view: the transforms; the training image is the one that ``first`` alone would give.
+    transforms: of the same size and resizing; the training image is the one that the first alone would give.
     """
 
-    def __init__(self, first: TrainTransform, view: TrainTransform):
-        self.first, self.view, self.sizes = first, view, (first.size,) * 3
-        self.takes_pixels = first.takes_pixels
+    def __init__(self, *transforms: TrainTransform):
+        self.transforms, self.sizes = transforms, tuple(transform.size for transform in transforms)
+        self.takes_pixels = transforms[0].takes_pixels
 
     def __call__(self, image: Image.Image, out: Sequence[Tensor] | None = None) -> Sequence[Tensor]:
-        """Three of (3, H, W), written into those of ``out`` where they are given."""
-        pixels = self.first.resized(image)
+        """One of (3, H, W) per transform, written into those of ``out`` where they are given."""
+        pixels = self.transforms[0].resized(image)
         out = [torch.empty(3, *size) for size in self.sizes] if out is None else out
-        for place, transform in zip(out, (self.first, self.view, self.view), strict=True):
+        for place, transform in zip(out, self.transforms, strict=True):
             transform.augment(pixels, place)
         return out
 
@@ -238,18 +240,34 @@ def build_transforms(cfg, is_train: bool) -> Callable[[Image.Image], Tensor]:
     return TestTransform(tuple(cfg.INPUT.SIZE_TEST), normalize, resize=resize, margin=cfg.INPUT.RESIZE_MARGIN)
 
 
-def train_transform(cfg, erased: tuple[float, float] | None = None, rotation: float = 0.0) -> TrainTransform:
-    """Training's transform. erased: least and largest share of the image that random erasing takes, None: the keys'."""
+def train_transform(
+    cfg, erased: tuple[float, float] | None = None, rotation: float = 0.0, policy: bool = True
+) -> TrainTransform:
+    """Training's transform. erased: least and largest share of the image that random erasing takes, None: the keys'.
+
+    policy: with INPUT.AUTOAUGMENT.
+    """
     erased = erased or (0.02, cfg.INPUT.RE_MAX_AREA)
     return TrainTransform(
         tuple(cfg.INPUT.SIZE_TRAIN), cfg.INPUT.PROB, cfg.INPUT.PADDING,
         ToNormalized(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD),
         RandomErasing(cfg.INPUT.RE_PROB, erased, cfg.INPUT.RE_MODE),
         make_resizer(cfg.INPUT.RESIZE, is_train=True), cfg.INPUT.RESIZE_MARGIN, cfg.INPUT.PADDING_MODE, rotation,
-        cfg.INPUT.ENLARGE_PROB,
+        cfg.INPUT.ENLARGE_PROB, make_augmentations(cfg, policy),
     )  # fmt: skip
 
 
 def with_views(cfg) -> WithViews:
     """Training's transform with two views beside each image, for vision self-supervision."""
-    return WithViews(train_transform(cfg, rotation=cfg.INPUT.ROTATE), train_transform(cfg, VIEW_AREA, cfg.INPUT.ROTATE))
+    view = train_transform(cfg, VIEW_AREA, cfg.INPUT.ROTATE)
+    return WithViews(train_transform(cfg, rotation=cfg.INPUT.ROTATE), view, view)
+
+
+def weak_and_strong(cfg) -> tuple[TrainTransform, TrainTransform]:
+    """The transforms of self distillation's two views: without and with the learned policy of INPUT.AUTOAUGMENT."""
+    if cfg.INPUT.PIPELINE != "reid":
+        raise UserError(
+            f"INPUT.PIPELINE {cfg.INPUT.PIPELINE!r} and PROCESSOR.NAME 'self_distill' cannot go together; use 'reid'"
+        )
+    weak, strong = (train_transform(cfg, rotation=cfg.INPUT.ROTATE, policy=policy) for policy in (False, True))
+    return weak, strong

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 
 from torch import nn
@@ -23,6 +24,7 @@ from model.norms import convert_sync_batch_norm
 from model.pooling import make_pooling
 from model.reid import ReIDModel
 from model.sparse_attention import kept_count
+from model.ssdvit import SSDViT
 from model.torchreid import HEADS, PREFIX, RESNETS, TRUNKS, TorchreidModel, make_trunk, stage_widths
 from utils import switch
 from utils.errors import UserError, nearest
@@ -55,8 +57,9 @@ def vit_spec(cfg) -> ViTSpec:
 
 
 def make_vit(cfg, camera_num: int, view_num: int) -> ViT:
+    spec = vit_spec(cfg)
     return ViT(
-        vit_spec(cfg),
+        replace(spec, norm_eps=1e-5) if cfg.MODEL.NAME == "ssdvit" else spec,
         image_size=tuple(cfg.INPUT.SIZE_TRAIN),
         stride=tuple(cfg.MODEL.STRIDE_SIZE),
         camera_num=camera_num if cfg.MODEL.SIE_CAMERA else 0,
@@ -135,7 +138,7 @@ def make_backbone(cfg, camera_num: int, view_num: int) -> nn.Module:
     name = cfg.MODEL.NAME
     if name == "transformer" and cfg.MODEL.TRANSFORMER_TYPE in SWIN_TYPES:
         return make_swin(cfg)
-    if name == "transformer":
+    if name in ("transformer", "ssdvit"):
         return make_vit(cfg, camera_num, view_num)
     if name in RESNET_TYPES:
         if cfg.MODEL.GRAD_CHECKPOINT:
@@ -150,7 +153,7 @@ def make_backbone(cfg, camera_num: int, view_num: int) -> nn.Module:
     if name.startswith("timm:"):
         size = tuple(cfg.INPUT.SIZE_TRAIN)
         return TimmBackbone(name.removeprefix("timm:"), size, cfg.MODEL.DROP_PATH, cfg.MODEL.GRAD_CHECKPOINT)
-    known = ["transformer", *RESNET_TYPES, *MSVIT_TYPES, *(PREFIX + trunk for trunk in TRUNKS), *BACKBONES]
+    known = ["transformer", "ssdvit", *RESNET_TYPES, *MSVIT_TYPES, *(PREFIX + trunk for trunk in TRUNKS), *BACKBONES]
     hint = nearest(name, [*known, "ViT-B-16", "RN50"])
     raise UserError(
         f"MODEL.NAME: unknown {name!r}{hint} Known: {', '.join(known)}, ViT-B-16, RN50 and CLIP's other names, "
@@ -179,20 +182,37 @@ def make_torchreid(cfg, num_class: int) -> TorchreidModel:
     return TorchreidModel(make_trunk(name), num_class, head, cfg.MODEL.FC_DIM, maps, matched, domains)
 
 
+def make_ssdvit(cfg) -> SSDViT:
+    """The network of ``PROCESSOR.NAME: self_distill`` around any backbone."""
+    sides = {"MODEL.SIE_CAMERA": cfg.MODEL.SIE_CAMERA, "MODEL.SIE_VIEW": cfg.MODEL.SIE_VIEW}
+    refuse_unfit(cfg, sides, "its targets' cameras are never trained on")
+    return SSDViT(bare_backbone(cfg, 0, 0), cfg.TEST.NECK_FEAT, cfg.SSD.RANDOM_BLOCK)
+
+
 def make_cluster_encoder(cfg, camera_num: int, view_num: int) -> ClusterEncoder:
     """The model of ``PROCESSOR.NAME: cluster`` around any backbone."""
+    return ClusterEncoder(bare_backbone(cfg, camera_num, view_num))
+
+
+def bare_backbone(cfg, camera_num: int, view_num: int) -> nn.Module:
+    """The backbone that MODEL.NAME names, of any family, for models that are a backbone and necks."""
     unfit = {
         "MODEL.JPM": cfg.MODEL.JPM, "MODEL.REDUCE_FEAT_DIM": cfg.MODEL.REDUCE_FEAT_DIM,
         "MODEL.DROPOUT_RATE": cfg.MODEL.DROPOUT_RATE,
     }  # fmt: skip
-    for key in (key for key, value in unfit.items() if value):
-        raise UserError(f"{key} and PROCESSOR.NAME 'cluster' cannot go together: its encoder is a backbone and a neck")
+    refuse_unfit(cfg, unfit, "its encoder is a backbone and a neck")
     name = cfg.MODEL.NAME
     if is_clip(name) and name not in BACKBONES:
-        return ClusterEncoder(make_clip_tower(cfg))
+        return make_clip_tower(cfg)
     if name.startswith(PREFIX):
-        return ClusterEncoder(PooledTrunk(make_trunk(name), make_pooling(cfg.MODEL.POOLING)))
-    return ClusterEncoder(make_backbone(cfg, camera_num, view_num))
+        return PooledTrunk(make_trunk(name), make_pooling(cfg.MODEL.POOLING))
+    return make_backbone(cfg, camera_num, view_num)
+
+
+def refuse_unfit(cfg, switches: dict[str, object], why: str) -> None:
+    """Raises ``UserError`` for a key that is set and has no place in the method's network."""
+    for key in (key for key, value in switches.items() if value):
+        raise UserError(f"{key} and PROCESSOR.NAME {cfg.PROCESSOR.NAME!r} cannot go together: {why}")
 
 
 def make_model(cfg, num_class: int, camera_num: int = 0, view_num: int = 0, kind: str = "") -> nn.Module:
@@ -205,6 +225,8 @@ def make_model(cfg, num_class: int, camera_num: int = 0, view_num: int = 0, kind
     refuse_pooling(cfg)
     if cfg.PROCESSOR.NAME == "cluster":
         return synchronised(cfg, make_cluster_encoder(cfg, camera_num, view_num))
+    if cfg.PROCESSOR.NAME == "self_distill":
+        return synchronised(cfg, make_ssdvit(cfg))
     clip = is_clip(cfg.MODEL.NAME) and cfg.MODEL.NAME not in BACKBONES
     if cfg.PROCESSOR.NAME == "dino" and (clip or cfg.MODEL.NAME.startswith(PREFIX) or cfg.MODEL.NAME in MSVIT_TYPES):
         raise UserError(

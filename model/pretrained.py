@@ -46,7 +46,7 @@ ELSEWHERE = {
 
 def fetch_imagenet(name: str, transformer_type: str) -> dict:
     """ImageNet weights through torchvision or timm, kept in their usual cache; ``UserError`` when none has them."""
-    wanted = transformer_type if name == "transformer" else name
+    wanted = transformer_type if name in ("transformer", "ssdvit") else name
     name = name.removeprefix(PREFIX)
     way_out = "set MODEL.PRETRAIN_PATH to the file, or MODEL.PRETRAIN_CHOICE 'no' to start from random weights"
     try:

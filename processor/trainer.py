@@ -195,7 +195,8 @@ class Trainer:
         for optimizer in stage.optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()
-        stage.after_step(moved)
+        with quick_attention(self.device, self.dtype), self._autocast():
+            stage.after_step(moved)
         return {name: float(value) for name, value in shown.items()}
 
     def _refuse_non_finite(self, stage: Stage, terms: dict[str, Tensor], total: Tensor, where: str) -> None:

@@ -17,7 +17,11 @@ Rule = Callable[[float, float], float]
 
 
 def cosine(base: float, t: float, *, base_lr: float, warmup: int, epochs: int) -> float:
-    """Linear warm-up from 1 % and cosine to 0.2 % of ``base_lr``; not restarted after the warm-up, as published."""
+    """Linear warm-up from 1 % and cosine to 0.2 % of ``base_lr``; not restarted after the warm-up, as published.
+
+    t below 0 counts as 0.
+    """
+    t = max(t, 0)
     start, floor = 0.01 * base_lr, 0.002 * base_lr
     if t < warmup:
         return start + t * (base - start) / warmup

@@ -75,6 +75,9 @@ def tiny_adaptation(config_file: str, folder: Path) -> dict:
 
 def tiny_network(config_file: str, folder: Path) -> dict:
     """Further settings by the family of the page's YAML."""
+    if "ssdvit" in config_file:
+        data = {"DATASETS__NAMES": "synthetic", "DATASETS__TARGETS": "synthetic_b"}
+        return data | {"MODEL__NAME": "ssdvit", "DATALOADER__SAMPLER": "multiple_gallery_nocam", "SSD__ITERS": 1}
     if "mtda" in config_file:
         return tiny_adaptation(config_file, folder)
     if family := next((more for part, more in MINIATURES.items() if part in config_file), None):

@@ -33,6 +33,7 @@ class ViTSpec:
     attention_scale: float | None = None  # None: head width ** -0.5
     patch: int = 16
     stem_width: int = 64
+    norm_eps: float = 1e-6
 
 
 # TransReID's own ViT-small divides by the root of the whole width rather than of the head's.
@@ -47,6 +48,7 @@ VIT_TYPES = {
     # For tests and the quick start: small enough for seconds on a CPU.
     "vit_mini_patch16_TransReID": ViTSpec(128, 6, 4),
     "vit_mini_patch8_TransReID": ViTSpec(128, 6, 4, patch=8, stem_width=32),
+    "vit_nano_patch8_TransReID": ViTSpec(64, 4, 4, mlp_ratio=2.0, patch=8, stem_width=32),
     "vit_micro_patch8_TransReID": ViTSpec(32, 3, 2, mlp_ratio=2.0, patch=8, stem_width=16),
 }
 VIT_SMALL = "vit_small_patch16_224_TransReID"
@@ -196,11 +198,12 @@ class ViT(nn.Module):
         self.blocks = nn.ModuleList(
             Block(
                 width, spec.heads, mlp_ratio=spec.mlp_ratio, qkv_bias=spec.qkv_bias,
-                proj_drop=drop, attn_drop=attn_drop, drop_path=rate, norm_layer=partial(nn.LayerNorm, eps=1e-6),
+                proj_drop=drop, attn_drop=attn_drop, drop_path=rate,
+                norm_layer=partial(nn.LayerNorm, eps=spec.norm_eps),
             )
             for rate in rates
         )  # fmt: skip
-        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.norm = nn.LayerNorm(width, eps=spec.norm_eps)
         if spec.attention_scale is not None:
             for block in self.blocks:
                 block.attn.q_norm = ScaleQuery(spec.attention_scale * (width // spec.heads) ** 0.5)
@@ -219,8 +222,8 @@ class ViT(nn.Module):
             kernel = self.patch_embed.proj.kernel_size
             nn.init.normal_(self.patch_embed.proj.weight, std=(2.0 / (kernel[0] * kernel[1] * self.width)) ** 0.5)
 
-    def tokens(self, images: Tensor, cam_label=None, view_label=None, blocks: int | None = None) -> Tensor:
-        """Tokens after the first ``blocks`` blocks (all by default), not normalised. (B, 3, H, W) -> (B, 1 + N, D)."""
+    def embed(self, images: Tensor, cam_label=None, view_label=None) -> Tensor:
+        """Tokens before the first block. (B, 3, H, W) -> (B, 1 + N, D)."""
         x, positions = self.patch_embed(images), self.pos_embed
         if self.any_size:
             grid = grid_size(images.shape[2:], self.patch, self.stride)
@@ -234,10 +237,31 @@ class ViT(nn.Module):
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + positions
         if self.side.rows:
             x = x + self.sie_coe * self.side(self.sie_embed, cam_label, view_label)
-        x = self.pos_drop(x)
+        return self.pos_drop(x)
+
+    def run(self, block: nn.Module, x: Tensor) -> Tensor:
+        return checkpoint(block, x, use_reentrant=False) if self.grad_checkpoint and self.training else block(x)
+
+    def tokens(self, images: Tensor, cam_label=None, view_label=None, blocks: int | None = None) -> Tensor:
+        """Tokens after the first ``blocks`` blocks (all by default), not normalised. (B, 3, H, W) -> (B, 1 + N, D)."""
+        x = self.embed(images, cam_label, view_label)
         for block in self.blocks[:blocks]:
-            x = checkpoint(block, x, use_reentrant=False) if self.grad_checkpoint and self.training else block(x)
+            x = self.run(block, x)
         return x
+
+    @property
+    def depths(self) -> int:
+        """How many features ``at_depth`` can give."""
+        return len(self.blocks)
+
+    def at_depth(self, images: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+        """The features after the last block and after block ``depth`` (from 0), both under the final norm, (B, D)."""
+        x = self.embed(images)
+        for i, block in enumerate(self.blocks):
+            x = self.run(block, x)
+            if i == depth:
+                chosen = self.pool(self.norm(x))
+        return self.pool(self.norm(x)), chosen
 
     def last_stage(self) -> nn.Sequential:
         """The last block and the final norm, the part of which JPM keeps two copies."""

@@ -308,6 +308,40 @@ def test_shipped_cluster_contrast_is_the_published_setting(name):
         assert (SHIPPED / "transreid_ssl" / f"{source}_{stem}.yml").exists()
 
 
+#: SSDViT's published combinations: file -> (sources, target, epochs).
+SSDVIT = {
+    "market1501_to_msmt17": (("market1501",), "msmt17v1", 40),
+    "msmt17_to_market1501": (("msmt17v1",), "market1501", 40),
+    "to_cuhk03": (("market1501", "msmt17v1", "cuhk_sysu"), "cuhk03", 60),
+    "to_msmt17": (("market1501", "cuhk_sysu", "cuhk03"), "msmt17v1", 60),
+    "to_market1501": (("msmt17v1", "cuhk_sysu", "cuhk03"), "market1501", 60),
+}
+
+
+@pytest.mark.parametrize("name", SSDVIT)
+def test_shipped_ssdvit_file_is_the_published_setting(name):
+    sources, target, epochs = SSDVIT[name]
+    cfg, notes = load_config_with_notes(SHIPPED / "ssdvit" / f"{name}.yml")
+    row = {"DATASETS.NAMES": sources, "DATASETS.TARGETS": (target,), "SOLVER.MAX_EPOCHS": epochs,
+           "DATASETS.USE_ALL": True, "MODEL.NAME": "ssdvit", "MODEL.STEM_CONV": True, "MODEL.DROP_PATH": 0.1,
+           "MODEL.TRANSFORMER_TYPE": "vit_base_patch16_224_TransReID", "MODEL.PRETRAIN_HW_RATIO": 2,
+           "MODEL.PRETRAIN_PATH": "./weights/vit_base_ics_cfs_lup.pth", "INPUT.SIZE_TRAIN": [256, 128],
+           "INPUT.SIZE_TEST": [256, 128], "INPUT.RESIZE": "pil_bicubic", "INPUT.PADDING": 10, "INPUT.PROB": 0.5,
+           "INPUT.RE_PROB": 0.0, "INPUT.ROTATION": 5, "INPUT.AUTOAUGMENT": "imagenet", "INPUT.OCCLUSION_MIN": 0.0,
+           "INPUT.COLOR_JITTER": ([0.5, 2], [0.5, 2], [0.5, 2], [-0.1, 0.1]), "INPUT.OCCLUSION_MAX": 0.8,
+           "INPUT.PIXEL_MEAN": [0.485, 0.456, 0.406], "INPUT.PIXEL_STD": [0.229, 0.224, 0.225],
+           "DATALOADER.SAMPLER": "multiple_gallery_nocam", "DATALOADER.NUM_INSTANCE": 8, "SOLVER.IMS_PER_BATCH": 128,
+           "SOLVER.OPTIMIZER_NAME": "SGD", "SOLVER.MOMENTUM": 0.0, "SOLVER.BASE_LR": 0.008, "SOLVER.CLIP_GRAD": 0.0,
+           "SOLVER.WEIGHT_DECAY": 1e-4, "SOLVER.WEIGHT_DECAY_BIAS": 1e-4, "SOLVER.BIAS_LR_FACTOR": 1.0,
+           "SOLVER.WARMUP_METHOD": "cosine", "SOLVER.WARMUP_EPOCHS": 5, "SOLVER.MARGIN": 0.3, "SOLVER.EVAL_PERIOD": 1,
+           "SOLVER.SEED": 1, "SOLVER.PRECISION": "fp32", "TEST.IMS_PER_BATCH": 256, "TEST.NECK_FEAT": "after",
+           "SSD.MODE": "released", "SSD.ITERS": 400, "SSD.TEMPERATURE": 3.0, "SSD.WEIGHT": 0.7, "SSD.ALPHA": 0.8,
+           "SSD.RANDOM_BLOCK": -1, "SSD.PAIRED_VIEWS": False, "SSD.TRIPLET_WEIGHTS": (0.8, 0.2),
+           "SSD.LOSS_WEIGHTS": (1.0,) * 4, "SSD.MEMORY_TEMPERATURE": 0.05, "SSD.MEMORY_MOMENTUM": 0.2}
+    check(cfg, row, processor="self_distill", vit_small="deit", schedule="cosine", start=-1)
+    assert notes == []
+
+
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*/*.yml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_shipped_file_is_short_and_survives_dumping(path, tmp_path):
     cfg = load_config(path)
@@ -328,7 +362,9 @@ def test_every_shipped_file_is_checked_here():
     rows |= {f"msvit/{name}" for name in MSVIT_FILES} | {f"mtda/{name}" for name in MTDA}
     rows |= {f"dino/{name}" for name in (*DINO, "synthetic")}
     rows |= {f"cluster/{name}" for name in CLUSTER_FILES} | {"cluster/market1501_resnet50"}
-    folders = ("transreid", "transreid_ssl", "clip_reid", "svll", "msvit", "mtda", "dino", "cluster")
+    rows |= {f"ssdvit/{name}" for name in SSDVIT}
+    rows |= {f"ssdvit/synthetic{end}" for end in ("", "_single", "_start", "_supervised")}  # small ones of ours
+    folders = ("transreid", "transreid_ssl", "clip_reid", "svll", "msvit", "mtda", "dino", "cluster", "ssdvit")
     found = {f"{path.parent.name}/{path.stem}" for folder in folders
              for path in (SHIPPED / folder).glob("*.yml") if not path.stem.startswith("_")}
     assert found == rows

@@ -39,13 +39,15 @@ def test_gathered_losses_and_synchronised_norms_have_the_gradient_of_one_process
 def test_a_run_by_torchrun_trains_evaluates_and_goes_on(market, tmp_path):
     words = options(
         market, tmp_path, SOLVER__IMS_PER_BATCH=8, SOLVER__MAX_EPOCHS=2, MODEL__METRIC_LOSS_TYPE="triplet_center",
-        SOLVER__EMA__RATIO=0.5,
+        SOLVER__EMA__RATIO=0.5, TEST__REPORT=True,
     )  # fmt: skip
     done = run(*TORCHRUN, "train.py", *words)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("stage supervised") == 1  # the first process alone speaks
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["results"]["market1501"]["queries"] == 8
+    assert "Worst queries" in (tmp_path / "report.html").read_text()
+    assert "6 query images" in (tmp_path / "pictures" / "index.json").read_text()  # not one process's share of them
     one = run(
         sys.executable, "test.py", *options(market, tmp_path / "one", TEST__WEIGHT=tmp_path / "transformer_2.pth")
     )
@@ -111,3 +113,19 @@ def test_pre_training_by_torchrun_leaves_its_files(market, tmp_path):
     assert (tmp_path / "transformer_backbone_2.pth").is_file() and done.stdout.count("stage dino") == 1
     again = run(*TORCHRUN, "train.py", *words)
     assert again.returncode == 0 and "finished already" in again.stdout
+
+
+def test_gathered_self_distillation_has_the_gradient_and_the_memories_of_one_process(tmp_path):
+    worker = ["-m", "tests.processor.share_of_a_self_distillation", tmp_path]
+    for command in ([sys.executable, *worker], [*TORCHRUN, *worker]):
+        done = run(*command)
+        assert done.returncode == 0, done.stderr[-2000:]
+    for mode in ("released", "logits"):
+        one, two = (torch.load(tmp_path / f"{mode}_{n}.pt", weights_only=True) for n in (1, 2))
+        assert one["grads"].keys() == two["grads"].keys() and len(one["grads"]) > 40
+        scale = max(float(g.abs().max()) for g in one["grads"].values())
+        for name, wanted in one["grads"].items():
+            apart = float((two["grads"][name] - wanted).abs().max()) / scale
+            assert apart < 1e-5, f"{mode} {name}: apart by {apart:.1e} of the largest gradient"
+        for name, wanted in one["memories"].items():
+            torch.testing.assert_close(two["memories"][name], wanted, rtol=1e-4, atol=1e-5)

@@ -32,6 +32,14 @@ LEARNERS = {
         },
         0.05,
     ),
+    "self distillation": (
+        {
+            "PROCESSOR__NAME": "self_distill", "MODEL__NAME": "resnet10", "SSD__MODE": "released", "SSD__ITERS": 6,
+            "DATALOADER__SAMPLER": "multiple_gallery_nocam", "SOLVER__MAX_EPOCHS": 5, "SOLVER__BASE_LR": 1e-3,
+            "INPUT__RE_PROB": 0.0,
+        },
+        0.1,
+    ),
     "prompt": (
         {
             "PROCESSOR__NAME": "prompt", "MODEL__NAME": "RN-mini", "MODEL__STRIDE_SIZE": [16, 16],
