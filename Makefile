@@ -10,7 +10,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/python test.py --config_file configs/quickstart.yml TEST.WEIGHT runs/quickstart/resnet10_12.pth OUTPUT_DIR runs/quickstart/test
 	@echo
 	@echo "A network learnt to tell drawn pedestrians apart. Where to look next:"
-	@echo "  runs/quickstart/    metrics.json, log.txt, the weights; tensorboard --logdir runs draws the curves"
+	@echo "  runs/quickstart/    report.html (open it), metrics.json, log.txt, the weights"
 	@echo "  data/               the images it saw"
 	@echo "  configs/transreid/  the published settings;  docs/your_data.md  your own images"
 

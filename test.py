@@ -6,6 +6,4 @@ Prints mAP, mINP and Rank-1/5/10 and writes them to ``metrics.json`` in OUTPUT_D
 from processor.command import run_command
 
 if __name__ == "__main__":
-    run_command(
-        None, "test", __doc__, "python test.py --config_file configs/transreid/market1501.yml TEST.WEIGHT model.pth"
-    )
+    run_command(None, "test", __doc__, "--config_file configs/transreid/market1501.yml TEST.WEIGHT model.pth")

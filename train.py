@@ -6,4 +6,4 @@ The same command goes on from where a stopped run was; ``torchrun --nproc_per_no
 from processor.command import run_command
 
 if __name__ == "__main__":
-    run_command(None, "train", __doc__, "python train.py --config_file configs/transreid/market1501.yml SOLVER.SEED 7")
+    run_command(None, "train", __doc__, "--config_file configs/transreid/market1501.yml SOLVER.SEED 7")

@@ -178,7 +178,9 @@ DATASETS = {
     "MISSING_VIEW": Key(None, "VeRi: drop or keep images without a view; None: by MODEL.SIE_VIEW", of=str),
     "DIRECTION": Key(None, "University-1652: which platform searches which; None: drone to satellite", of=str),
     "MARKET1501_500K": Key(None, "Market-1501: 500,000 distractors join the gallery; None: no", of=bool),
-    "KEEP_NUM": Key(None, "LUPerson: images to keep of the filter list; None: all", of=int),
+    "FILTER_PATH": Key("", "list of the training images to keep, best first, one name a line or pickled, as python -m "
+                       "processor.cfs writes it; empty: all (luperson: its own CFS_list, if any; 'no': all)"),
+    "KEEP_NUM": Key(None, "images to keep of that list; None: all", of=int),
 }
 
 DATALOADER = {
@@ -287,6 +289,8 @@ TEST = {
     "QUERY_EXPANSION": Key((), "average query expansion: (times, k, alpha); (): none"),
     "DIST_MAT": Key("dist_mat.npy", "upstream's file for the distance matrix"),
     "EVAL": Key(False, "upstream's switch for evaluation"),
+    "REPORT": Key(False, "write report.html: figures with intervals, curves, ranked galleries, pictures; off, as it "
+                  "reads some images anew"),
     "ROC": Key(False, "report verification rates (TAR at FAR) too"),
     "MAX_MEMORY_GB": Key(0.0, "memory for distances in evaluation, in GB (10^9 bytes); 0: a quarter of what is free "
                          "when it starts"),
@@ -315,6 +319,27 @@ DMMD = {
                   "pseudo (clusters of the features), identity (true labels, as released: an upper bound)",
                   words=("tracklet", "pseudo", "identity")),
     "SOURCE_WEIGHT": Key("", "checkpoint of the source training to start from"),
+}
+
+DINO = {
+    "OUT_DIM": Key(65536, "prototypes: width of the head's output", least=1),
+    "NORM_LAST_LAYER": Key(True, "prototypes keep length 1; False learns lengths, which may lower the stability"),
+    "USE_BN_IN_HEAD": Key(False, "batch norm before each activation of the head"),
+    "HIDDEN_DIM": Key(2048, "hidden width of the head, published; smaller saves time with a small backbone", least=1),
+    "CROP_HEIGHT": Key(96, "height of the local crops; 128 as published for LUPerson", least=1),
+    "CROP_WIDTH": Key(96, "width of the local crops; 64 as published for LUPerson", least=1),
+    "LOCAL_CROPS_NUMBER": Key(8, "local crops beside the two global ones", least=0),
+    "GLOBAL_CROPS_SCALE": Key((0.4, 1.0), "share of the image that a global crop takes", least=0, most=1),
+    "LOCAL_CROPS_SCALE": Key((0.05, 0.4), "share of the image that a local crop takes", least=0, most=1),
+    "MOMENTUM_TEACHER": Key(0.996, "share that an update keeps of the teacher; rises to 1", least=0, most=1),
+    "WARMUP_TEACHER_TEMP": Key(0.04, "temperature of the teacher's softmax in the first epoch"),
+    "TEACHER_TEMP": Key(0.04, "temperature of the teacher's softmax after its warm-up; above 0.07 is unstable"),
+    "WARMUP_TEACHER_TEMP_EPOCHS": Key(0, "epochs from WARMUP_TEACHER_TEMP to TEACHER_TEMP", least=0),
+    "WEIGHT_DECAY_END": Key(0.4, "SOLVER.WEIGHT_DECAY rises to it by a cosine", least=0),
+    "CLIP_GRAD": Key(3.0, "largest norm of each parameter's gradient, one by one; 0: no clipping", least=0),
+    "FREEZE_LAST_LAYER": Key(1, "first epochs in which the prototypes stay as they are", least=0),
+    "MIN_LR": Key(1e-6, "the last learning rate, not scaled by the batch", least=0),
+    "PATCH_SIZE": Key(16, "upstream's choice of the patch"),
 }
 
 CLUSTER = {
@@ -371,7 +396,7 @@ SSD = {
 }
 
 _SECTIONS = {"MODEL": MODEL, "INPUT": INPUT, "DATASETS": DATASETS, "DATALOADER": DATALOADER, "SOLVER": SOLVER,
-             "TEST": TEST, "CLUSTER": CLUSTER, "DMMD": DMMD, "KD": KD, "SSD": SSD}
+             "TEST": TEST, "DINO": DINO, "CLUSTER": CLUSTER, "DMMD": DMMD, "KD": KD, "SSD": SSD}
 
 KEYS: dict[str, Key] = {
     "PROCESSOR.NAME": Key("auto", "method: supervised, prompt, dino, cluster, self_distill, dmmd, mtda_kd; auto: "
@@ -397,6 +422,7 @@ INERT: dict[str, str] = {
     "DATALOADER.REMOVE_TAIL": "no upstream code reads it",
     "DATASETS.ROOT_TRAIN_DIR": "it belongs to a dataset class that was never released; use DATASETS.ROOT_DIR",
     "DATASETS.ROOT_VAL_DIR": "it belongs to a dataset class that was never released; use DATASETS.ROOT_DIR",
+    "DINO.PATCH_SIZE": "the patch is part of the name in MODEL.TRANSFORMER_TYPE",
     "TEST.DIST_MAT": "no upstream code reads it; the distance matrix is never held whole",
     "TEST.EVAL": "no upstream code reads it; test.py always evaluates",
     "SOLVER.WARMUP_LR_INIT": "the single-stage tree has it and reads it nowhere; the warm-up starts at 0.01 * BASE_LR",
@@ -421,6 +447,7 @@ OWNED: dict[str, str] = {
     "MODEL.SSL_TYPE": "prompt",
     "MODEL.SSL_HIDDEN": "prompt",
     "MODEL.PROMPT_NOUN": "prompt",
+    "DINO.": "dino",
     "SSD.": "self_distill",
 }
 

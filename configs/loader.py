@@ -149,7 +149,8 @@ def resolve(cfg: CfgNode, given: Iterable[str]) -> None:
     if cfg.PROCESSOR.NAME == "auto":
         cfg.PROCESSOR.NAME = "prompt" if any(k.startswith("SOLVER.STAGE1.") for k in given) else "supervised"
     if cfg.MODEL.VIT_SMALL == "auto":
-        cfg.MODEL.VIT_SMALL = "deit" if ssl or given & SSL_KEYS else "transreid"
+        without_labels = cfg.PROCESSOR.NAME in ("dino", "cluster")  # TransReID-SSL's own methods
+        cfg.MODEL.VIT_SMALL = "deit" if ssl or without_labels or given & SSL_KEYS else "transreid"
     if solver.SCHEDULER == "auto":
         multistep = not ssl and (clip or solver.WARMUP_METHOD == "constant")
         solver.SCHEDULER = "multistep" if multistep else "cosine"

@@ -17,6 +17,7 @@ from datasets.entries_person import MARKET_NAME, PERSON
 from datasets.own_folder import find_folder, read_folder
 from datasets.paths import Paths
 from datasets.readers import SPLITS
+from datasets.readers_unlabelled import find_images, read_images
 from datasets.records import RawSplits, Records, Row, number, settle
 from datasets.scan import watching
 from datasets.shard_index import read_shards, settings
@@ -36,6 +37,9 @@ ENTRIES = (
     DatasetSpec("csv", (), cite="your own table", kind="", read=read_table, find=find_table, availability="yours"),
     DatasetSpec(
         "folder", (), cite="your own folders", kind="", read=read_folder, find=find_folder, availability="yours"
+    ),
+    DatasetSpec(
+        "images", (), cite="your own images", kind="", read=read_images, find=find_images, availability="yours"
     ),
     *(
         DatasetSpec(

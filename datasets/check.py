@@ -7,7 +7,6 @@ when the data cannot be read at all.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import sys
@@ -27,6 +26,7 @@ from datasets.findings import findings
 from datasets.readers import SPLITS
 from datasets.records import Records
 from datasets.sheet import contact_sheet
+from utils.commands import make_parser
 
 SHOWN = 5
 
@@ -155,9 +155,8 @@ def report(dataset: ReIDDataset, published, workers: int, sheet: Path | None) ->
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m datasets.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    example = "--config_file configs/transreid/market1501.yml DATASETS.ROOT_DIR /data"
+    parser = make_parser("python -m datasets.check", __doc__, example, settings=True)
     parser.add_argument("--sheet", default="", metavar="PATH", help="the contact sheet; default: OUTPUT_DIR/NAME.png")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads that read files")
     args, cfg, wanted = configured(parser, argv)

@@ -8,11 +8,9 @@ from datasets.loaders import dataset_options, names_of, refuse_unknown_options
 
 
 def configured(parser: argparse.ArgumentParser, argv: list[str] | None) -> tuple[argparse.Namespace, object, dict]:
-    """(arguments, configuration, dataset name -> options of ``make_dataset``) after adding what all commands take."""
+    """(arguments, configuration, dataset name -> options of ``make_dataset``) of a parser made with ``settings``."""
     from configs import load_config
 
-    parser.add_argument("--config_file", "--config-file", default="", metavar="FILE", help="YAML file under configs/")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings that override the file's")
     args = parser.parse_args(argv)
     cfg = load_config(args.config_file, args.opts)
     names, targets = names_of(cfg.DATASETS.NAMES), names_of(cfg.DATASETS.TARGETS or ())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from datasets.cuhk03 import read_cuhk03
 from datasets.readers import read_cuhk_sysu, read_market1501, read_msmt17, read_occluded_duke, read_p_duke
-from datasets.readers_other import find_mm, read_luperson, read_mm, read_prid
+from datasets.readers_other import find_mm, read_mm, read_prid
+from datasets.readers_unlabelled import read_luperson
 from datasets.spec import Counts, DatasetSpec
 
 DUKE_NAME = r"^(?P<pid>\d+)_c(?P<cam>\d+)_"

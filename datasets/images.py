@@ -40,7 +40,7 @@ class Batch:
     """images: (B, 3, H, W) float32. pids, camids, viewids, rows: (B,) int64; rows index the list they come from.
 
     broken: what could not be read, a message each; these images are not in the batch. views: further views of the
-    images, (B, 3, H, W) each.
+    images, (B, 3, H, W) each, maybe of other sizes.
     """
 
     images: Tensor
@@ -106,19 +106,21 @@ class ImageList(Dataset):
     def __getitems__(self, keys: list) -> Batch | list[Item]:
         """A whole batch, each image written in its place in it; a list where the transform gives no size beforehand."""
         size = getattr(self.transform, "size", None)
-        if size is None:
+        sizes = getattr(self.transform, "sizes", None)  # of an image and its views, each in a block of its own
+        if size is None and sizes is None:
             return [self[key] for key in keys]
-        count = getattr(self.transform, "count", 1)  # an image and its views, each in a block of its own
-        blocks, rows, broken = torch.empty(count, len(keys), 3, *size), [], []
+        blocks = [torch.empty(len(keys), 3, *size) for size in sizes or [size]]
+        rows, broken = [], []
         for key in keys:
             row, seed = key if isinstance(key, tuple) else (key, 0)
             image, row, messages = self.readable(row)
             broken += messages
             if image is not None:
                 with seeded(seed):
-                    self.transform_of(row)(image, out=blocks[0, len(rows)] if count == 1 else blocks[:, len(rows)])
+                    places = [block[len(rows)] for block in blocks]
+                    self.transform_of(row)(image, out=places if sizes else places[0])
                 rows.append(row)
-        return self.batch(blocks[:, : len(rows)], rows, broken)
+        return self.batch([block[: len(rows)] for block in blocks], rows, broken)
 
     def readable(self, row: int) -> tuple[Pixels | None, int, list[str]]:
         """The image of a row or of the one that stands in for it, its row, and a message for each that failed.
@@ -174,10 +176,10 @@ class ImageList(Dataset):
         good = [(image, row) for image, row, _ in items if image is not None]
         broken = [message for _, _, messages in items for message in messages]
         images = torch.stack([image for image, _ in good]) if good else torch.empty(0)
-        return self.batch(images[None], [row for _, row in good], broken)
+        return self.batch([images], [row for _, row in good], broken)
 
-    def batch(self, blocks: Tensor, rows: list[int], broken: list[str]) -> Batch:
-        """blocks: (1 + views, B, 3, H, W)."""
+    def batch(self, blocks: list[Tensor], rows: list[int], broken: list[str]) -> Batch:
+        """blocks: the images and their further views, (B, 3, H, W) each."""
         records, rows = self.records, np.array(rows, np.int64)
         columns = (torch.from_numpy(c[rows]) for c in (records.pids, records.camids, records.viewids))
         return Batch(blocks[0], *columns, torch.from_numpy(rows), broken, tuple(blocks[1:]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -14,8 +14,10 @@ from torch.utils.data import DataLoader
 
 from datasets.catalogue import CATALOGUE, ReIDDataset, find_spec, make_dataset
 from datasets.decoding import DECODERS
+from datasets.filter_list import keep_listed, listed_names
 from datasets.findings import findings, missing, missing_line
 from datasets.images import Batch, ImageList
+from datasets.multi_crop import make_multi_crop_transform
 from datasets.readers import SPLITS
 from datasets.records import Records, join
 from datasets.samplers import EpochSampler, check_identities, make_sampler, multiple_gallery_nocam
@@ -199,11 +201,18 @@ class TestLoader:
             yield batch
 
 
+def make_train_transform(cfg) -> Callable:
+    """The method's transform of training images: with further views of each where it learns from them."""
+    if cfg.PROCESSOR.NAME == "dino":
+        return make_multi_crop_transform(cfg)
+    if cfg.PROCESSOR.NAME == "prompt" and cfg.MODEL.USE_SSL:
+        return with_views(cfg)
+    return build_transforms(cfg, is_train=True)
+
+
 def make_train_loader(cfg, records: Records) -> TrainLoader:
     """The loader of a training list, batches drawn as DATALOADER.SAMPLER says."""
-    views = cfg.PROCESSOR.NAME == "prompt" and cfg.MODEL.USE_SSL
-    transform = with_views(cfg) if views else build_transforms(cfg, is_train=True)
-    return loader_of(cfg, records, transform, make_sampler(cfg, records, rank(), world_size()))
+    return loader_of(cfg, records, make_train_transform(cfg), make_sampler(cfg, records, rank(), world_size()))
 
 
 def loader_of(cfg, records: Records, transform, sampler, loaders: int = 1) -> TrainLoader:
@@ -315,7 +324,7 @@ def dataset_options(cfg, name: str) -> dict[str, Any]:
         options["seed"] = cfg.DATASETS.SEED
     places = {
         "view_dir": cfg.DATASETS.VIEW_DIR, "file": cfg.DATASETS.FILE, "image_dir": cfg.DATASETS.IMAGE_DIR,
-        "camera_pattern": cfg.DATASETS.CAMERA_PATTERN,
+        "camera_pattern": cfg.DATASETS.CAMERA_PATTERN, "filter_path": cfg.DATASETS.FILTER_PATH,
     }  # fmt: skip
     options |= {k: v for k, v in places.items() if v and k in spec.options}
     if "test_share" in spec.options:
@@ -341,6 +350,8 @@ def dataset_options(cfg, name: str) -> dict[str, Any]:
 def refuse_unknown_options(cfg, names: list[str], targets: list[str]) -> None:
     specs = [find_spec(name) for name in names] + [find_spec(name, "DATASETS.TARGETS") for name in targets]
     names, known = [*names, *targets], set().union(*(spec.options for spec in specs))
+    if cfg.DATASETS.FILTER_PATH:  # any dataset can be filtered
+        known = known | {"keep_num"}
     for key in OPTION_KEYS:
         if cfg.DATASETS[key] is not None and key.lower() not in known:
             raise UserError(f"DATASETS.{key}: no dataset of this run ({', '.join(names)}) has that option")
@@ -363,6 +374,24 @@ def join_training(parts: list[ReIDDataset]) -> Records:
         pids, cams = pids + part.num_classes, cams + part.num_cameras
         views += part.num_views
     return join(shifted)
+
+
+def filtered(cfg, train: Records, sources: list[ReIDDataset]) -> Records:
+    """The training images that DATASETS.FILTER_PATH keeps, where the datasets' own readers have not done it already."""
+    path, own = cfg.DATASETS.FILTER_PATH, ["filter_path" in source.spec.options for source in sources]
+    if not path or all(own):
+        return train
+    if any(own):
+        raise UserError(
+            f"DATASETS.FILTER_PATH: {', '.join(source.spec.name for source in sources)} cannot share a list; filter "
+            "one of them by DATASETS.OPTIONS, such as ['luperson.filter_path', 'list.txt']"
+        )
+    if cfg.PROCESSOR.NAME not in ("dino", "cluster"):
+        raise UserError(
+            f"DATASETS.FILTER_PATH and PROCESSOR.NAME {cfg.PROCESSOR.NAME!r} cannot go together: a list leaves "
+            "identities out, and only pre-training and clustering do without them"
+        )
+    return keep_listed(train, listed_names(path, cfg.DATASETS.KEEP_NUM), cfg.DATASETS.ROOT_DIR)
 
 
 def as_trained(records: Records, name: str, sources: list[ReIDDataset]) -> Records:
@@ -508,6 +537,7 @@ def make_dataloader(cfg, training: bool = True) -> Data:
         refuse_missing(dataset, splits, skip=cfg.DATALOADER.BAD_IMAGES == "skip")
     train, validation = join_training(sources) if sources else Records.of([], []), None
     if training:
+        train = filtered(cfg, train, sources)
         refuse_unlabelled(cfg, train)
     num_cameras, num_views = len(np.unique(train.camids)), len(np.unique(train.viewids))
     if cfg.DATASETS.VAL_SHARE and training:
@@ -545,7 +575,7 @@ def make_dataloader(cfg, training: bool = True) -> Data:
         raise UserError(
             f"DATASETS.USE_ALL: {', '.join(names)} train on their test images; name other sets in DATASETS.TARGETS"
         )
-    if not tests:
+    if not tests and cfg.PROCESSOR.NAME != "dino":
         raise UserError(f"{', '.join(names)}: no query and gallery images to test on; set DATASETS.TARGETS")
     return Data(
         train=loader,

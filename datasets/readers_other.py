@@ -1,27 +1,17 @@
-"""Readers of PRID, LUPerson and the joint set of TransReID-SSL."""
+"""Readers of PRID and of the joint set of TransReID-SSL."""
 
 from __future__ import annotations
 
-import io
 import json
-import logging
-import os
-import pickle
 import random
 import re
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
-
-from datasets.paths import Paths
 from datasets.readers import read_folders, read_msmt17, refuse_empty
-from datasets.records import RawSplits, Records, Row
-from datasets.scan import first_of, image_files, look, require, sub_folders, walk_images
+from datasets.records import RawSplits, Row
+from datasets.scan import first_of, image_files, require, sub_folders
 from utils.errors import UserError
-
-log = logging.getLogger("lineup")
 
 
 def read_prid(spec, folder: Path, split_id: int = 0, seed: int = 0, **options) -> RawSplits:
@@ -79,66 +69,6 @@ def prid_splits(spec, folder: Path, seed: int) -> list[tuple[list[int], list[int
         ]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{spec.name}: {path} is no list of splits with train and test") from None
-
-
-class ListsOfText(pickle.Unpickler):
-    """Reads a pickle of lists and strings; anything that would run code is refused."""
-
-    def find_class(self, module: str, name: str):
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-    def persistent_load(self, pid):
-        raise pickle.UnpicklingError("it refers to other files")
-
-
-def listed_names(spec, path: Path, keep_num: int | None) -> np.ndarray:
-    """The first ``keep_num`` names of a filter list, pickled or one a line, as an array of bytes."""
-    look(path)
-    blocks = []
-    if path.suffix == ".pkl":
-        try:
-            names = ListsOfText(io.BytesIO(path.read_bytes())).load()
-            if not isinstance(names, list):
-                raise pickle.UnpicklingError("it is no list")
-            names = names[:keep_num]
-            for i in range(0, len(names), 1 << 16):
-                blocks.append(np.array([os.fsencode(name) for name in names[i : i + (1 << 16)]]))
-        except (pickle.UnpicklingError, TypeError, ValueError, EOFError, LookupError, ImportError) as error:
-            raise UserError(f"{spec.name}: {path} is no pickled list of names ({error})") from None
-    else:
-        with open(path, "rb") as handle:
-            lines = islice((line.strip() for line in handle if line.strip()), keep_num)
-            while block := list(islice(lines, 1 << 16)):
-                blocks.append(np.array(block))
-    if not blocks:
-        raise UserError(f"{spec.name}: the list {path} is empty")
-    return np.concatenate(blocks)
-
-
-def read_luperson(spec, folder: Path, keep_num: int | None = None, **options) -> RawSplits:
-    """LUPerson (Fu, CVPR 2021), for pre-training: every image of ``images/``, label 0, camera 0.
-
-    With ``CFS_list.pkl`` (or ``CFS_list.txt``) the first ``keep_num`` of its names, None: all of them.
-    """
-    place = require(folder / "images", "folder", spec)
-    if keep_num is not None and keep_num < 1:
-        raise UserError(f"DATASETS.KEEP_NUM: {keep_num} images are none")
-    path = first_of([folder / "CFS_list.pkl", folder / "CFS_list.txt"])
-    found = RawSplits()
-    if path is None and keep_num is not None:
-        raise UserError(f"DATASETS.KEEP_NUM: {spec.name} has no CFS_list.pkl nor CFS_list.txt in {folder} to keep from")
-    if path is None:
-        names = walk_images(place)
-    else:
-        found.listed = True
-        names = listed_names(spec, path, keep_num)
-        names.sort()
-        if keep_num is not None and len(names) < keep_num:
-            found.notes.append(f"{path} lists {len(names):,} images, {keep_num:,} were asked for: all are used")
-    if not len(names):
-        raise UserError(f"{spec.name}: no images in {place}")
-    found.train = Records.of(Paths.of_names(names, str(place)), None)
-    return found
 
 
 def read_mm(spec, folder: Path, **options) -> RawSplits:

@@ -177,9 +177,7 @@ class EpochSampler(Sampler):
             batches += self.one_pass(rng)
         batches = batches[: (self.steps or len(batches) // self.world) * self.world]
         seeds = rng.integers(2**62, size=(len(batches), self.per_rank))
-        self.batches = [list(zip(b.tolist(), s.tolist(), strict=True)) for b, s in zip(batches, seeds, strict=True)][
-            self.rank :: self.world
-        ]
+        self.batches, self.seeds = batches[self.rank :: self.world], seeds[self.rank :: self.world]
 
     def one_pass(self, rng: np.random.Generator) -> Batches:
         places = () if self.places is None else (self.places[self.rows],)
@@ -190,7 +188,8 @@ class EpochSampler(Sampler):
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return iter(self.batches)
+        for rows, seeds in zip(self.batches, self.seeds, strict=True):  # a pair per image would fill the memory
+            yield list(zip(rows.tolist(), seeds.tolist(), strict=True))
 
 
 def make_sampler(cfg, records: Records, rank: int, world: int) -> EpochSampler:
@@ -203,17 +202,20 @@ def make_sampler(cfg, records: Records, rank: int, world: int) -> EpochSampler:
     name = "softmax_triplet" if name not in RULES and "triplet" in name else name
     if name not in RULES | PLACED_RULES:
         raise UserError(f"DATALOADER.SAMPLER: unknown {name!r}. Known: {', '.join(RULES | PLACED_RULES)}")
+    if cfg.PROCESSOR.NAME == "dino" and name != "softmax":
+        raise UserError(f"DATALOADER.SAMPLER {name!r} and PROCESSOR.NAME 'dino' cannot go together: it knows no labels")
     if name == "multiple_gallery" and k == 0:
         name = "softmax"  # as released
     rule, column = PLACED_RULES[name] if name in PLACED_RULES else (RULES[name], None)
     places = getattr(records, column) if column else None
-    if cfg.PROCESSOR.NAME == "cluster":  # whose labels are not known yet
-        check_batch(batch // world, k)
-        return EpochSampler(rule, pids, batch, k, cfg.SOLVER.SEED, rank, world, places, cfg.CLUSTER.ITERS)
     if batch % world:
         raise UserError(f"{key}: {batch} images cannot be shared by {world} processes alike")
     if batch // world < 2:
         raise UserError(f"{key}: {batch} leaves a process one image; batch norm needs at least two")
+    if cfg.PROCESSOR.NAME == "cluster":  # whose labels are not known yet
+        if name != "softmax":
+            check_batch(batch // world, k)
+        return EpochSampler(rule, pids, batch, k, cfg.SOLVER.SEED, rank, world, places, cfg.CLUSTER.ITERS)
     if name != "softmax":
         check_identities(batch // world, k, len(np.unique(pids)), key)
     if name == "repeat_iter" and len(pids) < k * len(np.unique(pids)):

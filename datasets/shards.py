@@ -10,7 +10,6 @@ must go on with the very batch it would have had. The index holds lists and byte
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
@@ -31,6 +30,7 @@ from datasets.paths import Paths
 from datasets.readers import SPLITS
 from datasets.records import LONG, Records
 from datasets.shard_index import INDEX, settings
+from utils.commands import make_parser
 from utils.errors import UserError
 
 
@@ -138,9 +138,8 @@ def main(argv: list[str] | None = None) -> None:
     from datasets.catalogue import make_dataset
     from datasets.command import configured
 
-    parser = argparse.ArgumentParser(
-        prog="python -m datasets.shards", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    example = "--out /data/shards --config_file configs/transreid/msmt17.yml DATASETS.ROOT_DIR /data"
+    parser = make_parser("python -m datasets.shards", __doc__, example, settings=True)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the shards")
     parser.add_argument("--gb", type=float, default=1.0, help="size of a shard in GB (10^9 bytes)")
     args, cfg, wanted = configured(parser, argv)

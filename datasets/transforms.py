@@ -188,13 +188,13 @@ class WithViews:
     """
 
     def __init__(self, *transforms: TrainTransform):
-        self.transforms, self.count = transforms, len(transforms)
-        self.size, self.takes_pixels = transforms[0].size, transforms[0].takes_pixels
+        self.transforms, self.sizes = transforms, tuple(transform.size for transform in transforms)
+        self.takes_pixels = transforms[0].takes_pixels
 
-    def __call__(self, image: Image.Image, out: Tensor | None = None) -> Tensor:
-        """(count, 3, H, W), written into ``out`` where it is given."""
+    def __call__(self, image: Image.Image, out: Sequence[Tensor] | None = None) -> Sequence[Tensor]:
+        """One of (3, H, W) per transform, written into those of ``out`` where they are given."""
         pixels = self.transforms[0].resized(image)
-        out = torch.empty(self.count, 3, *self.size) if out is None else out
+        out = [torch.empty(3, *size) for size in self.sizes] if out is None else out
         for place, transform in zip(out, self.transforms, strict=True):
             transform.augment(pixels, place)
         return out

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from utils.commands import make_parser
 
 
 def count(model: nn.Module, image_size: tuple[int, int]) -> tuple[int, int, int]:
@@ -44,12 +44,11 @@ def main(argv: list[str] | None = None) -> None:
     from configs import load_config
     from model import make_model
 
-    parser = argparse.ArgumentParser(prog="python -m model.describe", description=__doc__)
-    parser.add_argument("--config_file", default="", help="YAML file")
+    example = "--config_file configs/transreid/market1501.yml MODEL.JPM False"
+    parser = make_parser("python -m model.describe", __doc__, example, settings=True)
     parser.add_argument("--num_class", type=int, default=751, help="training identities (default: Market-1501's)")
     parser.add_argument("--camera_num", type=int, default=6)
     parser.add_argument("--view_num", type=int, default=1)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ...")
     args = parser.parse_args(argv)
     cfg = load_config(args.config_file, args.opts)
     model = make_model(cfg, args.num_class, args.camera_num, args.view_num)

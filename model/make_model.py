@@ -10,10 +10,12 @@ from torch import nn
 
 from model.backbones.msvit import MSVIT_TYPES, Attention, MSViT, check_size, freeze, make_spec
 from model.backbones.resnet import RESNET_TYPES, ReIDResNet
+from model.backbones.swin import SWIN_TYPES, Swin
 from model.backbones.timm_image import TimmBackbone
 from model.backbones.vit import DEIT_SMALL, TRANSREID_VIT_SMALL, VIT_SMALL, VIT_TYPES, ViT, ViTSpec
 from model.batch_erasing import BatchErasing
 from model.cluster_encoder import ClusterEncoder, PooledTrunk
+from model.dino import make_multi_crop
 from model.heads import make_head
 from model.jpm import jigsaw_layout
 from model.make_clip import make_clip_model, make_clip_tower
@@ -48,7 +50,7 @@ def vit_spec(cfg) -> ViTSpec:
     if name == VIT_SMALL:
         return TRANSREID_VIT_SMALL if cfg.MODEL.VIT_SMALL == "transreid" else DEIT_SMALL
     if name not in VIT_TYPES:
-        known = [*VIT_TYPES, VIT_SMALL]
+        known = [*VIT_TYPES, VIT_SMALL, *SWIN_TYPES]
         hint = nearest(name, known)
         raise UserError(f"MODEL.TRANSFORMER_TYPE: unknown {name!r}{hint} Known: {', '.join(sorted(known))}")
     return VIT_TYPES[name]
@@ -70,7 +72,20 @@ def make_vit(cfg, camera_num: int, view_num: int) -> ViT:
         gem_pooling=cfg.MODEL.GEM_POOLING,
         published_init=cfg.MODEL.VIT_SMALL,
         grad_checkpoint=cfg.MODEL.GRAD_CHECKPOINT,
+        any_size=cfg.PROCESSOR.NAME == "dino",
     )
+
+
+def make_swin(cfg) -> Swin:
+    unfit = {
+        "MODEL.SIE_CAMERA": cfg.MODEL.SIE_CAMERA, "MODEL.SIE_VIEW": cfg.MODEL.SIE_VIEW,
+        "MODEL.STEM_CONV": cfg.MODEL.STEM_CONV, "MODEL.GEM_POOLING": cfg.MODEL.GEM_POOLING,
+        "PROCESSOR.NAME 'dino'": cfg.PROCESSOR.NAME == "dino",
+    }  # fmt: skip
+    for key in (name for name, value in unfit.items() if value):
+        raise UserError(f"{key} and MODEL.TRANSFORMER_TYPE {cfg.MODEL.TRANSFORMER_TYPE!r} cannot go together")
+    spec = SWIN_TYPES[cfg.MODEL.TRANSFORMER_TYPE]
+    return Swin(spec, tuple(cfg.INPUT.SIZE_TRAIN), cfg.MODEL.DROP_PATH, cfg.MODEL.GRAD_CHECKPOINT)
 
 
 def msvit_parts(cfg) -> dict:
@@ -121,6 +136,8 @@ def make_msvit(cfg, num_class: int, make_head) -> MSViTReID | MSViTClassifier:
 
 def make_backbone(cfg, camera_num: int, view_num: int) -> nn.Module:
     name = cfg.MODEL.NAME
+    if name == "transformer" and cfg.MODEL.TRANSFORMER_TYPE in SWIN_TYPES:
+        return make_swin(cfg)
     if name in ("transformer", "ssdvit"):
         return make_vit(cfg, camera_num, view_num)
     if name in RESNET_TYPES:
@@ -210,7 +227,13 @@ def make_model(cfg, num_class: int, camera_num: int = 0, view_num: int = 0, kind
         return synchronised(cfg, make_cluster_encoder(cfg, camera_num, view_num))
     if cfg.PROCESSOR.NAME == "self_distill":
         return synchronised(cfg, make_ssdvit(cfg))
-    if is_clip(cfg.MODEL.NAME) and cfg.MODEL.NAME not in BACKBONES:
+    clip = is_clip(cfg.MODEL.NAME) and cfg.MODEL.NAME not in BACKBONES
+    if cfg.PROCESSOR.NAME == "dino" and (clip or cfg.MODEL.NAME.startswith(PREFIX) or cfg.MODEL.NAME in MSVIT_TYPES):
+        raise UserError(
+            f"PROCESSOR.NAME 'dino' and MODEL.NAME {cfg.MODEL.NAME!r} cannot go together: it pre-trains a transformer, "
+            "a ResNet or timm:NAME"
+        )
+    if clip:
         return make_clip_model(cfg, num_class, camera_num, view_num, kind)
     if cfg.PROCESSOR.NAME == "prompt":
         raise UserError(
@@ -232,6 +255,8 @@ def make_model(cfg, num_class: int, camera_num: int = 0, view_num: int = 0, kind
         model = make_msvit(cfg, num_class, lambda width: head(width=width))
         return convert_sync_batch_norm(model) if switch("MODEL.SYNC_BN", cfg.MODEL.SYNC_BN) else model
     base = make_backbone(cfg, camera_num, view_num)
+    if cfg.PROCESSOR.NAME == "dino":
+        return make_multi_crop(cfg, base)
     model = ReIDModel(
         base,
         lambda width: head(width=width),

@@ -6,13 +6,13 @@ finished training or test. Prints a row for each, then mean and standard deviati
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 import numpy as np
 import yaml
 
+from utils.commands import make_parser
 from utils.errors import UserError
 
 Row = dict[str, float]
@@ -74,9 +74,7 @@ def lines(names: list[str], runs: list[dict[str, Row]]) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m processor.average", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("python -m processor.average", __doc__, "runs/prid_split0 runs/prid_split1")
     parser.add_argument("runs", nargs="+", type=Path, help="OUTPUT_DIR of finished runs")
     runs = list(dict.fromkeys(path.resolve() for path in parser.parse_args(argv).runs))
     splits = [split_of(run) for run in runs]

@@ -7,15 +7,13 @@ import os
 import sys
 from collections.abc import Callable
 
+from utils.commands import make_parser
 
-def parse(argv: list[str] | None, purpose: str, example: str) -> argparse.Namespace:
+
+def parse(argv: list[str] | None, name: str, purpose: str, example: str) -> argparse.Namespace:
     """config_file and opts (KEY VALUE ...)."""
-    parser = argparse.ArgumentParser(
-        description=purpose, epilog=f"example: {example}", formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config_file", "--config-file", default="", metavar="FILE", help="YAML file under configs/")
+    parser = make_parser(f"python {name}.py", purpose, example, settings=True)
     parser.add_argument("--local_rank", "--local-rank", default=0, help="accepted and ignored: torchrun decides")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings that override the file's")
     return parser.parse_args(argv)
 
 
@@ -61,7 +59,7 @@ def runtime_mistake(message: str) -> str:
 
 def run_command(argv: list[str] | None, name: str, purpose: str, example: str) -> None:
     """Parses, loads the configuration and hands over to ``processor.run.train`` or ``.test``."""
-    args = parse(argv, purpose, example)
+    args = parse(argv, name, purpose, example)
 
     def go() -> None:
         from configs import load_config_with_notes

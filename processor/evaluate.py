@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from datasets.files import own_name
 from datasets.loaders import TestSet
 from datasets.readers import draw_one_each
 from datasets.records import Records
+from processor.evidence import Ranked, Watch, file_name
 from utils import switch
 from utils.blocks import free_memory
 from utils.checkpoint import write_atomically
@@ -37,7 +37,10 @@ PROTOCOLS = ("market1501", "cuhk03", "vehicleid", "retrieval")
 
 @dataclass(frozen=True)
 class Settings:
-    """How features become scores; fields are the keys of the same names under ``TEST``. max_memory: bytes."""
+    """How features become scores; fields are the keys of the same names under ``TEST``. max_memory: bytes.
+
+    report: keep of the rankings what a report shows.
+    """
 
     flip: bool = False
     normalize: bool = True
@@ -50,6 +53,7 @@ class Settings:
     repeats: int = 10
     seed: int = 0
     max_memory: int | None = None
+    report: bool = False
 
     @classmethod
     def from_cfg(cls, cfg) -> Settings:
@@ -73,6 +77,7 @@ class Settings:
             repeats=cfg.TEST.REPEATS,
             seed=cfg.DATASETS.SEED,
             max_memory=int(cfg.TEST.MAX_MEMORY_GB * 1e9) or None,
+            report=cfg.TEST.REPORT,
         )
 
 
@@ -111,11 +116,13 @@ def extract_features(
 @dataclass(frozen=True)
 class Scored:
     """metrics: shares of 1 by name. per_query: ``AP``, ``INP`` (not for retrieval) and ``first_match_rank``, (Q,) each,
-    -1 for a query without a match; those queries are ``query``."""
+    -1 for a query without a match; those queries are ``query``. ranked: what a report shows of the rankings, if it was
+    asked for and there are any."""
 
     metrics: dict[str, float]
     query: Records
     per_query: dict[str, np.ndarray]
+    ranked: Ranked | None = None
 
 
 def score(test: TestSet, feats: Tensor, settings: Settings) -> Scored:
@@ -141,17 +148,19 @@ def ranking(test: TestSet, qf: Tensor, gf: Tensor, settings: Settings, query: Re
     where = (query.pids, gallery.pids, query.camids, gallery.camids)
     shared = {"same_list": test.same_list, "max_memory": settings.max_memory}
     seqs = {} if query.seqs is None or gallery.seqs is None else {"q_seqs": query.seqs, "g_seqs": gallery.seqs}
+    watch = Watch(query, gallery, test.same_list, settings.ap) if settings.report else None
     result = evaluate_features(
         qf, gf, *where, metric=settings.metric, normalize=settings.normalize, rerank=settings.rerank, ap=settings.ap,
         protocol="cuhk03" if test.protocol == "cuhk03" else "market1501", max_rank=settings.max_rank,
         seed=settings.seed, repeats=settings.repeats, **shared, **seqs,
+        watch=watch,
     )  # fmt: skip
     metrics = {"mAP": float(result.mAP), "mINP": float(result.mINP)}
     metrics |= {f"Rank-{k}": float(result.cmc[k - 1]) for k in SHOWN_RANKS}
     metrics |= {"queries": int(len(query)), "valid_queries": int(result.num_valid_q)}
     if settings.roc:
         metrics |= {f"TAR@FAR={far:g}": float(tar) for far, tar in evaluate_roc(qf, gf, *where, **shared).items()}
-    return Scored(metrics, query, result.per_query)
+    return Scored(metrics, query, result.per_query, watch.ranked(qf, gf, result.cmc) if watch else None)
 
 
 def drawn_gallery(test: TestSet, feats: Tensor, settings: Settings) -> Scored:
@@ -169,7 +178,8 @@ def drawn_gallery(test: TestSet, feats: Tensor, settings: Settings) -> Scored:
         chosen[list(draw_one_each(pids[order].tolist(), settings.seed + trial))] = True
         g, q = order[chosen], order[~chosen]
         apart = Records.of(paths[q], pids[q]), Records.of(paths[g], pids[g], np.ones(len(g)))  # no camera in common
-        results.append(ranking(test, feats[q], feats[g], settings, *apart))
+        shown = replace(settings, report=settings.report and trial == 0)
+        results.append(ranking(test, feats[q], feats[g], shown, *apart))
     rows = [result.metrics for result in results]
     out = {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
     out |= {f"{k} std": float(np.std([row[k] for row in rows])) for k in ("mAP", "Rank-1", "Rank-5")}
@@ -184,7 +194,8 @@ def retrieval(test: TestSet, qf: Tensor, gf: Tensor, settings: Settings) -> Scor
     gallery = () if test.same_list else (gf, test.gallery.pids)
     ks = [k if isinstance(k, int) else max(1, round(len(gf) * float(k.rstrip("%")) / 100)) for k in test.ks]
     shared = {"max_memory": settings.max_memory}
-    result = evaluate_retrieval(qf, test.query.pids, *gallery, ks=ks, nmi="NMI" in test.also, **shared)
+    watch = Watch(test.query, test.gallery, test.same_list) if settings.report else None
+    result = evaluate_retrieval(qf, test.query.pids, *gallery, ks=ks, nmi="NMI" in test.also, watch=watch, **shared)
     metrics = {f"Recall@{name}": float(result.recall[k]) for name, k in zip(test.ks, ks, strict=True)}
     if "NMI" in test.also:
         metrics["NMI"] = float(result.nmi)
@@ -192,7 +203,8 @@ def retrieval(test: TestSet, qf: Tensor, gf: Tensor, settings: Settings) -> Scor
         pids = (test.query.pids, test.gallery.pids)
         ranked = evaluate_features(qf, gf, *pids, metric="cosine", ap=settings.ap, same_list=test.same_list, **shared)
         metrics["mAP"] = float(ranked.mAP)
-    return Scored(metrics, test.query, {"first_match_rank": result.first_match_rank})
+    per_query = {"first_match_rank": result.first_match_rank}
+    return Scored(metrics, test.query, per_query, watch.ranked(qf, gf) if watch else None)
 
 
 def classification(test: TestSet, scores: Tensor) -> Scored:
@@ -218,9 +230,11 @@ def evaluate(
 ) -> dict[str, dict[str, float]]:
     """Name of each test set -> its metrics; logs a table. Every process gets the same answer.
 
-    folder: where the first process writes ``per_query.csv`` (``per_query_NAME.csv`` with several sets), None: nowhere.
+    folder: where the first process writes ``per_query.csv`` (``per_query_NAME.csv`` with several sets), and with
+    ``settings.report`` ``ranked.npz``; None: nowhere.
     """
     results = {}
+    settings = replace(settings, report=settings.report and folder is not None and is_main())
     counted = [test.name for test in tests if test.in_mean]
     for test in tests:
         if hasattr(model, "use_domain"):
@@ -232,11 +246,21 @@ def evaluate(
             scored = score(test, feats.to(device) if fits(feats, device) else feats, settings)
         results[test.name] = scored.metrics
         if folder is not None and is_main():
-            name = f"per_query_{re.sub(r'[^A-Za-z0-9._-]', '_', test.name)}.csv" if len(tests) > 1 else "per_query.csv"
-            write_atomically(Path(folder) / name, lambda handle, scored=scored: handle.write(per_query_csv(scored)))
+            write_evidence(Path(folder), test.name, len(tests) > 1, scored)
     for line in table(results, counted):
         log.info(line)
     return results
+
+
+def write_evidence(folder: Path, name: str, several: bool, scored: Scored) -> None:
+    """The files of one test set; of an earlier evaluation's, none stays that these do not replace."""
+    table_of_queries = per_query_csv(scored)
+    write_atomically(folder / file_name("per_query.csv", name, several), lambda handle: handle.write(table_of_queries))
+    path = folder / file_name("ranked.npz", name, several)
+    if scored.ranked is None:
+        path.unlink(missing_ok=True)
+    else:
+        scored.ranked.save(path)
 
 
 def fits(feats: Tensor, device: torch.device) -> bool:

@@ -1,23 +1,20 @@
-"""Which tokens an MSViT looks at: ``python -m processor.kept_tokens --config_file FILE --out FILE TEST.WEIGHT PATH``.
+"""Which tokens an MSViT looks at, drawn: a column per image, a row per stage with attention.
 
-A column per image, queries of the first test set evenly spaced, a row per stage with attention: a cross on the token
-that asks, a ring on every token of its window, filled from yellow to red by the share of heads that keep it.
+A cross on the token that asks, a ring on every token of its window, filled from yellow to red by the share of heads
+that keep it. ``python -m processor.pictures --only tokens`` is the command.
 """
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from model.backbones.msvit import WindowAttention
 from model.sparse_attention import attention_weights
-from utils.checkpoint import write_atomically
-from utils.errors import UserError
 
 
 class Stage:
@@ -25,7 +22,7 @@ class Stage:
 
     def __init__(self, module: WindowAttention):
         self.module, self.maps = module, ()
-        module.register_forward_pre_hook(self.keep)
+        self.hook = module.register_forward_pre_hook(self.keep)
 
     def keep(self, module: nn.Module, maps: tuple[Tensor, ...]) -> None:
         self.maps = maps[:2]
@@ -55,7 +52,18 @@ def last_attentions(model: nn.Module) -> dict[str, WindowAttention]:
     return found
 
 
-def draw(images: np.ndarray, rows: dict[str, tuple], out: Path) -> None:
+@contextmanager
+def watched(model: nn.Module) -> Iterator[dict[str, Stage]]:
+    """Stage -> what its last attention is given inside."""
+    stages = {name: Stage(module) for name, module in last_attentions(model).items()}
+    try:
+        yield stages
+    finally:
+        for stage in stages.values():
+            stage.hook.remove()
+
+
+def draw_tokens(images: np.ndarray, rows: dict[str, tuple]) -> Image.Image:
     """images: (B, H, W, 3) in 0..1. rows: stage -> what ``Stage.looked_at`` gives."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -75,50 +83,4 @@ def draw(images: np.ndarray, rows: dict[str, tuple], out: Path) -> None:
                 axes.set_ylabel(stage)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(128)
-    write_atomically(out, lambda handle: picture.save(handle, "PNG", optimize=True))
-
-
-@torch.no_grad()
-def main(argv: list[str] | None = None) -> None:
-    """The command."""
-    from configs import load_config
-    from datasets.decoding import load_image
-    from datasets.loaders import make_dataloader
-    from datasets.transforms import build_transforms
-    from model import make_model
-    from utils.checkpoint import load_weights
-
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m processor.kept_tokens", description=__doc__, formatter_class=raw)
-    parser.add_argument("--config_file", default="", help="YAML file")
-    parser.add_argument("--out", type=Path, required=True, help="picture to write (.png)")
-    parser.add_argument("--images", type=int, default=6, help="how many (6)")
-    parser.add_argument("--at", type=float, nargs=2, default=(0.35, 0.5), help="the token: shares of height, width")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ...")
-    args = parser.parse_args(argv)
-    if not all(0 <= share < 1 for share in args.at) or args.images < 1:
-        raise UserError("--at: expected two shares from 0 up to below 1, and --images at least 1")
-    cfg = load_config(args.config_file, args.opts)
-    data = make_dataloader(cfg, training=False)
-    model = make_model(cfg, data.num_classes).eval()
-    stages = {name: Stage(module) for name, module in last_attentions(model).items()}
-    if not stages:
-        raise UserError(f"MODEL.NAME: {cfg.MODEL.NAME!r} has no window attention to draw; msvit_s and msvit_l have")
-    if cfg.TEST.WEIGHT:
-        print(load_weights(model, cfg.TEST.WEIGHT))
-    query, transform = data.tests[0].query, build_transforms(cfg, is_train=False)
-    chosen = np.linspace(0, len(query) - 1, args.images).astype(int)
-    boxes = [None if query.boxes is None else query.boxes[i] for i in chosen]
-    images = torch.stack([transform(load_image(query.paths[i], b)) for i, b in zip(chosen, boxes, strict=True)])
-    model(images)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))
-    pixels = (images * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    draw(pixels, {name: stage.looked_at(tuple(args.at)) for name, stage in stages.items()}, args.out)
-    print(args.out)
-
-
-if __name__ == "__main__":
-    from processor.command import guarded
-
-    guarded(main)
+    return Image.fromarray(np.asarray(canvas.buffer_rgba()))

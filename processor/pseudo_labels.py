@@ -71,7 +71,8 @@ class Clustering:
     @classmethod
     def from_cfg(cls, cfg, loader, batch_size: int) -> Clustering:
         """batch_size: of one process."""
-        keys, k = cfg.CLUSTER, cfg.DATALOADER.NUM_INSTANCE
+        keys = cfg.CLUSTER
+        k = 0 if cfg.DATALOADER.SAMPLER == "softmax" else cfg.DATALOADER.NUM_INSTANCE
         truth = loader.records.pids
         return cls(loader, keys.K1, keys.K2, keys.EPS, keys.MIN_SAMPLES, batch_size, k, truth)
 

@@ -6,7 +6,6 @@ between ``<!-- results METHOD -->`` and ``<!-- end -->`` and are made from the C
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -14,6 +13,7 @@ import re
 from pathlib import Path
 
 from utils.checkpoint import write_atomically
+from utils.commands import make_parser
 from utils.errors import UserError
 
 COLUMNS = (
@@ -92,9 +92,7 @@ def fill_tables(results: Path, pages: list[Path]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m processor.record", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("python -m processor.record", __doc__, "runs/quickstart", "--tables")
     parser.add_argument("runs", nargs="*", type=Path, help="OUTPUT_DIR of finished training runs")
     parser.add_argument("--data", default="", help="what to call the data in the table, where its name would mislead")
     parser.add_argument("--tables", action="store_true", help="make the tables of README.md and docs/ from results/")

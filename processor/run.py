@@ -24,11 +24,14 @@ from model import make_model
 from model.describe import summary
 from model.pretrained import load_initial_weights
 from processor.cluster import cluster
+from processor.dino import dino
 from processor.dmmd import dmmd
 from processor.evaluate import Settings, evaluate, mean_of, means
 from processor.generalisation import generalisation
 from processor.mtda_kd import mtda_kd
+from processor.pictures import KINDS, draw
 from processor.prompt import prompt
+from processor.report import write_report
 from processor.self_distill import self_distill
 from processor.stage import Stage
 from processor.supervised import supervised
@@ -39,12 +42,14 @@ from utils.device import choose_device, choose_precision, seed_everything
 from utils.distributed import barrier, is_main, rank, start, stop, world_size
 from utils.errors import UserError, nearest
 from utils.logger import close_logging, set_up_logging
+from utils.trees import flat
 
 log = logging.getLogger("lineup")
 
 METHODS: dict[str, Callable[[Any, Data, nn.Module], list[Stage]]] = {
     "supervised": supervised,
     "prompt": prompt,
+    "dino": dino,
     "cluster": cluster,
     "dmmd": dmmd,
     "mtda_kd": mtda_kd,
@@ -91,17 +96,6 @@ def output_folder(cfg, config_file: str) -> Path:
     return Path(cfg.OUTPUT_DIR or Path("runs") / (Path(config_file).stem or "default"))
 
 
-def flat(node, prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value, tuples as lists."""
-    out = {}
-    for key, value in node.items():
-        if isinstance(value, dict):
-            out |= flat(value, f"{prefix}{key}.")
-        else:
-            out[f"{prefix}{key}"] = list(value) if isinstance(value, (list, tuple)) else value
-    return out
-
-
 def fingerprint(cfg) -> dict[str, Any]:
     """The settings that a restart must share with the run it goes on from."""
     return {k: v for k, v in flat(cfg).items() if k not in FREE_KEYS and not k.startswith("TEST.")}
@@ -135,6 +129,17 @@ def machine(device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{os.cpu_count()} cores {platform.machine()}"
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """What computed: versions of the parts that change numbers, system and machine."""
+    libraries = ("torch", "torchvision", "timm", "open_clip", "numpy", "PIL")
+    return {
+        "python": platform.python_version(),
+        **{name: sys.modules[name].__version__ for name in libraries if name in sys.modules},
+        "system": platform.platform(terse=True),
+        "device": f"{world_size()} x {machine(device)}, {torch.get_num_threads()} threads",
+    }
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -193,26 +198,27 @@ def _train(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
     def held_out(network: nn.Module) -> dict[str, dict[str, float]]:
         return evaluate(network, [data.validation], settings, device)
 
+    writer = scalar_writer(folder)
     trainer = Trainer(
         device=device,
         dtype=dtype,
         folder=folder,
         model_name=cfg.MODEL.NAME.replace(":", "_"),
         fingerprint=fingerprint(cfg),
-        evaluate=evaluate_now,
+        evaluate=evaluate_now if data.tests else None,
         evaluate_before=cfg.SOLVER.EVAL_BEFORE,
         resume=cfg.SOLVER.RESUME,
         keep_best=cfg.SOLVER.KEEP_BEST,
         clip_grad=cfg.SOLVER.CLIP_GRAD,
         accumulation=cfg.SOLVER.ACCUMULATION,
         compiled=cfg.MODEL.COMPILE,
-        writer=scalar_writer(folder),
+        writer=writer,
     )
     progress = trainer.fit(stages)
     if not results and progress.history:  # finished already, but perhaps killed before it could say so
         if before := training_metrics(folder):
             return before
-        evaluate_now(model.to(device))
+        evaluate_now(stages[-1].evaluated().to(device))
     metrics = {"results": results, "mean": mean_of(data.tests, results) if results else {}, "history": progress.history}
     metrics |= on_unseen_targets(cfg, results)
     if cfg.SOLVER.KEEP_BEST:
@@ -220,8 +226,13 @@ def _train(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
     metrics |= {
         "commit": commit(), "config_file": config_file, "seed": cfg.SOLVER.SEED, "method": cfg.PROCESSOR.NAME,
         "seconds": round(progress.seconds, 1), "machine": f"{world_size()} x {machine(device)}",
+        "environment": environment(device),
     }  # fmt: skip
     write_json(folder / "metrics.json", metrics)
+    if writer is not None:
+        writer.flush()
+    if cfg.TEST.REPORT and is_main():
+        illustrated_report(cfg, model, data, device, folder)
     log.info("done: %s", folder)
     return metrics
 
@@ -233,6 +244,12 @@ def on_unseen_targets(cfg, results: dict[str, dict[str, float]]) -> dict[str, An
     if not (results and cfg.DATASETS.TARGETS) or adapts(cfg) or seen & results.keys():
         return {}
     return {"generalisation": generalisation(sources, results)}
+
+
+def illustrated_report(cfg, model: nn.Module, data: Data, device: torch.device, folder: Path) -> None:
+    """Draws the pictures that a report shows, less the map, which it draws itself, and writes it."""
+    draw(cfg, model.to(device), data, device, folder, tuple(kind for kind in KINDS if kind != "map"))
+    write_report(folder)
 
 
 def add_averaging(cfg, stage: Stage) -> None:
@@ -283,19 +300,31 @@ def test(cfg, config_file: str = "", notes: list[str] | None = None) -> dict[str
         close_logging()
 
 
-def _test(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
+def tested_model(cfg, data: Data) -> nn.Module:
+    """The model of TEST.WEIGHT. Raises ``UserError`` where there is none, or it is another model's."""
+    model = make_model(cfg, data.num_classes, data.num_cameras, data.num_views, data.kind)
+    report = load_weights(model, weight_file(cfg))
+    log.info("%s", report)
+    require_complete(model, report)
+    return model
+
+
+def weight_file(cfg) -> str:
+    """TEST.WEIGHT, a file that is there."""
     if not cfg.TEST.WEIGHT:
         raise UserError(
             "TEST.WEIGHT is empty: name the checkpoint to test, such as TEST.WEIGHT runs/market1501/transformer_120.pth"
         )
     if not Path(cfg.TEST.WEIGHT).is_file():
         raise UserError(f"TEST.WEIGHT: {cfg.TEST.WEIGHT}: no such file")
+    return cfg.TEST.WEIGHT
+
+
+def _test(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
+    weight_file(cfg)  # before any work
     device, folder = prepare(cfg, config_file, notes, "test_log.txt")
     data = make_dataloader(cfg, training=False)
-    model = make_model(cfg, data.num_classes, data.num_cameras, data.num_views, data.kind)
-    report = load_weights(model, cfg.TEST.WEIGHT)
-    log.info("%s", report)
-    require_complete(model, report)
+    model = tested_model(cfg, data)
     results = evaluate(model.to(device), data.tests, Settings.from_cfg(cfg), device, folder)
     metrics = {
         "results": results,
@@ -303,11 +332,16 @@ def _test(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
         "weight": cfg.TEST.WEIGHT,
         "commit": commit(),
         "config_file": config_file,
+        "environment": environment(device),
     }
     metrics |= on_unseen_targets(cfg, results)
     if trained := training_metrics(folder):
         metrics["training"] = trained
     barrier()  # all have read what stood there
     write_json(folder / "metrics.json", metrics)
+    if is_main():
+        write_atomically(folder / "test_config.yml", lambda handle: handle.write(resolved(cfg, folder).encode()))
+    if cfg.TEST.REPORT and is_main():
+        illustrated_report(cfg, model, data, device, folder)
     barrier()
     return metrics

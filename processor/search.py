@@ -6,13 +6,13 @@ The result holds ``indices`` (queries, k), rows of the gallery file, nearest fir
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
 from utils.blocks import free_memory
 from utils.checkpoint import write_atomically
+from utils.commands import make_parser
 from utils.errors import UserError
 from utils.search import METRICS, search
 
@@ -30,9 +30,8 @@ def read(path: Path) -> np.ndarray:
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m processor.search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    example = "--query q.npy --gallery g.npy --k 100 --out topk.npz"
+    parser = make_parser("python -m processor.search", __doc__, example)
     parser.add_argument("--query", type=Path, required=True, help=".npy file, (queries, width)")
     parser.add_argument("--gallery", type=Path, required=True, help=".npy file, (images, width)")
     parser.add_argument("--out", type=Path, required=True, help=".npz file to write")

@@ -37,6 +37,14 @@ class Stage:
         """Everything with weights that a restart needs, by name."""
         return {"model": self.model}
 
+    def evaluated(self) -> nn.Module:
+        """What is evaluated: the model, or another that follows it."""
+        return self.model
+
+    def saved_states(self) -> dict[str, dict[str, Any]]:
+        """What the checkpoint files hold, by what follows the model's name in theirs: ``''`` for the main one."""
+        return {"": self.model.state_dict()}
+
     def stepped(self) -> nn.Module:
         """What ``losses`` calls as ``net``: the model, or the part of it that this stage trains."""
         return self.model

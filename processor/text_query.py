@@ -7,7 +7,6 @@ Prints the images that are nearest by cosine; ``--out`` writes them as a CSV too
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 from pathlib import Path
@@ -16,6 +15,7 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
+from utils.commands import make_parser
 from utils.errors import UserError
 
 
@@ -85,14 +85,11 @@ def main(argv: list[str] | None = None) -> None:
     from configs import load_config
     from utils.checkpoint import write_atomically
 
-    parser = argparse.ArgumentParser(
-        prog="python -m processor.text_query", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config_file", "--config-file", default="", metavar="FILE", help="YAML file under configs/")
+    example = '--config_file configs/clip_reid/veri_vit_prom.yml --text "a red car" TEST.WEIGHT ViT-B-16_60.pth'
+    parser = make_parser("python -m processor.text_query", __doc__, example, settings=True)
     parser.add_argument("--text", required=True, help="the sentence")
     parser.add_argument("--top", type=int, default=10, help="how many images")
     parser.add_argument("--out", type=Path, help="CSV file for them")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings, TEST.WEIGHT among them")
     args = parser.parse_args(argv)
     if args.top < 1:
         raise UserError(f"--top: {args.top} is no number of images")

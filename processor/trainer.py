@@ -121,7 +121,7 @@ class Trainer:
             if stage.evaluates and self.evaluate and due(epoch, stage.eval_period, final):
                 self._evaluate(stage, epoch)
             if due(epoch, stage.checkpoint_period, final):
-                self._save_weights(stage, f"{self.model_name}{stage.suffix}_{epoch}.pth")
+                self._save_weights(stage, f"{self.model_name}{stage.suffix}", f"_{epoch}.pth")
             self.progress.seconds += time.perf_counter() - began
             if final:
                 self.progress.stage, self.progress.epoch = index + 1, 0
@@ -227,23 +227,25 @@ class Trainer:
 
     def _evaluate(self, stage: Stage, epoch: int, **more: str) -> None:
         """more: what the entry of the history says besides."""
-        share_buffers(stage.model)  # batch norm's running statistics are the first process's, as in the saved files
-        metrics = self.evaluate(stage.model)
+        model = stage.evaluated()
+        share_buffers(model)  # batch norm's running statistics are the first process's, as in the saved files
+        metrics = self.evaluate(model)
         entry = {"stage": stage.name, "epoch": epoch, **more, **metrics}
         self.progress.history.append(entry)
         self._write_scalars(stage, {k: v for k, v in metrics.items() if isinstance(v, float)})
         if self.keep_best and metrics[self.keep_best] > self.progress.best:
             self.progress.best, self.progress.best_at = metrics[self.keep_best], f"{stage.name} epoch {epoch}"
-            self._save_weights(stage, "best.pth")
+            self._save_weights(stage, "best", ".pth")
 
     def _write_scalars(self, stage: Stage, values: dict[str, float]) -> None:
         if self.writer is not None:
             for name, value in values.items():
                 self.writer.add_scalar(f"{stage.name}/{name}", value, self.progress.step)
 
-    def _save_weights(self, stage: Stage, name: str) -> None:
+    def _save_weights(self, stage: Stage, name: str, ending: str) -> None:
         if is_main():
-            save_atomically(stage.model.state_dict(), self.folder / name)
+            for kind, state in stage.saved_states().items():
+                save_atomically(state, self.folder / f"{name}{kind}{ending}")
 
     def _save_last(self, stage: Stage, begun: bool) -> None:
         """Everything that decides how the run goes on; of a stage not yet begun, its weights alone."""

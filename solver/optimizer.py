@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from solver.lars import LARS
 from utils.errors import UserError, nearest
 
 PROMPTS, LANGUAGE_HEAD = ("prompt_learner.",), ("text_mlp.",)
@@ -48,6 +49,18 @@ def parameter_groups(
     return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
 
 
+def matrices_and_vectors(module: nn.Module, weight_decay: float) -> list[dict]:
+    """Two groups of trainable parameters: what decays, and biases and other one-dimensional tensors, which do not.
+
+    Tokens and position embeddings are in the first.
+    """
+    groups: tuple[list, list] = [], []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            groups[parameter.dim() == 1 or name.endswith(".bias")].append(parameter)
+    return [{"params": groups[0], "weight_decay": weight_decay}, {"params": groups[1], "weight_decay": 0.0}]
+
+
 def build_optimizer(
     name: str,
     groups: list[dict],
@@ -57,11 +70,12 @@ def build_optimizer(
     betas: tuple[float, float] = (0.9, 0.999),
     key: str = "SOLVER.OPTIMIZER_NAME",
 ) -> Optimizer:
-    """The optimizer of ``torch.optim`` that ``name`` says, by its own defaults; SGD takes momentum, Adam betas.
+    """The optimizer of ``torch.optim`` that ``name`` says, or LARS, by its own defaults.
 
-    key: names the choice in messages.
+    SGD takes momentum, Adam betas. key: names the choice in messages.
     """
     kinds = {n: v for n, v in vars(torch.optim).items() if isinstance(v, type) and issubclass(v, Optimizer)}
+    kinds["LARS"] = LARS
     for unfit in ("Optimizer", "LBFGS", "SparseAdam"):  # not one step per gradient, not for dense gradients
         del kinds[unfit]
     if name not in kinds:

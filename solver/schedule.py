@@ -69,6 +69,20 @@ def cosine_per_step(base: float, t: float, *, warmup: int, epochs: int, floor: f
     return floor + 0.5 * (base - floor) * (1 + math.cos(math.pi * share))
 
 
+def cosine_at(step: int, base: float, final: float, epochs: int, steps: int, warmup: int = 0) -> float:
+    """The value at an update, counted from 0 over ``epochs`` of ``steps`` updates each (DINO's schedules).
+
+    From 0 to ``base``, both included, over ``warmup`` epochs, then by a cosine towards ``final``, which it never gets
+    to. Raises ``UserError`` where the warm-up leaves nothing.
+    """
+    rising, falling = warmup * steps, (epochs - warmup) * steps
+    if falling <= 0:
+        raise UserError(f"SOLVER.WARMUP_EPOCHS: {warmup} epochs of warm-up leave nothing of {epochs} epochs")
+    if step < rising:
+        return base * step / max(rising - 1, 1)
+    return final + 0.5 * (base - final) * (1 + math.cos(math.pi * (step - rising) / falling))
+
+
 class Schedule:
     """Sets every group's rate: ``step(epoch)`` before each epoch, counted from 1; it runs at t = epoch - 1 + start.
 

@@ -32,7 +32,11 @@ MINIATURES = {
     "baseline": {"MODEL__NAME": "resnet10"},
     "msvit/imagenet": MSVIT | {"DATALOADER__SAMPLER": "softmax"},
     "msvit": AVERAGED,
-}
+    "configs/dino": {
+        "DATASETS__FILTER_PATH": "", "DATASETS__KEEP_NUM": None, "DATALOADER__SAMPLER": "softmax", "DINO__OUT_DIM": 8,
+        "DINO__HIDDEN_DIM": 8, "DINO__CROP_HEIGHT": 32, "DINO__CROP_WIDTH": 16, "SOLVER__WARMUP_EPOCHS": 0,
+    },
+}  # fmt: skip
 
 
 def commands() -> list[tuple[str, str]]:
@@ -49,7 +53,7 @@ def commands() -> list[tuple[str, str]]:
 def tiny_run(root: Path, folder: Path, **changes) -> list:
     """What makes any command's run a matter of a second; the page's own settings stand before it."""
     small = {
-        "MODEL__STRIDE_SIZE": [16, 16], "INPUT__SIZE_TRAIN": [64, 32], "INPUT__SIZE_TEST": [64, 32],
+        "MODEL__STRIDE_SIZE": [8, 8], "INPUT__SIZE_TRAIN": [64, 32], "INPUT__SIZE_TEST": [64, 32],
         "SOLVER__MAX_EPOCHS": 1, "DATASETS__SYNTHETIC__IDS": 8, "MODEL__VIT_SMALL": "deit",
     }  # fmt: skip
     return options(root, folder, **(small | changes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import pickle
@@ -26,6 +27,10 @@ WRAPPERS = ("model", "state_dict", "teacher")
 
 POSITIONS = ("pos_embed", "positional_embedding")
 """Last part of the name of a position embedding over a grid of patches."""
+
+
+COMPUTED = (".relative_position_index", ".attn_mask")
+"""Ends of the names of what Swin's files hold and every model computes for itself."""
 
 
 @dataclass
@@ -73,10 +78,10 @@ def read_state(path: str | Path) -> dict[str, Any]:
 
 
 def _allowed_globals() -> list:
-    """NumPy scalars, which checkpoints of the torchreid family hold beside their weights (epoch, rank1)."""
+    """What published files hold beside their weights: NumPy scalars (torchreid's epoch, rank1), DINO's arguments."""
     scalar = np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar
     kinds = {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
-    return [(scalar, "numpy.core.multiarray.scalar"), scalar, np.dtype, *kinds]
+    return [(scalar, "numpy.core.multiarray.scalar"), scalar, np.dtype, *kinds, argparse.Namespace]
 
 
 def _read_archive(path: Path, error: Exception) -> dict[str, Any]:
@@ -100,8 +105,12 @@ def _read_archive(path: Path, error: Exception) -> dict[str, Any]:
     ) from None
 
 
-def unwrap(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The named tensors inside a published file: wrappers opened, ``module.`` and ``backbone.`` taken off."""
+def unwrap(state: Mapping[str, Any], whole: bool = False) -> dict[str, Tensor]:
+    """The named tensors inside a published file: wrappers opened, ``module.`` and ``backbone.`` taken off.
+
+    Where some names start with ``backbone.``, the others (DINO's head) are left out, unless ``whole``: then all keep
+    their names.
+    """
     for _ in range(len(WRAPPERS)):
         inner = next((state[w] for w in WRAPPERS if isinstance(state.get(w), Mapping)), None)
         if inner is None:
@@ -111,15 +120,31 @@ def unwrap(state: Mapping[str, Any]) -> dict[str, Tensor]:
     for prefix in ("module.", "_orig_mod."):
         tensors = {k.removeprefix(prefix): v for k, v in tensors.items()}
     backbone = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
-    return backbone or tensors
+    return tensors if whole else backbone or tensors
 
 
-def as_tensors(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
-    """Named tensors from a path or a state dict (NumPy arrays welcome), and what to call them in a message."""
+def as_tensors(source: str | Path | Mapping[str, Any], whole: bool = False) -> tuple[dict[str, Tensor], str]:
+    """Named tensors from a path or a state dict (NumPy arrays welcome), and what to call them in a message.
+
+    whole: see ``unwrap``.
+    """
     if isinstance(source, str | Path):
-        return unwrap(read_state(source)), str(source)
+        return unwrap(read_state(source), whole), str(source)
     state = {k: torch.as_tensor(v) if isinstance(v, np.ndarray) else v for k, v in source.items()}
-    return unwrap(state), "the state dict"
+    return unwrap(state, whole), "the state dict"
+
+
+def backbone_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
+    """The teacher's backbone of a DINO checkpoint under bare names: what the published pre-trained files hold.
+
+    source: a path, a checkpoint, or the state of a network of backbone and head. Raises ``UserError`` where none of its
+    tensors is a backbone's.
+    """
+    state, name = as_tensors(source, whole=True)
+    found = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
+    if not found:
+        raise UserError(f"{name}: no tensor's name starts with 'backbone.' (found {', '.join(list(state)[:3])}, ...)")
+    return found
 
 
 def resize_positions(old: Tensor, grid: tuple[int, int], hw_ratio: int = 1) -> Tensor:
@@ -174,7 +199,8 @@ def _copy(
     fitting: dict[str, Tensor] = {}
     for key, value in state.items():
         if key not in own:
-            report.unexpected.append(key)
+            if not key.endswith(COMPUTED):
+                report.unexpected.append(key)
             continue
         wanted = own[key].shape
         if value.shape != wanted and value.numel() == own[key].numel() and value.dim() == 2 and len(wanted) == 4:
@@ -220,7 +246,7 @@ def load_weights(module: nn.Module, source: str | Path | Mapping[str, Any], hw_r
     the model's ``optional_keys`` (classifiers, for another number of identities) may differ or be missing. Raises
     ``UserError`` when the file cannot be read, nothing fits, or another shape is found where it matters.
     """
-    state, name = as_tensors(source)
+    state, name = as_tensors(source, whole=hasattr(module, "backbone"))
     original = state
     if hasattr(module, "published_state"):
         state = module.published_state(state)
@@ -250,7 +276,7 @@ def require_complete(module: nn.Module, report: LoadReport) -> None:
 
 
 def load_pretrained(module: nn.Module, path: str | Path | Mapping[str, Any], hw_ratio: int = 1) -> LoadReport:
-    """Loads backbone weights from elsewhere (ImageNet, DINO, a converted LUPerson file) into ``module.base``.
+    """Loads backbone weights from elsewhere (ImageNet, DINO, a LUPerson file) into ``module.base`` or ``.backbone``.
 
     Heads of the source are skipped; position embeddings are resized (``resize_positions``). hw_ratio: height over width
     of the images that the weights were trained on. A distillation token is dropped. The model's ``pretrained_state``
@@ -258,7 +284,7 @@ def load_pretrained(module: nn.Module, path: str | Path | Mapping[str, Any], hw_
     ``load_weights``.
     """
     state, name = as_tensors(path)
-    base = getattr(module, "base", module)
+    base = getattr(module, "base", None) or getattr(module, "backbone", module)
     target = getattr(base, "net", base)
     if hasattr(module, "pretrained_state"):
         try:
@@ -272,6 +298,8 @@ def load_pretrained(module: nn.Module, path: str | Path | Mapping[str, Any], hw_
     state = drop_distillation_token(state, target, hw_ratio)
     report = LoadReport(source=name)
     skipped = [k for k in state if k not in target.state_dict() and _is_head(k)]
+    if len(skipped) == len(state):
+        raise UserError(f"{name}: holds no backbone ({', '.join(skipped[:3]) or 'no tensor'}, ...)")
     _copy(target, {k: v for k, v in state.items() if k not in skipped}, report, hw_ratio, lambda key: False)
     report.unexpected += skipped
     lacking = [key for key in report.missing if key.startswith(getattr(module, "needed_of_pretrained", ()))]

@@ -16,6 +16,7 @@ from utils.ranking import RankResult, check_names, choose, distance_rows, evalua
 from utils.reranking import ReRanking
 from utils.retrieval import RetrievalResult, evaluate_retrieval, nmi
 from utils.verification import roc_blocks
+from utils.watching import Watcher
 
 __all__ = [
     "RankResult",
@@ -51,6 +52,7 @@ def evaluate_features(
     g_seqs: object = None,
     same_list: bool = False,
     max_memory: int | None = None,
+    watch: Watcher | None = None,
 ) -> RankResult:
     """CMC, mAP and mINP of features; the answer of ``evaluate_rank``, whose other arguments these are.
 
@@ -58,7 +60,8 @@ def evaluate_features(
     metric: ``euclidean`` (squared; same ranks as the root) or ``cosine``. normalize: divide each feature by
     max(length, 1e-12) first. rerank: None, or (k1, k2, lambda) of k-reciprocal re-ranking (``utils.reranking``), which
     has its own, squared Euclidean distance. block_size: queries worked on at a time; max_memory: bytes that the
-    distances in work may take, None for at most 512 MB. Neither changes a result.
+    distances in work may take, None for at most 512 MB. Neither changes a result. watch: called with every block of
+    distances (``utils.watching``).
 
     Raises ``ValueError`` as ``evaluate_rank`` does, and for NaN or infinite features and k1 or k2 below 1.
     """
@@ -71,7 +74,7 @@ def evaluate_features(
     else:
         dist = ReRanking(qf, gf, *rerank, block_size=block_size, max_memory=max_memory)
     how = {"block_size": block_size, "strip": dist.strip, "threads": dist.on_cpu, "max_memory": max_memory}
-    return rank_blocks(dist.rows, matching, max_rank, protocol, ap, seed, repeats, **how)
+    return rank_blocks(dist.rows, matching, max_rank, protocol, ap, seed, repeats, **how, watch=watch)
 
 
 def evaluate_roc(

@@ -196,19 +196,17 @@ def _by_rows(dist: Distances, k: int, block_size: int | None) -> tuple[np.ndarra
 
     def work(start: int, stop: int) -> None:
         block = dist.rows(start, stop)
-        rows, columns, found = _smallest(block, k)
+        rows, columns, found = smallest(block, k)
         order = np.lexsort((found, rows))  # stable, and columns come in order: ties go to the lower index
         take = order[np.searchsorted(rows, np.arange(len(block)))[:, None] + np.arange(k)]
         indices[start:stop], values[start:stop] = columns[take], found[take]
         farthest[start:stop] = block.amax(1).cpu().numpy()
 
-    each_block(
-        num_rows, width, block_size, work, "nearest neighbours", strip=dist.strip, max_memory=dist.max_memory
-    )
+    each_block(num_rows, width, block_size, work, "nearest neighbours", strip=dist.strip, max_memory=dist.max_memory)
     return indices, values, farthest
 
 
-def _smallest(block: Tensor, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def smallest(block: Tensor, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows, columns and values of a few entries of ``block``, the k smallest of each row and all their ties among them.
 
     The k-th smallest of the minima of groups is at least the k-th smallest entry, so one pass for the minima and one

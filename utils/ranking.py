@@ -122,10 +122,12 @@ def rank_blocks(
     strip: int | None = None,
     threads: bool = False,
     max_memory: int | None = None,
+    watch: Callable[[int, Tensor, Pairs], None] | None = None,
 ) -> RankResult:
     """As ``evaluate_rank``, from ``rows(start, stop) -> (stop - start, G)``, asked for block by block.
 
     block_size, strip, threads, max_memory: as for ``each_block``; drawn galleries (cuhk03) are drawn in order.
+    watch: called with (start, block, pairs) for every block while it is there (``utils.watching``).
     """
     num_q, num_g = len(matching.q_pids), len(matching.g_pids)
     scores = {"AP": np.full(num_q, -1.0), "INP": np.full(num_q, -1.0), "first_match_rank": np.full(num_q, -1)}
@@ -142,6 +144,8 @@ def rank_blocks(
             scores[name][valid] = of_query
         if protocol == "cuhk03":
             curves[start:stop] = single_shot_cmc(block, pairs, matching.g_pids, max_rank, rng, repeats)
+        if watch:
+            watch(start, block, pairs)
 
     threads = threads and protocol != "cuhk03"
     each_block(num_q, num_g, block_size, work, "ranking", strip=strip, threads=threads, max_memory=max_memory)
@@ -174,15 +178,22 @@ def _scores(query: np.ndarray, rank: np.ndarray, ap: str) -> dict[str, np.ndarra
     if len(first) == 0:
         return {}
     count = np.diff(np.append(first, len(query)))
+    return {
+        "AP": average_precisions(query, rank, ap),
+        "INP": count / rank[first + count - 1],
+        "first_match_rank": rank[first],
+    }
+
+
+def average_precisions(query: np.ndarray, rank: np.ndarray, ap: str) -> np.ndarray:
+    """Average precision of each query that occurs in ``query`` (P,), ascending, from its ascending ranks (P,)."""
+    first = np.flatnonzero(np.diff(query, prepend=-1))
+    count = np.diff(np.append(first, len(query)))
     t = np.arange(1, len(query) + 1) - np.repeat(first, count)  # the t-th positive of its query
     share = t / rank
     if ap == "trapezoid":
         share = (share + np.where(rank == 1, 1.0, (t - 1) / np.maximum(rank - 1, 1))) / 2
-    return {
-        "AP": np.add.reduceat(share, first) / count,
-        "INP": count / rank[first + count - 1],
-        "first_match_rank": rank[first],
-    }
+    return np.add.reduceat(share, first) / count
 
 
 def positive_ranks(block: Tensor, pairs: Pairs, first_only: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

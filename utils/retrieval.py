@@ -16,6 +16,7 @@ from utils.distances import Distances, as_features, same_place, unit_length
 from utils.errors import UserError
 from utils.matching import Matching
 from utils.ranking import positive_ranks
+from utils.watching import Watcher
 
 logger = logging.getLogger("lineup")
 
@@ -41,6 +42,7 @@ def evaluate_retrieval(
     nmi: bool = True,
     block_size: int | None = None,
     max_memory: int | None = None,
+    watch: Watcher | None = None,
 ) -> RetrievalResult:
     """Recall@K by cosine (Song et al., CVPR 2016) and normalised mutual information of a clustering.
 
@@ -67,8 +69,11 @@ def evaluate_retrieval(
     first_rank = np.full(len(feats), np.iinfo(np.int64).max)
 
     def work(start: int, stop: int) -> None:
-        query, rank, _ = positive_ranks(dist.rows(start, stop), matching.pairs(start, stop), first_only=True)
+        block, pairs = dist.rows(start, stop), matching.pairs(start, stop)
+        query, rank, _ = positive_ranks(block, pairs, first_only=True)
         first_rank[start + query] = rank
+        if watch:
+            watch(start, block, pairs)
 
     how = {"strip": dist.strip, "threads": dist.on_cpu, "max_memory": max_memory}
     each_block(*dist.shape, block_size, work, "retrieval", **how)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ class ViTSpec:
     qkv_bias: bool = True
     attention_scale: float | None = None  # None: head width ** -0.5
     patch: int = 16
+    stem_width: int = 64
     norm_eps: float = 1e-6
 
 
@@ -45,9 +47,9 @@ VIT_TYPES = {
     "vit_tiny_patch16_224_TransReID": ViTSpec(192, 12, 3),
     # For tests and the quick start: small enough for seconds on a CPU.
     "vit_mini_patch16_TransReID": ViTSpec(128, 6, 4),
-    "vit_mini_patch8_TransReID": ViTSpec(128, 6, 4, patch=8),
-    "vit_nano_patch8_TransReID": ViTSpec(64, 4, 4, mlp_ratio=2.0, patch=8),
-    "vit_micro_patch8_TransReID": ViTSpec(32, 3, 2, mlp_ratio=2.0, patch=8),
+    "vit_mini_patch8_TransReID": ViTSpec(128, 6, 4, patch=8, stem_width=32),
+    "vit_nano_patch8_TransReID": ViTSpec(64, 4, 4, mlp_ratio=2.0, patch=8, stem_width=32),
+    "vit_micro_patch8_TransReID": ViTSpec(32, 3, 2, mlp_ratio=2.0, patch=8, stem_width=16),
 }
 VIT_SMALL = "vit_small_patch16_224_TransReID"
 
@@ -75,16 +77,19 @@ class PatchEmbed(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """IBN convolution stem, stride 16 in all (TransReID-SSL, section 3.3: "ICS"). (B, 3, H, W) -> (B, N, D)."""
+    """IBN convolution stem, stride ``patch`` in all (TransReID-SSL, section 3.3: "ICS"). (B, 3, H, W) -> (B, N, D).
 
-    def __init__(self, width: int):
+    channels: of its convolutions, 64 as published.
+    """
+
+    def __init__(self, width: int, patch: int = 16, channels: int = 64):
         super().__init__()
         self.conv = nn.Sequential(
-            nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False), IBN(64), nn.ReLU(inplace=True),
-            nn.Conv2d(64, 64, 3, padding=1, bias=False), IBN(64), nn.ReLU(inplace=True),
-            nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True),
+            nn.Conv2d(3, channels, 7, stride=2, padding=3, bias=False), IBN(channels), nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False), IBN(channels), nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True),
         )  # fmt: skip
-        self.proj = nn.Conv2d(64, width, kernel_size=8, stride=8)
+        self.proj = nn.Conv2d(channels, width, kernel_size=patch // 2, stride=patch // 2)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.proj(self.conv(images)).flatten(2).transpose(1, 2)
@@ -130,11 +135,26 @@ def grid_size(image_size: tuple[int, int], patch: int, stride: tuple[int, int]) 
     return tuple((side - patch) // step + 1 for side, step in zip(image_size, stride, strict=True))
 
 
+def interpolate_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Position embeddings of an image of another size, bicubic, with gradient (DINO, arXiv:2104.14294).
+
+    (1, 1 + old[0] * old[1], D) -> (1, 1 + new[0] * new[1], D); the first token is kept. The scale factors are those of
+    grids a tenth of a patch larger, and they, not the ratio of the sizes, say where is sampled, as published.
+    """
+    if tuple(old) == tuple(new):
+        return positions
+    patches = positions[:, 1:].reshape(1, *old, -1).permute(0, 3, 1, 2)
+    factors = tuple((n + 0.1) / o for n, o in zip(new, old, strict=True))
+    patches = F.interpolate(patches, scale_factor=factors, mode="bicubic", align_corners=False)
+    return torch.cat([positions[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
+
+
 class ViT(nn.Module):
     """The backbone. ``forward`` gives the pooled feature (B, D); ``tokens`` and ``last_stage`` serve JPM.
 
     image_size: (H, W) for which position embeddings are made. camera_num, view_num: rows of side information, 0 for
-    none; sie_coe: their weight. drop_path grows linearly with depth from 0 to its value in the last block.
+    none; sie_coe: their weight. drop_path grows linearly with depth from 0 to its value in the last block. any_size:
+    images of other sizes get interpolated position embeddings; without it they are refused.
     """
 
     def __init__(
@@ -152,17 +172,22 @@ class ViT(nn.Module):
         gem_pooling: bool = False,
         published_init: str = "transreid",
         grad_checkpoint: bool = False,
+        any_size: bool = False,
     ):
         super().__init__()
-        if conv_stem and tuple(stride) != (16, 16):
+        if conv_stem and tuple(stride) != (spec.patch, spec.patch):
             raise UserError(
-                f"MODEL.STEM_CONV: the stem has stride 16; MODEL.STRIDE_SIZE {tuple(stride)} must be [16, 16]"
+                f"MODEL.STEM_CONV: the stem has stride {spec.patch}; MODEL.STRIDE_SIZE {tuple(stride)} must be "
+                f"[{spec.patch}, {spec.patch}]"
             )
         width = spec.width
         self.width, self.gem_pooling, self.grad_checkpoint = width, gem_pooling, grad_checkpoint
+        self.patch, self.stride, self.any_size = spec.patch, tuple(stride), any_size
         self.image_size, self.sie_coe = tuple(image_size), sie_coe
         self.grid = grid_size(image_size, spec.patch, stride)
-        self.patch_embed = ConvStem(width) if conv_stem else PatchEmbed(width, spec.patch, stride)
+        self.patch_embed = (
+            ConvStem(width, spec.patch, spec.stem_width) if conv_stem else PatchEmbed(width, spec.patch, stride)
+        )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], width))
         self.side = SideInformation(camera_num, view_num)
@@ -199,14 +224,17 @@ class ViT(nn.Module):
 
     def embed(self, images: Tensor, cam_label=None, view_label=None) -> Tensor:
         """Tokens before the first block. (B, 3, H, W) -> (B, 1 + N, D)."""
-        x = self.patch_embed(images)
-        if x.shape[1] + 1 != self.pos_embed.shape[1]:
+        x, positions = self.patch_embed(images), self.pos_embed
+        if self.any_size:
+            grid = grid_size(images.shape[2:], self.patch, self.stride)
+            positions = interpolate_positions(positions, self.grid, grid)
+        if x.shape[1] + 1 != positions.shape[1]:
             raise UserError(
                 f"images of {tuple(images.shape[2:])} give {x.shape[1]} patches, the model was built for "
                 f"{self.image_size} ({self.pos_embed.shape[1] - 1} patches): "
                 "set INPUT.SIZE_TRAIN and INPUT.SIZE_TEST alike"
             )
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + positions
         if self.side.rows:
             x = x + self.sie_coe * self.side(self.sie_embed, cam_label, view_label)
         return self.pos_drop(x)

@@ -98,7 +98,7 @@ def test_shipped_transreid_file_is_its_row(row):
     assert (cfg.DATASETS.ROOT_DIR, cfg.TEST.RERANK, notes) == ("./data", (50, 15, 0.3), [])
 
 
-@pytest.mark.parametrize("row", [row for row in TRANSREID_SSL if "debug" not in row["file"]], ids=ids)
+@pytest.mark.parametrize("row", TRANSREID_SSL, ids=ids)
 def test_shipped_transreid_ssl_file_is_its_row(row):
     cfg, notes = load_config_with_notes(SHIPPED / "transreid_ssl" / f"{row['file']}.yml")
     check(cfg, row, processor="supervised", vit_small="deit", schedule="cosine", start=0)
@@ -247,6 +247,37 @@ def test_shipped_adaptation_is_the_published_setting(name):
     check(cfg, row, processor=method, vit_small="transreid", schedule="step", start=0)
 
 
+#: The published pre-training runs: (network, with the ICS stem, images of the list that are kept).
+DINO = {
+    "vit_small_imagenet": ("vit_small", False, None), "vit_small_lup": ("vit_small", False, None),
+    "vit_small_cfs_lup": ("vit_small", False, 2_508_146), "vit_small_ics_lup": ("vit_small", True, None),
+    "vit_small_ics_cfs_lup": ("vit_small", True, 2_508_146), "vit_base_ics_cfs_lup": ("vit_base", True, 2_508_146),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DINO)
+def test_shipped_pre_training_is_the_published_setting(name):
+    kind, stem, keep = DINO[name]
+    people = name != "vit_small_imagenet"
+    cfg, notes = load_config_with_notes(SHIPPED / "dino" / f"{name}.yml")
+    size, crop = ([256, 128], (128, 64)) if people else ([224, 224], (96, 96))
+    row = {"MODEL.NAME": "transformer", "MODEL.TRANSFORMER_TYPE": f"{kind}_patch16_224_TransReID",
+           "MODEL.STEM_CONV": stem, "MODEL.STRIDE_SIZE": [16, 16], "MODEL.DROP_PATH": 0.1, "MODEL.DROP_OUT": 0.0,
+           "INPUT.SIZE_TRAIN": size, "DINO.CROP_HEIGHT": crop[0], "DINO.CROP_WIDTH": crop[1],
+           "INPUT.PIXEL_MEAN": [0.485, 0.456, 0.406], "INPUT.PIXEL_STD": [0.229, 0.224, 0.225],
+           "DINO.LOCAL_CROPS_NUMBER": 8, "DINO.GLOBAL_CROPS_SCALE": (0.4, 1.0), "DINO.LOCAL_CROPS_SCALE": (0.05, 0.4),
+           "DINO.OUT_DIM": 65536, "DINO.HIDDEN_DIM": 2048, "DINO.NORM_LAST_LAYER": True, "DINO.USE_BN_IN_HEAD": False,
+           "DINO.MOMENTUM_TEACHER": 0.996, "DINO.WARMUP_TEACHER_TEMP": 0.04, "DINO.TEACHER_TEMP": 0.04,
+           "DINO.WARMUP_TEACHER_TEMP_EPOCHS": 0, "DINO.WEIGHT_DECAY_END": 0.4, "DINO.CLIP_GRAD": 3.0,
+           "DINO.FREEZE_LAST_LAYER": 1, "DINO.MIN_LR": 1e-6, "SOLVER.OPTIMIZER_NAME": "AdamW",
+           "SOLVER.BASE_LR": 5e-4, "SOLVER.WEIGHT_DECAY": 0.04, "SOLVER.IMS_PER_BATCH": 512, "SOLVER.MAX_EPOCHS": 100,
+           "SOLVER.WARMUP_EPOCHS": 10, "SOLVER.CHECKPOINT_PERIOD": 5, "SOLVER.SEED": 0, "SOLVER.PRECISION": "auto",
+           "DATALOADER.SAMPLER": "softmax", "DATALOADER.NUM_WORKERS": 16, "MODEL.PRETRAIN_CHOICE": "no",
+           "DATASETS.NAMES": "luperson" if people else "images", "DATASETS.KEEP_NUM": keep}
+    check(cfg, row, processor="dino", vit_small="deit", schedule="cosine", start=1)
+    assert notes == []
+
+
 CLUSTER_FILES = {
     f"{kind}_{data}_vit_small{stem}": (kind.startswith("uda"), data, bool(stem))
     for data, kinds in (("market1501", ("usl", "uda_msmt17")), ("msmt17", ("usl", "uda_market1501")))
@@ -324,15 +355,16 @@ def test_every_shipped_file_is_short_and_survives_dumping(path, tmp_path):
 def test_every_shipped_file_is_checked_here():
     rows = {f"transreid/{row['file']}" for row in TRANSREID} | {f"transreid/{name}" for name in BEST}
     rows |= {"transreid/eth80"}  # ours: data that published settings know nothing of
-    rows |= {f"transreid_ssl/{row['file']}" for row in TRANSREID_SSL if "debug" not in row["file"]}
+    rows |= {f"transreid_ssl/{row['file']}" for row in TRANSREID_SSL}
     rows |= {shipped_clip(row).relative_to(SHIPPED).with_suffix("").as_posix() for row in CLIP}
     rows |= {f"svll/{data}_vit_base" for data in ("person", "veri", "vehicleid")}
     rows |= {"clip_reid/eth80", "clip_reid/synthetic", "clip_reid/synthetic_base", "svll/eth80", "svll/synthetic"}
     rows |= {f"msvit/{name}" for name in MSVIT_FILES} | {f"mtda/{name}" for name in MTDA}
+    rows |= {f"dino/{name}" for name in (*DINO, "synthetic")}
     rows |= {f"cluster/{name}" for name in CLUSTER_FILES} | {"cluster/market1501_resnet50"}
     rows |= {f"ssdvit/{name}" for name in SSDVIT}
     rows |= {f"ssdvit/synthetic{end}" for end in ("", "_single", "_start", "_supervised")}  # small ones of ours
-    folders = ("transreid", "transreid_ssl", "clip_reid", "svll", "msvit", "mtda", "cluster", "ssdvit")
+    folders = ("transreid", "transreid_ssl", "clip_reid", "svll", "msvit", "mtda", "dino", "cluster", "ssdvit")
     found = {f"{path.parent.name}/{path.stem}" for folder in folders
              for path in (SHIPPED / folder).glob("*.yml") if not path.stem.startswith("_")}
     assert found == rows

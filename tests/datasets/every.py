@@ -34,7 +34,7 @@ def build(name: str, root: Path) -> None:
     elif name == "csv":
         write(root, ["in/a.png", "in/b.jpg", "out/q.jpg", "out/g.jpg", "out/h.jpg"])
         (root / "dataset.csv").write_text(TABLE, encoding="utf-8")
-    elif name == "folder":
+    elif name in ("folder", "images"):
         write(root, PEOPLE)
     else:
         assert name in SYNTHETIC, f"{name} is in the catalogue and has no small tree here"

@@ -78,7 +78,8 @@ def test_views_come_of_one_image_and_only_the_strong_one_knows_the_policy():
         both = WithViews(weak, strong)(picture())
     with seeded(3):
         alone = weak(picture())
-    assert both.shape == (2, 3, 64, 32) and torch.equal(both[0], alone) and not torch.equal(both[0], both[1])
+    assert [view.shape for view in both] == [(3, 64, 32)] * 2
+    assert torch.equal(both[0], alone) and not torch.equal(both[0], both[1])
 
 
 @pytest.mark.parametrize(

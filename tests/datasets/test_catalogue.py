@@ -33,7 +33,7 @@ from tests.datasets.miniatures import (
 )
 from tests.parity.cases import ROOT
 
-ENTRIES = [n for n in CATALOGUE if n not in ("csv", "folder") and not n.startswith("synthetic")]
+ENTRIES = [n for n in CATALOGUE if n not in ("csv", "folder", "images") and not n.startswith("synthetic")]
 
 
 @pytest.mark.parametrize("name", ENTRIES)

@@ -118,7 +118,7 @@ def test_what_cannot_be_built_is_told_in_one_line(changes, words):
         {"MODEL__JPM": True, "MODEL__SHUFFLE_GROUP": 3, "MODEL__SHIFT_NUM": 0, "MODEL__DEVIDE_LENGTH": 3},
         {"MODEL__REDUCE_FEAT_DIM": True, "MODEL__FEAT_DIM": 12, "MODEL__ID_LOSS_TYPE": "circle"},
         {"MODEL__GEM_POOLING": True, "MODEL__DROPOUT_RATE": 0.5, "MODEL__DROP_OUT": 0.1, "MODEL__ATT_DROP_RATE": 0.1},
-        {"MODEL__STEM_CONV": True, "MODEL__STRIDE_SIZE": [16, 16], "MODEL__SYNC_BN": True},
+        {"MODEL__STEM_CONV": True, "MODEL__SYNC_BN": True},
         {"MODEL__NAME": "resnet10"},
         {"MODEL__NAME": "resnet10", "MODEL__NECK": "no", "MODEL__ID_LOSS_TYPE": "amsoftmax"},
         {"MODEL__NAME": "timm:test_vit"},

@@ -163,7 +163,7 @@ def kind_of(case):
     return None
 
 
-SSL_KINDS = ("ssl_vit_", "ssl_gem_", "ssl_reduce_", "ssl_jpm_", "ssl_pos_embed", "ssl_schedule")
+SSL_KINDS = ("ssl_vit_", "ssl_gem_", "ssl_reduce_", "ssl_jpm_", "ssl_pos_embed", "ssl_schedule", "ssl_swin_")
 NAMES = cases.names("transreid_") + [n for n in cases.names("ssl_") if n.startswith(SSL_KINDS)]
 
 

@@ -21,6 +21,7 @@ from utils.distributed import gather_objects, is_main, rank, start, stop, world_
 
 SETTINGS = [
     "MODEL.NAME", "transformer", "MODEL.TRANSFORMER_TYPE", "vit_micro_patch8_TransReID", "MODEL.STEM_CONV", True,
+    "MODEL.STRIDE_SIZE", [8, 8],
     "MODEL.DROP_PATH", 0.0, "MODEL.JPM", True, "MODEL.SHIFT_NUM", 2, "INPUT.SIZE_TRAIN", [64, 32],
     "DATALOADER.SAMPLER", "softmax_triplet", "SOLVER.GATHER", True, "MODEL.SYNC_BN", True,
     "SOLVER.OPTIMIZER_NAME", "SGD",

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.tiny import options, write_market
@@ -38,13 +39,15 @@ def test_gathered_losses_and_synchronised_norms_have_the_gradient_of_one_process
 def test_a_run_by_torchrun_trains_evaluates_and_goes_on(market, tmp_path):
     words = options(
         market, tmp_path, SOLVER__IMS_PER_BATCH=8, SOLVER__MAX_EPOCHS=2, MODEL__METRIC_LOSS_TYPE="triplet_center",
-        SOLVER__EMA__RATIO=0.5,
+        SOLVER__EMA__RATIO=0.5, TEST__REPORT=True,
     )  # fmt: skip
     done = run(*TORCHRUN, "train.py", *words)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("stage supervised") == 1  # the first process alone speaks
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["results"]["market1501"]["queries"] == 8
+    assert "Worst queries" in (tmp_path / "report.html").read_text()
+    assert "6 query images" in (tmp_path / "pictures" / "index.json").read_text()  # not one process's share of them
     one = run(
         sys.executable, "test.py", *options(market, tmp_path / "one", TEST__WEIGHT=tmp_path / "transformer_2.pth")
     )
@@ -81,6 +84,35 @@ def test_gathered_adaptation_has_the_gradient_of_one_process(tmp_path):
         for name, wanted in one.items():
             apart = float((two[name] - wanted).abs().max()) / scale
             assert apart < 1e-5, f"{method} {name}: apart by {apart:.1e} of the largest gradient"
+
+
+def test_pre_training_on_two_processes_is_that_of_one(tmp_path):
+    worker = ["-m", "tests.processor.share_of_a_pre_training", tmp_path]
+    for command in ([sys.executable, *worker], [*TORCHRUN, *worker]):
+        done = run(*command)
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (torch.load(tmp_path / f"dino_{n}.pt", weights_only=True) for n in (1, 2))
+    assert one["losses"] == pytest.approx(two["losses"], rel=1e-7) and one["losses"][0] != one["losses"][1]
+    torch.testing.assert_close(two["center"], one["center"], rtol=1e-6, atol=1e-9)
+    for kind, least in (("grads", 50), ("teacher", 60)):
+        assert one[kind].keys() == two[kind].keys() and len(one[kind]) > least
+        scale = max(float(value.abs().max()) for value in one[kind].values())
+        for name, wanted in one[kind].items():
+            apart = float((two[kind][name] - wanted).abs().max()) / scale
+            assert apart < 1e-6, f"{kind} {name}: apart by {apart:.1e} of the largest"
+
+
+def test_pre_training_by_torchrun_leaves_its_files(market, tmp_path):
+    words = options(
+        market, tmp_path, PROCESSOR__NAME="dino", DATALOADER__SAMPLER="softmax", MODEL__STEM_CONV=True,
+        DINO__OUT_DIM=8, DINO__HIDDEN_DIM=16, DINO__CROP_HEIGHT=16, DINO__CROP_WIDTH=8, DINO__USE_BN_IN_HEAD=True,
+        SOLVER__OPTIMIZER_NAME="AdamW", SOLVER__BASE_LR=1e-3,
+    )  # fmt: skip
+    done = run(*TORCHRUN, "train.py", *words)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "transformer_backbone_2.pth").is_file() and done.stdout.count("stage dino") == 1
+    again = run(*TORCHRUN, "train.py", *words)
+    assert again.returncode == 0 and "finished already" in again.stdout
 
 
 def test_gathered_self_distillation_has_the_gradient_and_the_memories_of_one_process(tmp_path):

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
-from PIL import Image
 
 from model.backbones.msvit import Attention, WindowAttention
 from model.sparse_attention import attention_weights
-from processor.kept_tokens import Stage, main
-from tests.tiny import MSVIT, options
-from utils.errors import UserError
+from processor.kept_tokens import Stage
 
 
 def test_the_marked_tokens_are_those_of_the_asking_ones_window():
@@ -35,14 +31,3 @@ def test_the_weights_are_what_the_attention_multiplies_the_values_with():
     v = torch.randn(1, 4, 4, 4)
     weights = attention_weights(q, k, module.logit_scale, (4, 4), 0.5)[0, 0, 0]
     torch.testing.assert_close((weights @ v.flatten(2)[0].T).T.view(1, 4, 4, 4), module(q, k, v))
-
-
-def test_the_command_writes_a_picture(market, tmp_path):
-    words = options(market, tmp_path / "run", **MSVIT)
-    main(["--out", str(tmp_path / "a.png"), "--images", "2", *map(str, words)])
-    assert Image.open(tmp_path / "a.png").size[0] > 100
-    with pytest.raises(UserError, match="'transformer' has no window attention"):
-        main(["--out", str(tmp_path / "b.png"), *map(str, options(market, tmp_path / "run"))])
-    with pytest.raises(UserError, match="--at"):
-        main(["--out", str(tmp_path / "b.png"), "--at", "0.5", "1.5"])
-    assert not (tmp_path / "b.png").exists()

@@ -1,0 +1,115 @@
+"""What a report costs after an evaluation: time, memory and size, beside the evaluation itself.
+
+    python -m benchmarks.after [--size small|market|msmt17] [--threads 2]
+
+Features have the structure of real ones (``benchmarks.evaluation``), images are made up, a file for each. Keeping is
+what the evaluation takes longer for the first places of every query, the scores by camera and the map; then files are
+written and a page is made of them. Each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.evaluation import SIZES, features, forget_peak, resident_mib
+
+RUNS = ("evaluation", "keeping", "page")
+
+
+def make_images(folder: Path, count: int, different: int = 200) -> list[str]:
+    """``count`` JPEG files of pedestrians' size, of ``different`` contents."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for i in range(different):
+        coarse = Image.fromarray(rng.integers(0, 256, (16, 8, 3), dtype=np.uint8)).resize((128, 256))
+        noisy = np.asarray(coarse, np.int16) + rng.integers(-20, 20, (256, 128, 3))
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"of_{i}.jpg", quality=90)
+    paths = [str(folder / f"{i:06d}_c1s1_000451_00.jpg") for i in range(count)]
+    for i, path in enumerate(paths):
+        os.link(folder / f"of_{i % different}.jpg", path)
+    return paths
+
+
+def records(paths: list[str], pids: np.ndarray, camids: np.ndarray):
+    from datasets.records import Records
+
+    return Records.of(paths, pids, camids)
+
+
+def evaluated(size: str, folder: Path, report: bool) -> dict[str, float]:
+    """Seconds of an evaluation, and of writing its files where it is for a report."""
+    import torch
+
+    from datasets.loaders import TestSet
+    from processor.evaluate import Settings, score, write_evidence
+
+    qf, gf, q_pids, g_pids, q_cams, g_cams = features(size)
+    paths = [str(folder / "images" / f"{i:06d}_c1s1_000451_00.jpg") for i in range(len(qf) + len(gf))]
+    query, gallery = records(paths[: len(qf)], q_pids, q_cams), records(paths[len(qf) :], g_pids, g_cams)
+    feats = torch.from_numpy(np.concatenate([qf, gf]))
+    del qf, gf
+    forget_peak()
+    before, start = resident_mib("VmRSS"), time.perf_counter()
+    scored = score(TestSet("made_up", "market1501", query, gallery, None), feats, Settings(report=report))
+    seconds = time.perf_counter() - start
+    if report:
+        write_evidence(folder, "made_up", False, scored)
+        (folder / "metrics.json").write_text(json.dumps({"results": {"made_up": scored.metrics}, "history": []}))
+    files = time.perf_counter() - start - seconds
+    return {"seconds": seconds, "files": files, "mib": resident_mib() - before}
+
+
+def paged(folder: Path) -> dict[str, float]:
+    """Seconds of writing the page."""
+    from processor.report import write_report
+
+    forget_peak()
+    start = time.perf_counter()
+    page = write_report(folder)
+    return {"seconds": time.perf_counter() - start, "mib": resident_mib(), "mb": page.stat().st_size / 1e6}
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=("small", "market", "msmt17"), default="small")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--run", choices=RUNS, help="measure this in this process and print it as JSON")
+    parser.add_argument("--folder", type=Path, help="where --run finds the images and leaves its files")
+    args = parser.parse_args()
+    if args.run:
+        page = args.run == "page"
+        print(json.dumps(paged(args.folder) if page else evaluated(args.size, args.folder, args.run == "keeping")))
+        return
+    num_q, num_g, *_ = SIZES[args.size]
+    env = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "OPENBLAS_NUM_THREADS": str(args.threads)}
+    with tempfile.TemporaryDirectory() as name:
+        folder, found = Path(name), {}
+        make_images(folder / "images", num_q + num_g)
+        for run in RUNS:
+            words = [sys.executable, "-m", "benchmarks.after", "--size", args.size, "--run", run, "--folder", name]
+            found[run] = json.loads(subprocess.run(words, env=env, check=True, stdout=subprocess.PIPE).stdout)
+        stored = sum(p.stat().st_size for p in (folder / "per_query.csv", folder / "ranked.npz")) / 1e6
+    alone, kept, page = (found[run] for run in RUNS)
+    print(f"{args.size}: {num_q} queries, {num_g} gallery images, {args.threads} threads")
+    print(f"evaluation alone        {alone['seconds']:7.1f} s {alone['mib']:7.0f} MiB over the features")
+    keeping = kept["seconds"] - alone["seconds"]
+    print(f"keeping what is shown   {keeping:7.1f} s {kept['mib']:7.0f} MiB over the features")
+    print(f"files                   {kept['files']:7.1f} s {stored:7.1f} MB")
+    print(f"page                    {page['seconds']:7.1f} s {page['mib']:7.0f} MiB in all, {page['mb']:.1f} MB")
+    total = keeping + kept["files"] + page["seconds"]
+    print(f"the report in all       {total:7.1f} s, {total / alone['seconds']:.2f} x the evaluation")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Charts as inline SVG for pages that need no network: text, lines, bars and points, in the page's own colours.
+
+Every chart is an image with a name and a description for those who do not see it. Colours come from the page's
+variables ``--c0`` to ``--c5``, so that light and dark pages both work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+
+WIDTH, HEIGHT = 420, 260
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 40
+COLOURS = 6
+MOST_POINTS = 400
+"""Points of a line, at most: more than there are pixels only make the page larger."""
+
+
+def ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Round numbers between ``low`` and ``high``, about ``most`` of them."""
+    span = max(high - low, 1e-12)
+    raw = span / most
+    size = 10 ** np.floor(np.log10(raw))
+    step = next(size * m for m in (1, 2, 2.5, 5, 10) if size * m >= raw * (1 - 1e-9))
+    first = np.ceil(low / step - 1e-9) * step
+    return [float(v) + 0.0 for v in np.arange(first, high + step * 1e-6, step)]  # -0.0 would show its sign
+
+
+class Frame:
+    """Axes from data to the drawing: ``x`` and ``y`` turn values into places."""
+
+    def __init__(self, x_range: tuple[float, float], y_range: tuple[float, float]):
+        self.x_range, self.y_range = _opened(x_range), _opened(y_range)
+
+    def x(self, value: float) -> float:
+        low, high = self.x_range
+        return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+
+    def y(self, value: float) -> float:
+        low, high = self.y_range
+        return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
+
+    def axes(self, x_label: str, y_label: str, x_ticks: Sequence[float] | None = None) -> str:
+        out = []
+        for value in ticks(*self.y_range, most=5):
+            y = self.y(value)
+            out.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            out.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+        for value in ticks(*self.x_range) if x_ticks is None else x_ticks:
+            out.append(
+                f'<text x="{self.x(value):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{value:g}</text>'
+            )
+        middle = (TOP + HEIGHT - BOTTOM) / 2
+        out.append(
+            f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>'
+        )
+        out.append(
+            f'<text transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
+        )
+        return "".join(out)
+
+
+def line_chart(
+    series: dict[str, tuple[Sequence[float], Sequence[float]]],
+    name: str,
+    x_label: str,
+    y_label: str,
+    y_range: tuple[float, float] | None = None,
+) -> str:
+    """series: label -> (x, y), up to six. y_range: None for that of the values."""
+    xs, ys = (np.concatenate([np.asarray(s[i], float) for s in series.values()]) for i in (0, 1))
+    frame = Frame((xs.min(), xs.max()), y_range or (min(ys.min(), 0), ys.max()))
+    body, told = [frame.axes(x_label, y_label)], []
+    for i, (label, (x, y)) in enumerate(series.items()):
+        some = np.unique(np.linspace(0, len(x) - 1, min(len(x), MOST_POINTS)).astype(int))
+        points = " ".join(f"{frame.x(x[j]):.1f},{frame.y(y[j]):.1f}" for j in some)
+        body.append(f'<polyline class="line s{i % COLOURS}" points="{points}"/>')
+        if len(some) <= 30:
+            body += [
+                f'<circle class="dot s{i % COLOURS}" cx="{frame.x(x[j]):.1f}" cy="{frame.y(y[j]):.1f}" r="2.5"/>'
+                for j in some
+            ]
+        if len(series) > 1:
+            y_place = TOP + 14 + 16 * i
+            body.append(
+                f'<line class="line s{i}" x1="{WIDTH - 130}" x2="{WIDTH - 110}" y1="{y_place - 4}" y2="{y_place - 4}"/>'
+            )
+            body.append(f'<text x="{WIDTH - 104}" y="{y_place}">{escape(label)}</text>')
+        told.append(f"{label} from {y[0]:.3g} at {x[0]:g} to {y[-1]:.3g} at {x[-1]:g}")
+    return drawing(name, f"{y_label} over {x_label}: {'; '.join(told)}.", "".join(body))
+
+
+def histogram(values: np.ndarray, edges: np.ndarray, name: str, x_label: str, y_label: str) -> str:
+    """How many values lie between neighbouring edges; the last bin holds its upper edge."""
+    counts, _ = np.histogram(values, edges)
+    frame = Frame((edges[0], edges[-1]), (0, max(counts.max(), 1)))
+    body = [frame.axes(x_label, y_label)]
+    for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
+        x, width, y = frame.x(low) + 0.5, frame.x(high) - frame.x(low) - 1, frame.y(count)
+        body.append(
+            f'<rect class="bar" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{frame.y(0) - y:.1f}">'
+            f"<title>{low:g} to {high:g}: {count}</title></rect>"
+        )
+    told = ", ".join(
+        f"{low:g} to {high:g}: {count}" for count, low, high in zip(counts, edges, edges[1:], strict=False)
+    )
+    return drawing(name, f"{y_label} by {x_label}: {told}.", "".join(body))
+
+
+def scatter(points: np.ndarray, groups: Sequence[int], filled: Sequence[bool], titles: Sequence[str], name: str) -> str:
+    """points: (N, 2) in [0, 1]. groups: number of each point's group, told by colour and shape; filled or a ring."""
+    side, edge, body = WIDTH, 14, []
+    for (x, y), group, full, title in zip(points, groups, filled, titles, strict=True):
+        cx, cy = edge + x * (side - 2 * edge), edge + (1 - y) * (side - 2 * edge)
+        shape = SHAPES[group // COLOURS % len(SHAPES)]
+        body.append(
+            f'<path class="point s{group % COLOURS} {"full" if full else "ring"}" '
+            f'transform="translate({cx:.1f} {cy:.1f})" d="{shape}"><title>{escape(title)}</title></path>'
+        )
+    told = f"{len(points)} images of {len(set(groups))} groups; images that the model finds alike lie close together."
+    return drawing(name, told, "".join(body), side)
+
+
+SHAPES = ("M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z", "M-4 -4h8v8h-8z", "M0 -5L5 4H-5z", "M0 -5L5 0L0 5L-5 0z")
+
+
+def drawing(name: str, description: str, body: str, height: int = HEIGHT) -> str:
+    """The SVG element: an image with a name and a description."""
+    return (
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(name)}. '
+        f'{escape(description)}">{body}</svg>'
+    )
+
+
+def _opened(limits: tuple[float, float]) -> tuple[float, float]:
+    low, high = map(float, limits)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
