@@ -16,7 +16,8 @@ from utils.errors import UserError
 
 SMALL = [
     "PROCESSOR.NAME", "self_distill", "MODEL.NAME", "ssdvit", "MODEL.TRANSFORMER_TYPE", "vit_micro_patch8_TransReID",
-    "MODEL.STEM_CONV", True, "MODEL.DROP_PATH", 0.0, "INPUT.SIZE_TRAIN", [64, 32], "INPUT.SIZE_TEST", [64, 32],
+    "MODEL.STEM_CONV", True, "MODEL.STRIDE_SIZE", [8, 8], "MODEL.DROP_PATH", 0.0, "INPUT.SIZE_TRAIN", [64, 32],
+    "INPUT.SIZE_TEST", [64, 32],
 ]  # fmt: skip
 IMAGES = torch.randn(6, 3, 64, 32, generator=torch.Generator().manual_seed(0))
 

@@ -25,7 +25,8 @@ from utils.distributed import is_main, start, stop, world_size
 
 SETTINGS = [
     "PROCESSOR.NAME", "self_distill", "MODEL.NAME", "ssdvit", "MODEL.TRANSFORMER_TYPE", "vit_micro_patch8_TransReID",
-    "MODEL.STEM_CONV", True, "MODEL.DROP_PATH", 0.0, "INPUT.SIZE_TRAIN", [64, 32], "SSD.RANDOM_BLOCK", 1,
+    "MODEL.STEM_CONV", True, "MODEL.STRIDE_SIZE", [8, 8], "MODEL.DROP_PATH", 0.0, "INPUT.SIZE_TRAIN", [64, 32],
+    "SSD.RANDOM_BLOCK", 1,
     "SOLVER.OPTIMIZER_NAME", "SGD", "SOLVER.BASE_LR", 0.5, "SOLVER.GATHER", True, "MODEL.SYNC_BN", True,
 ]  # fmt: skip
 
