@@ -59,14 +59,14 @@ def evaluated(size: str, folder: Path, report: bool) -> dict[str, float]:
     feats = torch.from_numpy(np.concatenate([qf, gf]))
     del qf, gf
     forget_peak()
-    before, start = resident_mib("VmRSS"), time.perf_counter()
+    before, start, cpu = resident_mib("VmRSS"), time.perf_counter(), time.process_time()
     scored = score(TestSet("made_up", "market1501", query, gallery, None), feats, Settings(report=report))
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     if report:
         write_evidence(folder, "made_up", False, scored)
         (folder / "metrics.json").write_text(json.dumps({"results": {"made_up": scored.metrics}, "history": []}))
     files = time.perf_counter() - start - seconds
-    return {"seconds": seconds, "files": files, "mib": resident_mib() - before}
+    return {"seconds": seconds, "cpu": cpu, "files": files, "mib": resident_mib() - before}
 
 
 def paged(folder: Path) -> dict[str, float]:
@@ -74,9 +74,10 @@ def paged(folder: Path) -> dict[str, float]:
     from processor.report import write_report
 
     forget_peak()
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     page = write_report(folder)
-    return {"seconds": time.perf_counter() - start, "mib": resident_mib(), "mb": page.stat().st_size / 1e6}
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    return {"seconds": seconds, "cpu": cpu, "mib": resident_mib(), "mb": page.stat().st_size / 1e6}
 
 
 def main() -> None:
@@ -84,6 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("small", "market", "msmt17"), default="small")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=2, help="the best of so many, in turns (2)")
     parser.add_argument("--run", choices=RUNS, help="measure this in this process and print it as JSON")
     parser.add_argument("--folder", type=Path, help="where --run finds the images and leaves its files")
     args = parser.parse_args()
@@ -96,19 +98,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder, found = Path(name), {}
         make_images(folder / "images", num_q + num_g)
-        for run in RUNS:
+        for run in RUNS * args.repeats:
             words = [sys.executable, "-m", "benchmarks.after", "--size", args.size, "--run", run, "--folder", name]
-            found[run] = json.loads(subprocess.run(words, env=env, check=True, stdout=subprocess.PIPE).stdout)
+            done = json.loads(subprocess.run(words, env=env, check=True, stdout=subprocess.PIPE).stdout)
+            found[run] = min(found.get(run, done), done, key=lambda row: row["seconds"])
         stored = sum(p.stat().st_size for p in (folder / "per_query.csv", folder / "ranked.npz")) / 1e6
     alone, kept, page = (found[run] for run in RUNS)
     print(f"{args.size}: {num_q} queries, {num_g} gallery images, {args.threads} threads")
-    print(f"evaluation alone        {alone['seconds']:7.1f} s {alone['mib']:7.0f} MiB over the features")
-    keeping = kept["seconds"] - alone["seconds"]
-    print(f"keeping what is shown   {keeping:7.1f} s {kept['mib']:7.0f} MiB over the features")
-    print(f"files                   {kept['files']:7.1f} s {stored:7.1f} MB")
-    print(f"page                    {page['seconds']:7.1f} s {page['mib']:7.0f} MiB in all, {page['mb']:.1f} MB")
+    keeping, cpu = kept["seconds"] - alone["seconds"], kept["cpu"] - alone["cpu"]
     total = keeping + kept["files"] + page["seconds"]
-    print(f"the report in all       {total:7.1f} s, {total / alone['seconds']:.2f} x the evaluation")
+    print(
+        f"evaluation alone       {alone['seconds']:6.1f} s {alone['cpu']:6.1f} cpu {alone['mib']:5.0f} MiB over features"
+    )
+    print(f"keeping what is shown  {keeping:6.1f} s {cpu:6.1f} cpu {kept['mib']:5.0f} MiB over features, both together")
+    print(f"files                  {kept['files']:6.1f} s {stored:6.1f} MB")
+    print(
+        f"page                   {page['seconds']:6.1f} s {page['cpu']:6.1f} cpu {page['mib']:5.0f} MiB in all", end=""
+    )
+    print(f", {page['mb']:.1f} MB")
+    print(f"the report in all      {total:6.1f} s, {total / alone['seconds']:.2f} x the evaluation")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ MARKS = {1: ("right", "✓"), 0: ("wrong", "✗"), -1: ("junk", "–"), 2: ("que
 def write_page(path: Path, template: str, **values: Any) -> int:
     """Fills in a file of ``processor/templates`` and writes it; returns its size in bytes.
 
-    Values are escaped but for those that the templates name as SVG. Raises ``UserError`` where it cannot be written.
+    Values are escaped but for ``Markup``, as charts are. Raises ``UserError`` where it cannot be written.
     """
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
