@@ -108,7 +108,7 @@ def main() -> None:
     keeping, cpu = kept["seconds"] - alone["seconds"], kept["cpu"] - alone["cpu"]
     total = keeping + kept["files"] + page["seconds"]
     print(
-        f"evaluation alone       {alone['seconds']:6.1f} s {alone['cpu']:6.1f} cpu {alone['mib']:5.0f} MiB over features"
+        f"evaluation alone       {alone['seconds']:6.1f} s {alone['cpu']:6.1f} cpu {alone['mib']:5.0f} MiB on top"
     )
     print(f"keeping what is shown  {keeping:6.1f} s {cpu:6.1f} cpu {kept['mib']:5.0f} MiB over features, both together")
     print(f"files                  {kept['files']:6.1f} s {stored:6.1f} MB")
