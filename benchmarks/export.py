@@ -4,7 +4,7 @@ FOLDER is a data set in Market-1501's layout; a few identities of its test image
 they are. The networks have their full size at 256 x 128 and the weights that they start from without a file, so the
 differences are those of arithmetic and the mAP says nothing else. A row per architecture: the largest difference of a
 unit feature from the same pixels, that of a resized pixel in grey levels, the mAP of PyTorch and of onnxruntime, and
-how many times faster onnxruntime is (float32, 16 images, resize included). An architecture that is not exported says why.
+how many times faster onnxruntime is (float32, 16 images, resize included). What is not exported says why.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import torch
 
 from configs import load_config
 from datasets import make_dataset
+from datasets.loaders import make_dataloader
 from model import make_model
 from processor.export import export
 from utils.errors import UserError
 
 VIT = {"MODEL.NAME": "transformer", "MODEL.STRIDE_SIZE": [16, 16]}
-ICS = VIT | {"MODEL.TRANSFORMER_TYPE": "vit_small_patch16_224_TransReID", "MODEL.VIT_SMALL": "deit", "MODEL.STEM_CONV": True}
+SMALL = {"MODEL.TRANSFORMER_TYPE": "vit_small_patch16_224_TransReID", "MODEL.VIT_SMALL": "deit"}
+ICS = VIT | SMALL | {"MODEL.STEM_CONV": True}
 
 ARCHITECTURES: dict[str, dict] = {
     "ViT-B/16": VIT | {"MODEL.TRANSFORMER_TYPE": "vit_base_patch16_224_TransReID"},
@@ -45,8 +47,8 @@ ARCHITECTURES: dict[str, dict] = {
     "OSNet-AIN x1.0": {"MODEL.NAME": "torchreid_osnet_ain_x1_0", "MODEL.FC_DIM": 512},
     "MobileNetV2 x1.4": {"MODEL.NAME": "torchreid_mobilenetv2_x1_4"},
     "SSDViT, ViT-B/16 + ICS": {
-        "MODEL.NAME": "ssdvit", "PROCESSOR.NAME": "self_distill", "MODEL.STRIDE_SIZE": [16, 16], "MODEL.STEM_CONV": True,
-        "MODEL.TRANSFORMER_TYPE": "vit_base_patch16_224_TransReID",
+        "MODEL.NAME": "ssdvit", "PROCESSOR.NAME": "self_distill", "MODEL.STRIDE_SIZE": [16, 16],
+        "MODEL.STEM_CONV": True, "MODEL.TRANSFORMER_TYPE": "vit_base_patch16_224_TransReID",
     },
     "cluster encoder, ViT-S/16 + ICS": ICS | {"PROCESSOR.NAME": "cluster"},
     "DINO, ViT-S/16 + ICS": ICS | {"PROCESSOR.NAME": "dino", "DINO.OUT_DIM": 1024},
@@ -75,8 +77,6 @@ def row(name: str, settings: dict, table: Path, folder: Path) -> str:
         "DATALOADER.NUM_WORKERS": 0, "TEST.IMS_PER_BATCH": 16, "TEST.WEIGHT": str(folder / "weights.pth"),
     }  # fmt: skip
     cfg = load_config("", [word for pair in (common | settings).items() for word in pair])
-    from datasets.loaders import make_dataloader
-
     data = make_dataloader(cfg, training=False)
     torch.manual_seed(0)
     model = make_model(cfg, data.num_classes, data.num_cameras, data.num_views, data.kind)
