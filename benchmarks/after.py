@@ -107,10 +107,8 @@ def main() -> None:
     print(f"{args.size}: {num_q} queries, {num_g} gallery images, {args.threads} threads")
     keeping, cpu = kept["seconds"] - alone["seconds"], kept["cpu"] - alone["cpu"]
     total = keeping + kept["files"] + page["seconds"]
-    print(
-        f"evaluation alone       {alone['seconds']:6.1f} s {alone['cpu']:6.1f} cpu {alone['mib']:5.0f} MiB over features"
-    )
-    print(f"keeping what is shown  {keeping:6.1f} s {cpu:6.1f} cpu {kept['mib']:5.0f} MiB over features, both together")
+    print(f"evaluation alone       {alone['seconds']:6.1f} s {alone['cpu']:6.1f} cpu {alone['mib']:5.0f} MiB more")
+    print(f"keeping what is shown  {keeping:6.1f} s {cpu:6.1f} cpu {kept['mib']:5.0f} MiB more, both together")
     print(f"files                  {kept['files']:6.1f} s {stored:6.1f} MB")
     print(
         f"page                   {page['seconds']:6.1f} s {page['cpu']:6.1f} cpu {page['mib']:5.0f} MiB in all", end=""
