@@ -202,9 +202,8 @@ def with_sides_of(cfg, weight: str):
     rows = next((len(value) for key, value in state.items() if key.endswith(("sie_embed", "cv_embed"))), 0)
     if rows and not (cfg.MODEL.SIE_CAMERA and cfg.MODEL.SIE_VIEW):
         return cfg, rows if cfg.MODEL.SIE_CAMERA else 0, rows if cfg.MODEL.SIE_VIEW else 0
-    if rows:
-        told = "features without side information: %s does not tell cameras from views in its %d rows"
-        log.warning(told, weight, rows)
+    told = f"does not tell cameras from views in its {rows} rows" if rows else "holds none"
+    log.warning("features without side information: %s %s", weight, told)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.SIE_CAMERA = cfg.MODEL.SIE_VIEW = False

@@ -195,7 +195,8 @@ def run(args) -> None:
     gallery = Features(args.gallery)
     queries = make_queries(args, gallery)
     metric = args.metric or gallery.meta.get("distance", METRICS[0])
-    unit = bool(args.text) or not (args.raw or gallery.meta.get("unit_length") is False)
+    as_they_are = args.raw or gallery.meta.get("unit_length") is False
+    unit = bool(args.text) or metric == "cosine" or not as_they_are
     memory = int(args.memory * 1e9) or free_memory() // 4
     told, how = sys.stdout if args.out or args.page else sys.stderr, "Exact."
     for message in queries.skipped:

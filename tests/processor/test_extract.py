@@ -131,6 +131,10 @@ def test_both_kinds_of_side_information_are_left_out_and_that_is_said(market, tm
     assert extractor.sides == () and "does not tell cameras from views in its 6 rows" in caplog.text
     image = np.random.default_rng(0).integers(0, 256, (40, 20, 3), dtype=np.uint8)
     np.testing.assert_array_equal(extractor([image], [1], [1]), extractor([image]))
+    bare = {key: value for key, value in torch.load(cfg.TEST.WEIGHT).items() if "sie_embed" not in key}
+    torch.save(bare, cfg.TEST.WEIGHT)
+    np.testing.assert_array_equal(make_extractor(cfg)([image]), extractor([image]))
+    assert "both.pth holds none" in caplog.text
 
 
 def test_a_killed_extraction_goes_on_to_the_same_bytes(market, weight, tmp_path):

@@ -139,7 +139,7 @@ def test_faiss_says_its_recall_and_finds_most(place, tmp_path, capsys):
     gallery = rng.standard_normal((3000, 12), dtype=np.float32)
     np.save(tmp_path / "g.npy", gallery)
     np.save(tmp_path / "q.npy", gallery[::30] + 0.1 * rng.standard_normal((100, 12), dtype=np.float32))
-    words = ["--query", tmp_path / "q.npy", "--gallery", tmp_path / "g.npy", "--k", 10]
+    words = ["--query", tmp_path / "q.npy", "--gallery", tmp_path / "g.npy", "--k", 10, "--raw"]
     found = {}
     for kind in ("exact", "faiss"):
         for metric in ("euclidean", "cosine"):
