@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from datasets import make_dataset
 from datasets.filter_list import relative_names
-from datasets.loaders import dataset_options, feature_loader, join_training, names_of
+from datasets.joining import join_training
+from datasets.loaders import feature_loader
+from datasets.options import dataset_options, names_of
 from datasets.readers_unlabelled import LIST_FOLDERS
 from datasets.records import Records
 from model.make_model import make_backbone
