@@ -18,8 +18,8 @@ from utils.checkpoint import write_atomically
 THUMBNAIL = (96, 144)
 """Width and height that a thumbnail fits in: twice what the pages show, for sharp screens."""
 
-MARKS = {1: ("right", "✓"), 0: ("wrong", "✗"), -1: ("junk", "–"), 2: ("query", "query")}
-"""Judgement (``utils.watching``; 2: the query) -> its name and its sign: told by more than colour."""
+MARKS = {1: ("right", "✓"), 0: ("wrong", "✗"), -1: ("junk", "–"), 2: ("query", "query"), 3: ("found", "")}
+"""Judgement (``utils.watching``; 2: the query, 3: not known) -> its name and its sign: told by more than colour."""
 
 
 def write_page(path: Path, template: str, **values: Any) -> int:
@@ -64,7 +64,10 @@ def embedded(path: Path, most: int = 400_000) -> str:
 
 
 def shot(path: str, judged: int, label: str, told: str, box: np.ndarray | None = None) -> dict[str, Any]:
-    """One image of a row, without its pixels. label: below it. told: what it is, for those who do not see it."""
+    """One image of a row, without its pixels. path: '' for what is no image. label: below it.
+
+    told: what it is, for those who do not see it.
+    """
     kind, mark = MARKS[judged]
     return {"path": path, "box": box, "kind": kind, "mark": mark, "label": label, "alt": f"{kind}, {told}"}
 
@@ -76,9 +79,9 @@ def with_pixels(rows: list[dict[str, Any]]) -> int:
     """
     shots = [one for row in rows for one in [row["query"], *(s for part in row["lists"] for s in part["shots"])]]
     keys = [(one["path"], tuple(one["box"]) if one["box"] is not None else None) for one in shots]
-    wanted = list(dict.fromkeys(keys))
+    wanted = [key for key in dict.fromkeys(keys) if key[0]]
     with ThreadPoolExecutor(4) as pool:
         found = dict(zip(wanted, pool.map(lambda key: thumbnail(*key), wanted), strict=True))
     for one, key in zip(shots, keys, strict=True):
-        one["data"] = found[key]
+        one["data"] = found.get(key, "")
     return sum(not data for data in found.values())

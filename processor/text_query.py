@@ -15,6 +15,7 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
+from utils.checkpoint import LoadReport
 from utils.commands import make_parser
 from utils.errors import UserError
 
@@ -43,6 +44,22 @@ def token_table(cfg) -> Tensor:
     return found[0]
 
 
+def refuse_without_text(cfg) -> None:
+    """Raises ``UserError`` for a method whose models no sentence can search."""
+    if cfg.PROCESSOR.NAME != "prompt":
+        raise UserError(
+            f"PROCESSOR.NAME: {cfg.PROCESSOR.NAME!r} trains no model that a sentence can search; 'prompt' does"
+        )
+
+
+def refuse_mute(cfg, report: LoadReport) -> None:
+    """Raises ``UserError`` where the weights that were loaded hold no text tower."""
+    if any(key.startswith("text_encoder.") for key in (*report.missing, *report.mismatched)):
+        raise UserError(
+            f"TEST.WEIGHT: {cfg.TEST.WEIGHT} holds no text tower of this architecture; nothing to read with"
+        )
+
+
 def rank_by_text(cfg, sentence: str) -> list[tuple[float, str, str, int, int]]:
     """(cosine, dataset, path, pid, camid) of every gallery image of the test sets, best first."""
     from datasets.loaders import make_dataloader
@@ -51,10 +68,7 @@ def rank_by_text(cfg, sentence: str) -> list[tuple[float, str, str, int, int]]:
     from utils.checkpoint import load_weights, require_complete
     from utils.device import choose_device
 
-    if cfg.PROCESSOR.NAME != "prompt":
-        raise UserError(
-            f"PROCESSOR.NAME: {cfg.PROCESSOR.NAME!r} trains no model that a sentence can search; 'prompt' does"
-        )
+    refuse_without_text(cfg)
     if not Path(cfg.TEST.WEIGHT).is_file():
         raise UserError(f"TEST.WEIGHT: {cfg.TEST.WEIGHT or 'is empty'}: no such file; name a stage-2 checkpoint")
     table = token_table(cfg)
@@ -62,10 +76,7 @@ def rank_by_text(cfg, sentence: str) -> list[tuple[float, str, str, int, int]]:
     model = make_model(cfg, data.num_classes, data.num_cameras, data.num_views, data.kind)
     report = load_weights(model, cfg.TEST.WEIGHT)
     require_complete(model, report)
-    if any(key.startswith("text_encoder.") for key in (*report.missing, *report.mismatched)):
-        raise UserError(
-            f"TEST.WEIGHT: {cfg.TEST.WEIGHT} holds no text tower of this architecture; nothing to read with"
-        )
+    refuse_mute(cfg, report)
     model.to(choose_device(cfg.MODEL.DEVICE)).eval()
     wanted = sentence_features(model, table, [sentence])[0].float()
     rows = []

@@ -42,7 +42,7 @@ def search(
     k = whole_number("k", k)
     if metric not in METRICS:
         raise UserError(f"metric: unknown {metric!r}. Known: {', '.join(METRICS)}")
-    query, gallery = _features(query, "query"), _features(gallery, "gallery")
+    query, gallery = feature_list(query, "query"), feature_list(gallery, "gallery")
     if query.shape[1] != gallery.shape[1]:
         raise UserError(f"query features are {query.shape[1]} wide, gallery features {gallery.shape[1]}")
     (num_q, width), k = query.shape, min(k, len(gallery))
@@ -103,7 +103,8 @@ def _sizes(num_q: int, width: int, k: int, memory: int) -> tuple[int, int]:
     return rows, min(block, num_q)
 
 
-def _features(feats: object, name: str) -> np.ndarray:
+def feature_list(feats: object, name: str) -> np.ndarray:
+    """``feats`` (n, D) as an array. Raises ``UserError`` for another shape or type and for an empty list."""
     feats = feats.detach().cpu().numpy() if isinstance(feats, torch.Tensor) else feats
     feats = feats if isinstance(feats, np.ndarray) else np.asarray(feats)
     if feats.ndim != 2 or feats.shape[1] == 0:

@@ -1,0 +1,216 @@
+"""Features of images with a trained model, for trackers and services: configuration and weights once, no data set."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from configs import load_config
+from datasets.decoding import load_image
+from datasets.transforms import build_transforms
+from model import make_model
+from processor.run import import_extras, weight_file
+from processor.text_query import refuse_mute, refuse_without_text, sentence_features, token_table
+from utils import switch
+from utils.checkpoint import as_tensors, load_weights, require_complete
+from utils.device import choose_device
+from utils.errors import UserError
+
+log = logging.getLogger("lineup")
+
+IMAGE, TEXT = "image", "text"
+"""Spaces of features: the retrieval feature, and that of prompt models in which images and sentences are compared."""
+
+MODEL_KEYS = (
+    "NAME", "TRANSFORMER_TYPE", "STRIDE_SIZE", "LAST_STRIDE", "POOLING", "GEM_POOLING", "NECK", "JPM", "SHIFT_NUM",
+    "SHUFFLE_GROUP", "DEVIDE_LENGTH", "RE_ARRANGE", "SIE_COE",
+)  # fmt: skip
+MSVIT_KEYS = ("SPLIT_SIZE", "SPARSE_RATIO", "SPARSE_POOL", "NUM_PART", "HEAD", "ACT")
+INPUT_KEYS = ("SIZE_TRAIN", "SIZE_TEST", "PIXEL_MEAN", "PIXEL_STD", "RESIZE", "RESIZE_MARGIN", "PIPELINE")
+TEST_KEYS = ("NECK_FEAT", "FLIP", "FEAT_NORM")
+"""Keys that change features where the weights' names and shapes may stay the same."""
+
+Picture = str | Path | Image.Image | np.ndarray
+
+
+class Extractor:
+    """Images in, features out. ``Extractor.load(config_file, weight)`` makes one.
+
+    model: in evaluation mode, on the device. transform: PIL image -> (3, H, W). settings: what else the features depend
+    on. flip: the mean with the mirrored image's features. unit: scale to unit length. sides: names of the labels that
+    the model takes beside the images. space: ``image`` or ``text``. sentences: strings -> (S, P), in space ``text``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        transform: Callable[[Image.Image], Tensor],
+        size: tuple[int, int],
+        settings: dict[str, Any],
+        device: torch.device,
+        *,
+        flip: bool = False,
+        unit: bool = True,
+        sides: tuple[str, ...] = (),
+        space: str = IMAGE,
+        batch_size: int = 64,
+        sentences: Callable[[list[str]], Tensor] | None = None,
+    ):
+        self.model, self.transform, self.settings, self.device = model.to(device).eval(), transform, settings, device
+        self.flip, self.unit, self.sides, self.space, self.batch_size = flip, unit, sides, space, batch_size
+        self.call = model.embed if space == TEXT else model
+        self._sentences = sentences
+        self.width = self.features(torch.zeros(1, 3, *size)).shape[1]
+
+    @classmethod
+    def load(cls, config_file: str, weight: str | Path, *settings: Any, space: str = IMAGE) -> Extractor:
+        """settings: further ``KEY, VALUE, ...``, such as ``"MODEL.DEVICE", "cpu"``."""
+        return make_extractor(load_config(config_file, [*settings, "TEST.WEIGHT", str(weight)]), space)
+
+    def __call__(
+        self, images: Sequence[Picture], camids: Sequence[int] | None = None, viewids: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """Features of images in their order, (N, D) float32, of unit length unless TEST.FEAT_NORM is 'no'.
+
+        images: paths, PIL images or RGB arrays, uint8 (H, W, 3); none give (0, D). camids, viewids: numbers from 0 as
+        training counted them, for models with side information; a number that it never saw, or none, adds nothing.
+        Raises ``BadImage``, a ``UserError``, for a file that cannot be read.
+        """
+        if isinstance(images, Picture) and not (isinstance(images, np.ndarray) and images.ndim == 4):
+            images = [images]
+        out = np.empty((len(images), self.width), np.float32)
+        for start in range(0, len(images), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            batch = torch.stack([self.transform(pil_image(image)) for image in images[part]])
+            labels = (None if ids is None else torch.as_tensor(ids[part]).long() for ids in (camids, viewids))
+            out[part] = finite(self.features(batch, *labels).cpu().numpy(), f"images {start} to {start + len(batch)}")
+        return out
+
+    @torch.inference_mode()
+    def features(self, images: Tensor, camids: Tensor | None = None, viewids: Tensor | None = None) -> Tensor:
+        """Of transformed images (B, 3, H, W), on any device: (B, D) float32 on the model's."""
+        images = images.to(self.device, non_blocking=True)
+        given = {"cam_label": camids, "view_label": viewids}
+        labels = {k: v.to(self.device) for k, v in given.items() if k in self.sides and v is not None}
+        found = self.call(images, **labels)
+        if self.flip:
+            found = (found + self.call(images.flip(3), **labels)) / 2
+        return F.normalize(found.float()) if self.unit else found.float()
+
+    def sentences(self, words: list[str]) -> np.ndarray:
+        """Features of sentences, (S, D) float32 of unit length, to search a gallery of space ``text`` with."""
+        if self._sentences is None:
+            raise UserError("sentences are compared with features of space 'text' of a model of the prompt method")
+        return F.normalize(self._sentences(words).float()).cpu().numpy()
+
+    @cached_property
+    def model_hash(self) -> str:
+        """SHA-256 over the weights that retrieval needs and the settings that change features, in hexadecimal.
+
+        Features of different hashes are not comparable. Classifiers and the machine do not enter.
+        """
+        found = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode())
+        optional = tuple(getattr(self.model, "optional_keys", ()))
+        for name, value in sorted(self.model.state_dict().items()):
+            if not (optional and name.startswith(optional)) and not name.endswith("num_batches_tracked"):
+                found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+                found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return found.hexdigest()
+
+
+def pil_image(image: Picture) -> Image.Image:
+    if isinstance(image, str | Path):
+        return load_image(str(image))
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        told = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise UserError(f"an image must be a path, a PIL image or a uint8 array (H, W, 3) in RGB, not {told}")
+    if 0 in image.shape:
+        raise UserError(f"an image of shape {image.shape} has no pixels")
+    return Image.fromarray(image)
+
+
+def finite(feats: np.ndarray, what: str) -> np.ndarray:
+    """The features. Raises ``UserError`` where one is not finite."""
+    if not np.isfinite(feats).all():
+        raise UserError(f"features of {what} are not finite: the weights are damaged")
+    return feats
+
+
+def make_extractor(cfg, space: str = IMAGE) -> Extractor:
+    """The extractor of TEST.WEIGHT. Raises ``UserError`` where there is none or it is another model's."""
+    if space == TEXT:
+        refuse_without_text(cfg)
+    if cfg.KD.MULTI_HEAD:
+        raise UserError("KD.MULTI_HEAD: a model with a head per target has no single feature to extract")
+    weight, table = weight_file(cfg), []
+    import_extras(cfg.EXTRA_MODULES)
+    cfg, cameras, views = with_sides_of(cfg, weight)
+    model = make_model(cfg, 2, cameras, views)  # classifiers do not matter here
+    report = load_weights(model, weight)
+    log.info("%s", report)
+    require_complete(model, report)
+    if space == TEXT:
+        refuse_mute(cfg, report)
+
+    def sentences(words: list[str]) -> Tensor:
+        if not table:
+            table.append(token_table(cfg))
+        return sentence_features(model, table[0], words)
+
+    sides = (("cam_label", cameras), ("view_label", views))
+    return Extractor(
+        model,
+        build_transforms(cfg, is_train=False),
+        tuple(cfg.INPUT.SIZE_TEST),
+        feature_settings(cfg, space, cameras, views),
+        choose_device(cfg.MODEL.DEVICE),
+        flip=cfg.TEST.FLIP,
+        unit=switch("TEST.FEAT_NORM", cfg.TEST.FEAT_NORM),
+        sides=tuple(name for name, count in sides if count),
+        space=space,
+        batch_size=cfg.TEST.IMS_PER_BATCH,
+        sentences=sentences if space == TEXT else None,
+    )
+
+
+def feature_settings(cfg, space: str, cameras: int, views: int) -> dict[str, Any]:
+    """What features depend on beside the weights, in values that JSON knows."""
+    groups = ((cfg.MODEL, "MODEL", MODEL_KEYS), (cfg.MODEL.MSVIT, "MODEL.MSVIT", MSVIT_KEYS))
+    groups += ((cfg.INPUT, "INPUT", INPUT_KEYS), (cfg.TEST, "TEST", TEST_KEYS))
+    found = {f"{place}.{key}": node[key] for node, place, keys in groups for key in keys}
+    found["TEST.FEAT_NORM"] = switch("TEST.FEAT_NORM", cfg.TEST.FEAT_NORM)
+    found |= {"space": space, "cameras": cameras, "views": views}
+    return json.loads(json.dumps(found))
+
+
+def with_sides_of(cfg, weight: str):
+    """The configuration, and the numbers of cameras and views that the weight file's side information has rows for.
+
+    With both on, its rows do not tell how many there are of each: then the configuration comes back without either.
+    """
+    if not (cfg.MODEL.SIE_CAMERA or cfg.MODEL.SIE_VIEW):
+        return cfg, 0, 0
+    state, _ = as_tensors(weight)
+    rows = next((len(value) for key, value in state.items() if key.endswith(("sie_embed", "cv_embed"))), 0)
+    if rows and not (cfg.MODEL.SIE_CAMERA and cfg.MODEL.SIE_VIEW):
+        return cfg, rows if cfg.MODEL.SIE_CAMERA else 0, rows if cfg.MODEL.SIE_VIEW else 0
+    if rows:
+        told = "features without side information: %s does not tell cameras from views in its %d rows"
+        log.warning(told, weight, rows)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.SIE_CAMERA = cfg.MODEL.SIE_VIEW = False
+    return cfg, 0, 0
