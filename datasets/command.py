@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from datasets.loaders import dataset_options, names_of, refuse_unknown_options
+from datasets.options import dataset_options, names_of, refuse_unknown_options
 
 
 def configured(parser: argparse.ArgumentParser, argv: list[str] | None) -> tuple[argparse.Namespace, object, dict]:

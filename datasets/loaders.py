@@ -12,28 +12,30 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from datasets.catalogue import CATALOGUE, ReIDDataset, find_spec, make_dataset
+from datasets.catalogue import CATALOGUE, ReIDDataset, make_dataset
 from datasets.decoding import DECODERS
 from datasets.filter_list import keep_listed, listed_names
-from datasets.findings import findings, missing, missing_line
 from datasets.images import Batch, ImageList
+from datasets.joining import as_trained, hold_out, join_training
 from datasets.multi_crop import make_multi_crop_transform
+from datasets.options import dataset_options, names_of, refuse_unknown_options
 from datasets.readers import SPLITS
 from datasets.records import Records, join
+from datasets.refusals import (
+    refuse_hopeless,
+    refuse_missing,
+    refuse_skipping,
+    refuse_trained_targets,
+    refuse_unlabelled,
+    tell_findings,
+)
 from datasets.samplers import EpochSampler, check_identities, make_sampler, multiple_gallery_nocam
 from datasets.stores import ByteStore, PixelStore
 from datasets.transforms import WithViews, build_transforms, weak_and_strong, with_views
 from utils.distributed import gather_objects, rank, world_size
 from utils.errors import UserError
-from utils.matching import Matching
 
 log = logging.getLogger("lineup")
-
-OPTION_KEYS = (
-    "LABELED", "CLASSIC", "SPLIT_ID", "TEST_SIZE", "TRIAL", "USE_VAL", "MISSING_VIEW", "DIRECTION", "KEEP_NUM",
-    "MARKET1501_500K",
-)  # fmt: skip
-"""Keys of DATASETS that are options of ``make_dataset`` in capitals; None leaves the dataset's own default."""
 
 
 @dataclass
@@ -297,85 +299,6 @@ def make_target_loaders(cfg, targets: list[ReIDDataset]) -> list[TrainLoader]:
     return [make_train_loader(cfg, join_training(group)) for group in groups]
 
 
-def refuse_trained_targets(cfg) -> None:
-    """Raises ``UserError`` where a source is a target too."""
-    sources = {find_spec(name).name for name in names_of(cfg.DATASETS.NAMES)}
-    both = sources & {find_spec(name, "DATASETS.TARGETS").name for name in names_of(cfg.DATASETS.TARGETS)}
-    if both:
-        raise UserError(f"DATASETS.TARGETS: {', '.join(sorted(both))} is source and target at once")
-
-
-def names_of(value: str | tuple | list) -> list[str]:
-    return [value] if isinstance(value, str) else list(value)
-
-
-def dataset_options(cfg, name: str) -> dict[str, Any]:
-    """Options for one dataset of the run, from ``DATASETS.KEY`` and ``DATASETS.OPTIONS``.
-
-    ``DATASETS.USE_ALL`` holds for the sets that are trained on.
-    """
-    spec = find_spec(name)
-    options = {key.lower(): cfg.DATASETS[key] for key in OPTION_KEYS if cfg.DATASETS[key] is not None}
-    options = {k: v for k, v in options.items() if k in spec.options}
-    if "ids" in spec.options:
-        size = cfg.DATASETS.SYNTHETIC
-        options |= {"ids": size.IDS, "cameras": size.CAMERAS, "images": size.IMAGES, "seed": size.SEED}
-    elif "seed" in spec.options:
-        options["seed"] = cfg.DATASETS.SEED
-    places = {
-        "view_dir": cfg.DATASETS.VIEW_DIR, "file": cfg.DATASETS.FILE, "image_dir": cfg.DATASETS.IMAGE_DIR,
-        "camera_pattern": cfg.DATASETS.CAMERA_PATTERN, "filter_path": cfg.DATASETS.FILTER_PATH,
-    }  # fmt: skip
-    options |= {k: v for k, v in places.items() if v and k in spec.options}
-    if "test_share" in spec.options:
-        options["test_share"] = cfg.DATASETS.TEST_SHARE
-    if not cfg.DATASETS.LIST_CACHE:
-        options["list_cache"] = False
-    if cfg.DATASETS.SHARDS:
-        options["shards"] = cfg.DATASETS.SHARDS
-    if cfg.DATASETS.USE_ALL and name in names_of(cfg.DATASETS.NAMES):
-        options["use_all"] = True
-    if cfg.MODEL.SIE_VIEW and "missing_view" in spec.options:
-        options.setdefault("missing_view", "drop")
-    pairs = list(cfg.DATASETS.OPTIONS)
-    if len(pairs) % 2:
-        raise UserError(f"DATASETS.OPTIONS: expected ['dataset.option', value, ...], got {pairs}")
-    for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-        owner, _, option = str(key).partition(".")
-        if find_spec(owner, "DATASETS.OPTIONS") is spec:
-            options[option] = value
-    return options
-
-
-def refuse_unknown_options(cfg, names: list[str], targets: list[str]) -> None:
-    specs = [find_spec(name) for name in names] + [find_spec(name, "DATASETS.TARGETS") for name in targets]
-    names, known = [*names, *targets], set().union(*(spec.options for spec in specs))
-    if cfg.DATASETS.FILTER_PATH:  # any dataset can be filtered
-        known = known | {"keep_num"}
-    for key in OPTION_KEYS:
-        if cfg.DATASETS[key] is not None and key.lower() not in known:
-            raise UserError(f"DATASETS.{key}: no dataset of this run ({', '.join(names)}) has that option")
-    for key in cfg.DATASETS.OPTIONS[::2]:
-        if find_spec(str(key).partition(".")[0], "DATASETS.OPTIONS") not in specs:
-            raise UserError(f"DATASETS.OPTIONS: {key!r} is of no dataset of this run ({', '.join(names)})")
-
-
-def join_training(parts: list[ReIDDataset]) -> Records:
-    """Several training lists as one: identities, cameras and views of each shifted past those before it."""
-    shifted, pids, cams, views = [], 0, 0, 0
-    for i, part in enumerate(parts):
-        r = part.train
-        shifted.append(
-            replace(
-                r, pids=np.where(r.pids < 0, -1, r.pids + pids), camids=r.camids + cams, viewids=r.viewids + views,
-                domain=np.full(len(r), i),
-            )  # fmt: skip
-        )
-        pids, cams = pids + part.num_classes, cams + part.num_cameras
-        views += part.num_views
-    return join(shifted)
-
-
 def filtered(cfg, train: Records, sources: list[ReIDDataset]) -> Records:
     """The training images that DATASETS.FILTER_PATH keeps, where the datasets' own readers have not done it already."""
     path, own = cfg.DATASETS.FILTER_PATH, ["filter_path" in source.spec.options for source in sources]
@@ -394,105 +317,12 @@ def filtered(cfg, train: Records, sources: list[ReIDDataset]) -> Records:
     return keep_listed(train, listed_names(path, cfg.DATASETS.KEEP_NUM), cfg.DATASETS.ROOT_DIR)
 
 
-def as_trained(records: Records, name: str, sources: list[ReIDDataset]) -> Records:
-    """A test list with cameras and views numbered as ``join_training`` numbers them, unknown ones after all others.
-
-    So side information is looked up in the rows that were trained for a camera. name: of the dataset tested.
-    """
-    names = [part.spec.name for part in sources]
-
-    def numbered(labels: np.ndarray, counts: list[int]) -> np.ndarray:
-        if name not in names:
-            return labels + sum(counts)
-        i = names.index(name)
-        return labels + np.where(labels < counts[i], sum(counts[:i]), sum(counts))
-
-    camids = numbered(records.camids, [part.num_cameras for part in sources])
-    viewids = numbered(records.viewids, [part.num_views for part in sources])
-    return replace(records, camids=camids, viewids=viewids)
-
-
-def hold_out(records: Records, share: float, seed: int) -> tuple[Records, Records, Records]:
-    """Splits training identities: (train with dense labels, query, gallery); one query per identity and camera.
-
-    With one camera for all training images the gallery gets another number, which switches the camera filter off.
-    """
-    if not 0 < share < 1:
-        raise UserError(f"DATASETS.VAL_SHARE: {share} is no share of the training identities")
-    ids = np.unique(records.pids)
-    held = np.random.default_rng(seed).permutation(ids)[: max(1, round(share * len(ids)))]
-    apart = np.isin(records.pids, held)
-    train, rest = records.take(~apart), records.take(apart)
-    _, first = np.unique(rest.pids * (rest.camids.max(initial=0) + 1) + rest.camids, return_index=True)
-    chosen = np.zeros(len(rest), bool)
-    chosen[first] = True
-    query, gallery = rest.take(chosen), rest.take(~chosen)
-    if not records.camids.any():
-        gallery.camids[:] = 1
-    labels = np.unique(train.pids, return_inverse=True)[1]
-    return replace(train, pids=labels), query, gallery
-
-
 def make_test_set(cfg, name: str, protocol: str, query: Records, gallery: Records, **more) -> TestSet:
     records = query if more.get("same_list") else join([query, gallery])
     if protocol != "classification":
         refuse_hopeless(name, query, gallery, more.get("same_list", False))
     loader = feature_loader(cfg, records)
     return TestSet(name, cfg.TEST.PROTOCOL or protocol, query, gallery, loader, **more)
-
-
-def refuse_hopeless(name: str, query: Records, gallery: Records, same_list: bool) -> None:
-    """Raises ``UserError`` before any work when no query of a test set can have a match."""
-    try:
-        seqs = (None, None) if query.seqs is None or gallery.seqs is None else (query.seqs, gallery.seqs)
-        Matching(query.pids, gallery.pids, query.camids, gallery.camids, *seqs, same_list=same_list)
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from None
-
-
-def tell_findings(dataset: ReIDDataset) -> None:
-    """Logs what looks wrong with the lists of a dataset."""
-    if dataset.use_all:
-        log.warning("%s: trains on its query and gallery images too (DATASETS.USE_ALL)", dataset.spec.name)
-    for finding in findings(dataset):
-        log.log(logging.WARNING if finding.serious else logging.INFO, "%s: %s", dataset.spec.name, finding.text)
-
-
-def refuse_missing(dataset: ReIDDataset, splits: tuple[str, ...], skip: bool) -> None:
-    """Raises ``UserError`` where a list names images that are not there. skip: training goes on without such images."""
-    name = dataset.spec.name
-    for split in splits if dataset.listed else ():
-        records = getattr(dataset, split)
-        absent, looked = missing(records)
-        if looked < len(records):
-            log.info("%s: looked for %d of the %d images of the %s list in the time", name, looked, len(records), split)
-        if not len(absent):
-            continue
-        line = f"{name}: {missing_line(split, records, absent, looked)}"
-        if split == "train" and skip:
-            log.warning(line)
-        else:
-            raise UserError(line + ("; DATALOADER.BAD_IMAGES 'skip' trains without" if split == "train" else ""))
-
-
-def refuse_unlabelled(cfg, train: Records) -> None:
-    """Raises ``UserError`` where labels are needed and some training images have none."""
-    without = int((train.pids < 0).sum())
-    if without and (cfg.PROCESSOR.NAME in ("supervised", "prompt", "self_distill") or cfg.DATASETS.VAL_SHARE):
-        raise UserError(
-            f"{without} training images have no pid; only clustering and pre-training do without, and not with "
-            "DATASETS.VAL_SHARE (PROCESSOR.NAME is "
-            f"{cfg.PROCESSOR.NAME!r})"
-        )
-
-
-def refuse_skipping(cfg) -> None:
-    """Raises ``UserError`` where images may not be left out: the method takes a feature of every training image."""
-    if cfg.DATALOADER.BAD_IMAGES == "skip":
-        raise UserError(
-            f"DATALOADER.BAD_IMAGES 'skip' and PROCESSOR.NAME {cfg.PROCESSOR.NAME!r} cannot go together: it takes a "
-            "feature of every training image"
-        )
 
 
 def pinned(cfg) -> bool:

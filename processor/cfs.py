@@ -10,7 +10,6 @@ reads them), and beside them ``NAME.scores.npy``, float32, in the same order.
 
 from __future__ import annotations
 
-import argparse
 import logging
 from pathlib import Path
 
@@ -20,12 +19,15 @@ from torch import Tensor, nn
 
 from datasets import make_dataset
 from datasets.filter_list import relative_names
-from datasets.loaders import dataset_options, feature_loader, join_training, names_of
+from datasets.joining import join_training
+from datasets.loaders import feature_loader
+from datasets.options import dataset_options, names_of
 from datasets.readers_unlabelled import LIST_FOLDERS
 from datasets.records import Records
 from model.make_model import make_backbone
 from processor.evaluate import extract_features
 from utils.checkpoint import load_pretrained, require_complete, write_atomically
+from utils.commands import make_parser
 from utils.device import choose_device
 from utils.distributed import is_main, start, stop
 from utils.errors import UserError
@@ -93,14 +95,11 @@ def main(argv: list[str] | None = None) -> None:
     """The command."""
     from configs import load_config
 
-    parser = argparse.ArgumentParser(
-        prog="python -m processor.cfs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config_file", default="", metavar="FILE", help="YAML of the network and of the images")
+    example = "--config_file configs/dino/vit_small_lup.yml --before lup20.pth --after mm.pth --out LUP/CFS_list.txt"
+    parser = make_parser("python -m processor.cfs", __doc__, example, settings=True)
     parser.add_argument("--before", required=True, metavar="PATH", help="weights before fine-tuning")
     parser.add_argument("--after", required=True, metavar="PATH", help="weights after fine-tuning")
     parser.add_argument("--out", required=True, type=Path, metavar="PATH", help="list to write, a text file")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings that override the file's")
     args = parser.parse_args(argv)
     if args.out.suffix == ".pkl":
         raise UserError(f"--out: {args.out}: the list is written as text, one name a line; name it .txt")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import loss
-from datasets.loaders import names_of
+from datasets.options import names_of
 from loss.distillation import margin_total
 from loss.dmmd import SIGMAS
 from model import make_model

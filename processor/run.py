@@ -19,7 +19,8 @@ from torch import nn
 
 from configs import dump
 from datasets.catalogue import find_spec
-from datasets.loaders import Data, TestSet, adapts, make_dataloader, names_of
+from datasets.loaders import Data, TestSet, adapts, make_dataloader
+from datasets.options import names_of
 from model import make_model
 from model.describe import summary
 from model.pretrained import load_initial_weights

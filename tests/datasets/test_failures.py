@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from datasets import CATALOGUE, make_dataloader, make_dataset
-from datasets.loaders import refuse_missing
+from datasets.refusals import refuse_missing
 from datasets.scan import is_image
 from tests.datasets.every import build, paint
 from tests.datasets.miniatures import MINIATURES, lists, message

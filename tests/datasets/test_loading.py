@@ -19,7 +19,8 @@ from datasets import build_transforms, make_dataloader, make_dataset
 from datasets.catalogue import CATALOGUE, ReIDDataset
 from datasets.imagenet import make_mixup
 from datasets.images import ImageList
-from datasets.loaders import TestLoader, TrainLoader, as_trained, hold_out, join_training
+from datasets.joining import as_trained, hold_out, join_training
+from datasets.loaders import TestLoader, TrainLoader
 from datasets.records import Records
 from datasets.samplers import (
     RULES,

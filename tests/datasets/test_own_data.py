@@ -13,7 +13,7 @@ from PIL import Image
 from datasets import make_dataloader, make_dataset
 from datasets.decoding import load_image
 from datasets.findings import findings, missing, missing_line
-from datasets.loaders import hold_out, join_training
+from datasets.joining import hold_out, join_training
 from datasets.records import Records, join
 from tests.datasets.miniatures import lists, message, write
 from tests.tiny import config, write_market

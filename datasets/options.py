@@ -1,0 +1,69 @@
+"""Which datasets a configuration names, and with which options each is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasets.catalogue import find_spec
+from utils.errors import UserError
+
+OPTION_KEYS = (
+    "LABELED", "CLASSIC", "SPLIT_ID", "TEST_SIZE", "TRIAL", "USE_VAL", "MISSING_VIEW", "DIRECTION", "KEEP_NUM",
+    "MARKET1501_500K",
+)  # fmt: skip
+"""Keys of DATASETS that are options of ``make_dataset`` in capitals; None leaves the dataset's own default."""
+
+
+def names_of(value: str | tuple | list) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def dataset_options(cfg, name: str) -> dict[str, Any]:
+    """Options for one dataset of the run, from ``DATASETS.KEY`` and ``DATASETS.OPTIONS``.
+
+    ``DATASETS.USE_ALL`` holds for the sets that are trained on.
+    """
+    spec = find_spec(name)
+    options = {key.lower(): cfg.DATASETS[key] for key in OPTION_KEYS if cfg.DATASETS[key] is not None}
+    options = {k: v for k, v in options.items() if k in spec.options}
+    if "ids" in spec.options:
+        size = cfg.DATASETS.SYNTHETIC
+        options |= {"ids": size.IDS, "cameras": size.CAMERAS, "images": size.IMAGES, "seed": size.SEED}
+    elif "seed" in spec.options:
+        options["seed"] = cfg.DATASETS.SEED
+    places = {
+        "view_dir": cfg.DATASETS.VIEW_DIR, "file": cfg.DATASETS.FILE, "image_dir": cfg.DATASETS.IMAGE_DIR,
+        "camera_pattern": cfg.DATASETS.CAMERA_PATTERN, "filter_path": cfg.DATASETS.FILTER_PATH,
+    }  # fmt: skip
+    options |= {k: v for k, v in places.items() if v and k in spec.options}
+    if "test_share" in spec.options:
+        options["test_share"] = cfg.DATASETS.TEST_SHARE
+    if not cfg.DATASETS.LIST_CACHE:
+        options["list_cache"] = False
+    if cfg.DATASETS.SHARDS:
+        options["shards"] = cfg.DATASETS.SHARDS
+    if cfg.DATASETS.USE_ALL and name in names_of(cfg.DATASETS.NAMES):
+        options["use_all"] = True
+    if cfg.MODEL.SIE_VIEW and "missing_view" in spec.options:
+        options.setdefault("missing_view", "drop")
+    pairs = list(cfg.DATASETS.OPTIONS)
+    if len(pairs) % 2:
+        raise UserError(f"DATASETS.OPTIONS: expected ['dataset.option', value, ...], got {pairs}")
+    for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+        owner, _, option = str(key).partition(".")
+        if find_spec(owner, "DATASETS.OPTIONS") is spec:
+            options[option] = value
+    return options
+
+
+def refuse_unknown_options(cfg, names: list[str], targets: list[str]) -> None:
+    specs = [find_spec(name) for name in names] + [find_spec(name, "DATASETS.TARGETS") for name in targets]
+    names, known = [*names, *targets], set().union(*(spec.options for spec in specs))
+    if cfg.DATASETS.FILTER_PATH:  # any dataset can be filtered
+        known = known | {"keep_num"}
+    for key in OPTION_KEYS:
+        if cfg.DATASETS[key] is not None and key.lower() not in known:
+            raise UserError(f"DATASETS.{key}: no dataset of this run ({', '.join(names)}) has that option")
+    for key in cfg.DATASETS.OPTIONS[::2]:
+        if find_spec(str(key).partition(".")[0], "DATASETS.OPTIONS") not in specs:
+            raise UserError(f"DATASETS.OPTIONS: {key!r} is of no dataset of this run ({', '.join(names)})")
