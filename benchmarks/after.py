@@ -1,10 +1,12 @@
-"""What a report costs after an evaluation: time, memory and size, beside the evaluation itself.
+"""What a report costs after an evaluation (time, memory, size, beside the evaluation itself), and extraction's speed.
 
     python -m benchmarks.after [--size small|market|msmt17] [--threads 2]
+    python -m benchmarks.after --extract 512 [--threads 1] [--workers 1]
 
 Features have the structure of real ones (``benchmarks.evaluation``), images are made up, a file for each. Keeping is
 what the evaluation takes longer for the first places of every query, the scores by camera and the map; then files are
-written and a page is made of them. Each in a process of its own.
+written and a page is made of them. Each in a process of its own. Extraction of so many images stands beside the bare
+forward of the same network on as many batches that are in memory, in turns. Search: ``benchmarks.search``.
 """
 
 from __future__ import annotations
@@ -80,18 +82,71 @@ def paged(folder: Path) -> dict[str, float]:
     return {"seconds": seconds, "cpu": cpu, "mib": resident_mib(), "mb": page.stat().st_size / 1e6}
 
 
+def extraction(folder: Path, count: int, workers: int, network: str, repeats: int) -> None:
+    """Prints images/s of the network alone and of ``processor.extract``'s loop over files, the best of some turns."""
+    import torch
+
+    from configs import load_config
+    from datasets.image_lists import read_image_list
+    from model import make_model
+    from processor.extract import fill
+    from processor.extractor import make_extractor
+    from utils.feature_files import FeatureWriter
+
+    make_images(folder / "images", count)
+    settings = {
+        "MODEL.NAME": "transformer", "MODEL.TRANSFORMER_TYPE": network, "MODEL.STRIDE_SIZE": [16, 16],
+        "MODEL.PRETRAIN_CHOICE": "no", "INPUT.SIZE_TRAIN": [256, 128], "INPUT.SIZE_TEST": [256, 128],
+        "TEST.IMS_PER_BATCH": 32, "TEST.WEIGHT": str(folder / "weights.pth"), "DATALOADER.NUM_WORKERS": workers,
+    }  # fmt: skip
+    cfg = load_config("", [word for pair in settings.items() for word in pair])
+    torch.save(make_model(cfg, 2).state_dict(), cfg.TEST.WEIGHT)
+    extractor, (records, _) = make_extractor(cfg), read_image_list(folder / "images")
+    records = records.take(np.arange(count))  # without the files that are linked to
+    batch = torch.randn(extractor.batch_size, 3, 256, 128, device=extractor.device)
+    batches, rates = count // extractor.batch_size, {"bare": [], "extract": []}
+    for turn in range(repeats + 1):
+        start = time.perf_counter()
+        with torch.inference_mode():
+            for _ in range(batches):
+                extractor.model(batch)
+            if extractor.device.type == "cuda":
+                torch.cuda.synchronize()
+        rates["bare"].append(batches * len(batch) / (time.perf_counter() - start))
+        out = folder / f"turn_{turn}"
+        out.mkdir()
+        writer = FeatureWriter(out, {"model_hash": "", "list_hash": "", "batch": 0}, count, extractor.width)
+        writer.begin()
+        writer.open()
+        done, seconds = fill(writer, records, extractor, workers, extractor.device.type == "cuda")
+        rates["extract"].append(done / seconds)
+    bare, ours = (max(values[1:]) for values in rates.values())  # the first warms up
+    print(f"{network}, {count} images of 256 x 128, {torch.get_num_threads()} threads, {workers} workers")
+    print(f"bare forward {bare:.1f} images/s, extraction {ours:.1f} images/s: {ours / bare:.3f} of it")
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("small", "market", "msmt17"), default="small")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=2, help="the best of so many, in turns (2)")
+    parser.add_argument("--extract", type=int, metavar="N", help="measure the extraction of N images instead")
+    parser.add_argument("--workers", type=int, default=1, help="processes that decode, for --extract (1)")
+    parser.add_argument("--network", default="deit_small_patch16_224_TransReID", help="for --extract")
     parser.add_argument("--run", choices=RUNS, help="measure this in this process and print it as JSON")
     parser.add_argument("--folder", type=Path, help="where --run finds the images and leaves its files")
     args = parser.parse_args()
     if args.run:
         page = args.run == "page"
         print(json.dumps(paged(args.folder) if page else evaluated(args.size, args.folder, args.run == "keeping")))
+        return
+    if args.extract:
+        import torch
+
+        torch.set_num_threads(args.threads)
+        with tempfile.TemporaryDirectory() as name:
+            extraction(Path(name), args.extract, args.workers, args.network, args.repeats)
         return
     num_q, num_g, *_ = SIZES[args.size]
     env = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "OPENBLAS_NUM_THREADS": str(args.threads)}

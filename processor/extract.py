@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from datasets.decoding import BadImage, load_image
 from datasets.image_lists import CARRIED, Carried, read_image_list
@@ -29,6 +27,7 @@ from datasets.loaders import one_thread, pinned
 from datasets.records import Records
 from processor.extractor import IMAGE, TEXT, Extractor, finite, make_extractor
 from processor.run import commit, prepare, weight_file
+from utils.blocks import Progress
 from utils.commands import make_parser
 from utils.distributed import barrier, broadcast_object, gather_objects, is_main, rank, stop, world_size
 from utils.errors import UserError
@@ -76,8 +75,7 @@ def fill(
     batches = [rows for rows in batches[rank() :: world_size()] if (writer.done[rows] == OPEN).any()]
     began = flushed = time.monotonic()
     held: tuple[Batch, torch.Tensor] | None = None
-    hidden = not (is_main() and sys.stderr.isatty())
-    with tqdm(total=sum(map(len, batches)), desc="features", unit="image", leave=False, disable=hidden) as bar:
+    with Progress(sum(map(len, batches)), "features", "image") as progress:
         for rows, batch in loaded(records, extractor, batches, workers, pin):
             feats = extractor.features(batch.images, batch.camids, batch.viewids) if len(batch) else None
             for message in batch.broken:
@@ -89,7 +87,7 @@ def fill(
             if time.monotonic() - flushed > FLUSH_SECONDS:
                 writer.flush()
                 flushed = time.monotonic()
-            bar.update(len(rows))
+            progress.add(len(rows))
         if held:
             keep(writer, records, *held)
     writer.flush()

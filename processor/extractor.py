@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,7 @@ def make_extractor(cfg, space: str = IMAGE) -> Extractor:
         refuse_without_text(cfg)
     if cfg.KD.MULTI_HEAD:
         raise UserError("KD.MULTI_HEAD: a model with a head per target has no single feature to extract")
-    weight, table = weight_file(cfg), []
+    weight, table = weight_file(cfg), cache(partial(token_table, cfg))
     import_extras(cfg.EXTRA_MODULES)
     cfg, cameras, views = with_sides_of(cfg, weight)
     model = make_model(cfg, 2, cameras, views)  # classifiers do not matter here
@@ -164,11 +164,6 @@ def make_extractor(cfg, space: str = IMAGE) -> Extractor:
     require_complete(model, report)
     if space == TEXT:
         refuse_mute(cfg, report)
-
-    def sentences(words: list[str]) -> Tensor:
-        if not table:
-            table.append(token_table(cfg))
-        return sentence_features(model, table[0], words)
 
     sides = (("cam_label", cameras), ("view_label", views))
     return Extractor(
@@ -182,7 +177,7 @@ def make_extractor(cfg, space: str = IMAGE) -> Extractor:
         sides=tuple(name for name, count in sides if count),
         space=space,
         batch_size=cfg.TEST.IMS_PER_BATCH,
-        sentences=sentences if space == TEXT else None,
+        sentences=(lambda words: sentence_features(model, table(), words)) if space == TEXT else None,
     )
 
 
@@ -207,9 +202,8 @@ def with_sides_of(cfg, weight: str):
     rows = next((len(value) for key, value in state.items() if key.endswith(("sie_embed", "cv_embed"))), 0)
     if rows and not (cfg.MODEL.SIE_CAMERA and cfg.MODEL.SIE_VIEW):
         return cfg, rows if cfg.MODEL.SIE_CAMERA else 0, rows if cfg.MODEL.SIE_VIEW else 0
-    if rows:
-        told = "features without side information: %s does not tell cameras from views in its %d rows"
-        log.warning(told, weight, rows)
+    told = f"does not tell cameras from views in its {rows} rows" if rows else "holds none"
+    log.warning("features without side information: %s %s", weight, told)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.SIE_CAMERA = cfg.MODEL.SIE_VIEW = False

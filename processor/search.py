@@ -31,7 +31,6 @@ log = logging.getLogger("lineup")
 ON_PAGE = (100, 20)
 """Queries, and images of each, that a page shows at most."""
 
-INDEX = "ivf.faiss"
 BOX = ("x1", "y1", "x2", "y2")
 
 Told = dict[str, Any]
@@ -155,6 +154,7 @@ def write_search_page(
     shown = []
     for told, *places in zip(queries.told, indices, distances, strict=False):
         title = told.get("text") or told.get("path") or f"row {told['row']}"
+        title = title.encode(errors="replace").decode()  # file names need not be UTF-8
         query = shot(told.get("path", ""), 2, "", title, box_of(told))
         one = [found(told, hit) for hit in hits(*places, rows)]
         shown.append({"title": title, "query": query, "lists": [{"name": f"nearest to {title}", "shots": one}]})
@@ -183,12 +183,20 @@ def output(args, queries: Queries, indices: np.ndarray, distances: np.ndarray, g
         sys.stdout.writelines(lines(queries, indices, distances, gallery))
 
 
+def index_file(gallery: Features) -> Path | None:
+    """Where the index of an extraction is kept, by what it was made of."""
+    if not gallery.meta:
+        return None
+    return gallery.path / f"ivf_{gallery.meta['model_hash'][:8]}_{gallery.meta['list_hash'][:8]}.faiss"
+
+
 def run(args) -> None:
     """The search that the arguments ask for."""
     gallery = Features(args.gallery)
     queries = make_queries(args, gallery)
     metric = args.metric or gallery.meta.get("distance", METRICS[0])
-    unit = bool(args.text) or not (args.raw or gallery.meta.get("unit_length") is False)
+    as_they_are = args.raw or gallery.meta.get("unit_length") is False
+    unit = bool(args.text) or metric == "cosine" or not as_they_are
     memory = int(args.memory * 1e9) or free_memory() // 4
     told, how = sys.stdout if args.out or args.page else sys.stderr, "Exact."
     for message in queries.skipped:
@@ -196,7 +204,7 @@ def run(args) -> None:
     if args.index:
         from utils.approximate import approximate_search, make_index, recall
 
-        index = make_index(gallery.array, unit, gallery.path / INDEX if gallery.meta and unit else None)
+        index = make_index(gallery.array, unit, index_file(gallery) if unit else None)
         indices, distances = approximate_search(queries.feats, index, args.k, metric, unit)
         share = recall(queries.feats, gallery.array, indices, metric, unit, memory)
         how = (

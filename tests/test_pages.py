@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
 import shlex
+from glob import glob
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -20,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 COMMAND = re.compile(r"(?:python|torchrun(?: --\S+ \d+)*) (train|test)\.py (--config_file configs/[^`\n#]+)")
+AFTER = ("python -m processor.extract ", "python -m processor.search ")
 SHELL_VALUES = {
     "${1}": "[16, 16]", "${2}": "True", "${3}": "False", "${4}": "True", "${OUTPUT_DIR}": "out",
     "${5}": "deit_small_patch16_224_TransReID",
@@ -136,6 +141,47 @@ def test_the_method_from_outside_the_repository_runs(tmp_path, monkeypatch):
     weight = tmp_path / "out" / "my_net_2.pth"
     assert call("test", ["--config_file", "my_method.yml", *kept, "TEST.WEIGHT", weight]) == 0
     run.METHODS.pop("my_method")
+
+
+@pytest.fixture
+def after_the_quickstart(tmp_path, monkeypatch):
+    """A working directory as the quick start leaves it, less the training."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "runs" / "quickstart").mkdir(parents=True)
+    torch.manual_seed(0)
+    weights = make_model(load_config("configs/quickstart.yml"), 4).state_dict()
+    torch.save(weights, tmp_path / "runs" / "quickstart" / "resnet10_12.pth")
+    write_market(tmp_path / "data")
+    (tmp_path / "data" / "market1501").rename(tmp_path / "data" / "synthetic_0badcafe")
+    return tmp_path
+
+
+def test_the_commands_of_extraction_and_search_run(after_the_quickstart):
+    lines = "".join(fenced("after.md", "bash")).splitlines()
+    done = [shlex.split(line)[2:] for line in lines if line.startswith(AFTER)]
+    assert [words[0] for words in done] == ["processor.extract", "processor.search", "processor.search"]
+    for module, *words in done:
+        words = [path for word in words for path in (sorted(glob(word)) if "*" in word else [word])]
+        importlib.import_module(module).main(words)
+    found = (after_the_quickstart / "found.jsonl").read_text().splitlines()
+    assert len(found) == 4 and len(json.loads(found[0])["found"]) == 8
+    assert "data:image/jpeg" in (after_the_quickstart / "found.html").read_text()
+    assert (after_the_quickstart / "topk.npz").is_file()
+
+
+def test_the_tracker_tells_people_apart(after_the_quickstart):
+    (code,) = fenced("after.md", "python")
+    room: dict = {}
+    exec(code, room)
+    tracks = room["Tracks"](least=0.999)
+    frame = np.random.default_rng(0).integers(0, 256, (120, 90, 3), dtype=np.uint8)
+    frame[:, 45:] //= 4
+    left, right = (0, 10, 40, 110), (48, 10, 88, 110)
+    assert tracks.update(frame, [left, right]) == [0, 1]
+    assert tracks.update(frame, []) == []
+    assert tracks.update(frame, [right, left]) == [1, 0] and tracks.update(frame, [right]) == [1]
+    assert tracks.update(np.flip(frame, 0) // 2 + 90, [left]) == [2]
 
 
 def test_links_lead_somewhere():

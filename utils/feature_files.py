@@ -196,6 +196,8 @@ class Features:
             unfinished = "; the command that began it goes on with it" if (path / PLAN).exists() else ""
             raise UserError(f"{path}: no finished extraction (no {META}){unfinished}")
         self.meta = read_json(path / META)
+        if not isinstance(self.meta, dict) or not {"count", "width", *WHAT} <= self.meta.keys():
+            raise UserError(f"{path / META}: not what an extraction of features writes")
         self.array = mapped(path / FEATURES, (self.meta["count"], self.meta["width"]))
 
     def __len__(self) -> int:

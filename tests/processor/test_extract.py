@@ -23,7 +23,7 @@ from processor.evaluate import extract_features
 from processor.extract import extract
 from processor.extractor import Extractor, make_extractor
 from tests.processor.test_distributed import TORCHRUN, run
-from tests.tiny import CLIP, config, options
+from tests.tiny import CLIP, MSVIT, config, options
 from utils.checkpoint import load_weights
 from utils.errors import UserError
 from utils.feature_files import Features
@@ -103,6 +103,27 @@ def test_the_hash_tells_models_and_settings_apart_and_no_more(market, weight, tm
     assert len({same, *others}) == 1 + len(others)
 
 
+NETWORKS = {
+    "resnet": {"MODEL__NAME": "resnet10"}, "msvit": MSVIT, "clip": {"MODEL__NAME": "ViT-micro-8"},
+    "osnet": {"MODEL__NAME": "torchreid_osnet_x0_25", "MODEL__FC_DIM": 16}, "jpm": {"MODEL__JPM": True},
+    "cluster": {"MODEL__NAME": "resnet10", "PROCESSOR__NAME": "cluster", "MODEL__POOLING": "gem"},
+    "ssdvit": {"MODEL__NAME": "ssdvit", "PROCESSOR__NAME": "self_distill"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_family_is_read_without_a_data_set(name, tmp_path):
+    size = {"INPUT__SIZE_TRAIN": [64, 32], "INPUT__SIZE_TEST": [64, 32], "TEST__WEIGHT": str(tmp_path / "model.pth")}
+    cfg = config(tmp_path, tmp_path, **(size | NETWORKS[name]))
+    torch.manual_seed(0)
+    model = make_model(cfg, 7, 3, 1).eval()
+    torch.save(model.state_dict(), cfg.TEST.WEIGHT)
+    extractor, pixels = make_extractor(cfg), np.random.default_rng(0).integers(0, 256, (64, 32, 3), dtype=np.uint8)
+    with torch.no_grad():
+        wanted = torch.nn.functional.normalize(model(extractor.transform(Image.fromarray(pixels))[None]))
+    np.testing.assert_allclose(extractor([pixels]), wanted, atol=1e-5)
+
+
 def test_both_kinds_of_side_information_are_left_out_and_that_is_said(market, tmp_path, caplog):
     cfg = settings(market, tmp_path, tmp_path / "both.pth", MODEL__SIE_VIEW=True)
     torch.save(make_model(cfg, 4, 2, 3).state_dict(), cfg.TEST.WEIGHT)
@@ -110,6 +131,10 @@ def test_both_kinds_of_side_information_are_left_out_and_that_is_said(market, tm
     assert extractor.sides == () and "does not tell cameras from views in its 6 rows" in caplog.text
     image = np.random.default_rng(0).integers(0, 256, (40, 20, 3), dtype=np.uint8)
     np.testing.assert_array_equal(extractor([image], [1], [1]), extractor([image]))
+    bare = {key: value for key, value in torch.load(cfg.TEST.WEIGHT).items() if "sie_embed" not in key}
+    torch.save(bare, cfg.TEST.WEIGHT)
+    np.testing.assert_array_equal(make_extractor(cfg)([image]), extractor([image]))
+    assert "both.pth holds none" in caplog.text
 
 
 def test_a_killed_extraction_goes_on_to_the_same_bytes(market, weight, tmp_path):
