@@ -137,7 +137,7 @@ def features_of(runner, test, sides: tuple[str, ...]) -> Tensor:
 
 
 @torch.no_grad()
-def speed_ratio(deployed: Deployed, runner, batch: int = 16, repeats: int = 3) -> float:
+def speed_ratio(deployed: Deployed, runner, batch: int = 8, repeats: int = 3) -> float:
     """How many times faster onnxruntime is than PyTorch, each at its best of some runs on images of the test size."""
     size = deployed.preprocess.size
     images = torch.randint(0, 256, (batch, *size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

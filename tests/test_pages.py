@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from configs import load_config
 from model import make_model
+from model.deployed import make_deployed
 from processor import record, run
+from processor.export import write_onnx
 from tests.processor.test_commands import call
 from tests.tiny import MSVIT, options, write_market
 
@@ -182,6 +185,19 @@ def test_the_tracker_tells_people_apart(after_the_quickstart):
     assert tracks.update(frame, []) == []
     assert tracks.update(frame, [right, left]) == [1, 0] and tracks.update(frame, [right]) == [1]
     assert tracks.update(np.flip(frame, 0) // 2 + 90, [left]) == [2]
+
+
+def test_the_exported_file_runs_as_the_page_says(after_the_quickstart):
+    pytest.importorskip("onnxruntime", reason="requirements-dev.txt has it")
+    pytest.importorskip("onnxscript", reason="requirements-dev.txt has it")
+    cfg = load_config("configs/quickstart.yml")
+    (after_the_quickstart / "exported").mkdir()
+    write_onnx(make_deployed(cfg, make_model(cfg, 4)), after_the_quickstart / "exported" / "model.onnx")
+    Image.fromarray(np.zeros((90, 40, 3), np.uint8)).save(after_the_quickstart / "person.jpg")
+    (code,) = (block for block in fenced("after.md", "python") if "InferenceSession" in block)
+    room: dict = {}
+    exec(code, room)
+    assert room["features"].shape == (1, 512) and np.isclose(np.linalg.norm(room["features"]), 1)
 
 
 def test_links_lead_somewhere():
