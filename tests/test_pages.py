@@ -40,6 +40,9 @@ MINIATURES = {
     "baseline": {"MODEL__NAME": "resnet10"},
     "msvit/imagenet": MSVIT | {"DATALOADER__SAMPLER": "softmax"},
     "msvit": AVERAGED,
+    "configs/cluster": {  # any two images of random weights are neighbours enough
+        "CLUSTER__ITERS": 2, "CLUSTER__K1": 4, "CLUSTER__K2": 2, "CLUSTER__MIN_SAMPLES": 1,
+    },
     "configs/dino": {
         "DATASETS__FILTER_PATH": "", "DATASETS__KEEP_NUM": None, "DATALOADER__SAMPLER": "softmax", "DINO__OUT_DIM": 8,
         "DINO__HIDDEN_DIM": 8, "DINO__CROP_HEIGHT": 32, "DINO__CROP_WIDTH": 16, "SOLVER__WARMUP_EPOCHS": 0,
