@@ -6,13 +6,15 @@ checkpoint; nothing else differs.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from loss.cluster_memory import ClusterMemory, class_means
 from processor.pseudo_labels import Clustering
 from processor.stage import Stage
-from solver import make_optimizer, make_scheduler
+from solver import make_solver
 from utils.distributed import gather_rows, world_size
 from utils.errors import UserError
 
@@ -44,16 +46,13 @@ class ClusterContrast(Stage):
 
     @classmethod
     def from_cfg(cls, cfg, data, model: nn.Module) -> ClusterContrast:
-        def make_solver(module: nn.Module):
-            optimizer = make_optimizer(cfg, module)
-            return optimizer, make_scheduler(cfg, optimizer)
-
         if cfg.CLUSTER.TEMP <= 0:
             raise UserError(f"CLUSTER.TEMP: {cfg.CLUSTER.TEMP} is not above 0")
         clusters = Clustering.from_cfg(cfg, data.plain, cfg.SOLVER.IMS_PER_BATCH // world_size())
         rule = "hard" if cfg.CLUSTER.USE_HARD else "mean"
         keys = cfg.CLUSTER
-        stage = cls(model, data.train, clusters, cfg.SOLVER.MAX_EPOCHS, make_solver, keys.TEMP, keys.MOMENTUM, rule)
+        solver, epochs = partial(make_solver, cfg), cfg.SOLVER.MAX_EPOCHS
+        stage = cls(model, data.train, clusters, epochs, solver, keys.TEMP, keys.MOMENTUM, rule)
         stage.eval_period, stage.checkpoint_period = cfg.SOLVER.EVAL_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD
         stage.log_period = cfg.SOLVER.LOG_PERIOD
         return stage

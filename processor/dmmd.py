@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 
 import loss
@@ -10,7 +12,7 @@ from loss.dmmd import SIGMAS
 from processor.adaptation import Pairs, Zipped, load_start, target_groups
 from processor.pseudo_labels import Clustering
 from processor.stage import Stage
-from solver import make_optimizer, make_scheduler
+from solver import make_solver
 from utils.distributed import gather_rows, world_size
 from utils.errors import UserError
 
@@ -62,17 +64,13 @@ class DMMD(Stage):
         else:
             target.relabel(target_groups(target.records, cfg.DMMD.GROUPS, cfg.DATALOADER.NUM_INSTANCE))
 
-        def make_solver(module: nn.Module):
-            optimizer = make_optimizer(cfg, module)
-            return optimizer, make_scheduler(cfg, optimizer)
-
         stage = cls(
             model,
             data.train,
             target,
             loss.make_loss(cfg, data.num_classes),
             cfg.SOLVER.MAX_EPOCHS,
-            make_solver,
+            partial(make_solver, cfg),
             cfg.DATALOADER.NUM_INSTANCE,
             cfg.DMMD.WARMUP_EPOCHS,
             cfg.DMMD.ONLY,

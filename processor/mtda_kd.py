@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from model.torchreid import PREFIX, RESNETS, head_of
 from processor.adaptation import Pairs, Zipped, load_start, target_groups
 from processor.dmmd import dmmd_terms
 from processor.stage import Stage
-from solver import make_optimizer, make_scheduler
+from solver import make_solver
 from utils.checkpoint import as_tensors, load_weights, require_complete
 from utils.distributed import gather_rows, is_distributed
 from utils.errors import UserError
@@ -128,10 +129,6 @@ class Distillation(Stage):
             model.feat.requires_grad_(False)
             model.feat_bn.requires_grad_(False)
 
-        def make_solver(module: nn.Module):
-            optimizer = make_optimizer(cfg, module)
-            return optimizer, make_scheduler(cfg, optimizer)
-
         for target in data.targets:
             groups = "identity" if cfg.DMMD.GROUPS == "identity" else "tracklet"
             target.relabel(target_groups(target.records, groups, cfg.DATALOADER.NUM_INSTANCE))
@@ -142,7 +139,7 @@ class Distillation(Stage):
             data.targets,
             loss.make_loss(cfg, data.num_classes),
             cfg.SOLVER.MAX_EPOCHS,
-            make_solver,
+            partial(make_solver, cfg),
             cfg.DATALOADER.NUM_INSTANCE,
             seed=cfg.SOLVER.SEED,
             style=cfg.KD.STYLE,

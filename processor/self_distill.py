@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from model import ReIDOutput
 from processor.adaptation import Pairs, Zipped
 from processor.evaluate import extract_features
 from processor.stage import Stage
-from solver import make_optimizer, make_scheduler
+from solver import make_solver
 from utils.distributed import gather_rows
 
 
@@ -138,16 +139,12 @@ class SelfDistillation(Stage):
 
     @classmethod
     def from_cfg(cls, cfg, data, model: nn.Module) -> SelfDistillation:
-        def make_solver(module: nn.Module):
-            optimizer = make_optimizer(cfg, module)
-            return optimizer, make_scheduler(cfg, optimizer)
-
         stage = cls(
             model,
             data.sources,
             Recipe.from_cfg(cfg),
             cfg.SOLVER.MAX_EPOCHS,
-            make_solver,
+            partial(make_solver, cfg),
             cfg.SSD.ITERS,
             cfg.SSD.MEMORY_TEMPERATURE,
             cfg.SSD.MEMORY_MOMENTUM,

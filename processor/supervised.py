@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ import loss
 from datasets.imagenet import make_mixup
 from model import ReIDOutput
 from processor.stage import Stage
-from solver import make_optimizer, make_scheduler
+from solver import make_solver
 from utils.distributed import is_distributed, world_size
 from utils.errors import UserError
 
@@ -72,19 +73,15 @@ class Supervised(Stage):
 
     @classmethod
     def from_cfg(cls, cfg, data, model: nn.Module) -> Supervised:
-        def make_solver(module: nn.Module):
-            optimizer = make_optimizer(cfg, module)
-            return optimizer, make_scheduler(cfg, optimizer)
-
         centers = None
         if "center" in cfg.MODEL.METRIC_LOSS_TYPE:
             centers = Centers(data.num_classes, model.width, cfg.SOLVER.CENTER_LOSS_WEIGHT, cfg.SOLVER.CENTER_LR)
         loss_function = loss.make_loss(cfg, data.num_classes)
         mixup = make_mixup(cfg, data.num_classes)
         frozen = cfg.SOLVER.FREEZE_EPOCHS
-        stage = cls(model, data.train, loss_function, cfg.SOLVER.MAX_EPOCHS, make_solver, centers, frozen, mixup)
-        stage.eval_period = cfg.SOLVER.EVAL_PERIOD
-        stage.checkpoint_period = cfg.SOLVER.CHECKPOINT_PERIOD
+        solver, epochs = partial(make_solver, cfg), cfg.SOLVER.MAX_EPOCHS
+        stage = cls(model, data.train, loss_function, epochs, solver, centers, frozen, mixup)
+        stage.eval_period, stage.checkpoint_period = cfg.SOLVER.EVAL_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD
         stage.log_period = cfg.SOLVER.LOG_PERIOD
         return stage
 
