@@ -160,6 +160,9 @@ DATASETS = {
     "SYNTHETIC.CAMERAS": Key(4, "built-in data: cameras"),
     "SYNTHETIC.IMAGES": Key(4, "built-in data: images per identity and camera"),
     "SYNTHETIC.SEED": Key(0, "built-in data: seed"),
+    "SYNTHETIC.CAMERA_GAP": Key(
+        100, "built-in data: percent of the difference between cameras; at 0 all see one place in one light"
+    ),
     "OPTIONS": Key((), "options for one dataset among several: ['cuhk03.classic', True, ...]"),
     "LIST_CACHE": Key(True, "keep the parsed lists of large sets for the next start, in .lineup beside the images"),
     "SHARDS": Key("", "read the datasets of the run from the tar shards in this folder, which python -m "

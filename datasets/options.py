@@ -29,6 +29,7 @@ def dataset_options(cfg, name: str) -> dict[str, Any]:
     if "ids" in spec.options:
         size = cfg.DATASETS.SYNTHETIC
         options |= {"ids": size.IDS, "cameras": size.CAMERAS, "images": size.IMAGES, "seed": size.SEED}
+        options["gap"] = size.CAMERA_GAP
     elif "seed" in spec.options:
         options["seed"] = cfg.DATASETS.SEED
     places = {

@@ -37,7 +37,7 @@ from PIL import Image
 
 from datasets.synthetic_person import Person, Wardrobe, draw_person, make_person, make_pose
 from datasets.synthetic_raster import Rng, between, chance, generator, pick
-from datasets.synthetic_scene import OCCLUDERS, SS, Camera, Climate, expose, make_camera, view
+from datasets.synthetic_scene import OCCLUDERS, SS, Camera, Climate, between_cameras, expose, make_camera, view
 from datasets.synthetic_vehicle import VIEWS, Vehicle, draw_vehicle, make_vehicle
 from utils.errors import UserError, nearest
 
@@ -142,10 +142,11 @@ def _domain(name: str) -> Domain:
 
 # Caches of pure functions: a camera's place and an identity's traits are asked for once an image.
 @functools.lru_cache(maxsize=64)
-def _camera(name: str, camid: int, seed: int) -> Camera:
+def _camera(name: str, camid: int, seed: int, gap: int) -> Camera:
     domain = _domain(name)
     rng = generator(domain.key, "camera", camid, seed)
-    return make_camera(rng, domain.climate, camid, domain.height * SS, domain.width * SS, domain.horizon)
+    camera = make_camera(rng, domain.climate, camid, domain.height * SS, domain.width * SS, domain.horizon)
+    return camera if gap == 100 or camid == 0 else between_cameras(_camera(name, 0, seed, 100), camera, gap)
 
 
 @functools.lru_cache(maxsize=256)
@@ -162,17 +163,18 @@ def view_of(name: str, pid: int, camid: int, index: int, seed: int = 0) -> int:
     return between(generator(name, "view", pid, camid, index, seed), 0, len(VIEWS) - 1)
 
 
-def draw_image(name: str, pid: int, camid: int, index: int, seed: int = 0) -> np.ndarray:
+def draw_image(name: str, pid: int, camid: int, index: int, seed: int = 0, gap: int = 100) -> np.ndarray:
     """Draw one image of a set; the pixels are the same on every machine and do not depend on any other image.
 
     name: one of ``NAMES``. pid, camid: from 1. index: of the image of this identity under this camera, from 0; in
-    ``synthetic_occluded`` number 0 is always covered, the others one time in four.
+    ``synthetic_occluded`` number 0 is always covered, the others one time in four. gap: percent of the difference
+    between cameras that is left; at 0 all see one place in one light.
     Returns (H, W, 3) uint8, before compression: 128x64 for pedestrians, 96x96 for vehicles.
     Raises UserError for an unknown name.
     """
     domain = _domain(name)
     height, width = domain.height * SS, domain.width * SS
-    camera, identity = _camera(name, camid, seed), _identity(name, pid, seed)
+    camera, identity = _camera(name, camid, seed, gap), _identity(name, pid, seed)
     rng = generator(domain.key, "image", pid, camid, index, seed)
     canvas = view(rng, camera, height, width)
     if isinstance(identity, Person):
@@ -231,24 +233,33 @@ def _file_name(name: str, pid: int, camid: int, index: int, seed: int) -> str:
     return f"{stem}.jpg" if _domain(name).wardrobe else f"{stem}_v{view_of(name, pid, camid, index, seed)}.jpg"
 
 
-def _write_identity(name: str, folder: Path, train: int, cameras: int, images: int, seed: int, pid: int) -> None:
+def _write_identity(
+    name: str, folder: Path, train: int, cameras: int, images: int, seed: int, gap: int, pid: int
+) -> None:
     for camid in range(1, cameras + 1):
-        quality = _camera(name, camid, seed).quality
+        quality = _camera(name, camid, seed, gap).quality
         for index in range(images):
             split = FOLDERS[0] if pid <= train else FOLDERS[1] if index == 0 else FOLDERS[2]
-            image = Image.fromarray(draw_image(name, pid, camid, index, seed))
+            image = Image.fromarray(draw_image(name, pid, camid, index, seed, gap))
             image.save(folder / split / _file_name(name, pid, camid, index, seed), quality=quality)
 
 
 def ensure_synthetic(
-    name: str, root: str | Path, ids: int = 64, cameras: int = 4, images: int = 4, seed: int = 0, workers: int = 1
+    name: str,
+    root: str | Path,
+    ids: int = 64,
+    cameras: int = 4,
+    images: int = 4,
+    seed: int = 0,
+    workers: int = 1,
+    gap: int = 100,
 ) -> Path:
     """Return the folder of a built-in set below ``root``, writing it first if it is not there.
 
     name: one of ``NAMES``. ids: identities in all (at least 4): numbers 1..ids//2 train, the others test.
     cameras: at least 2. images: of each identity under each camera, at least 2; of a test identity the first is the
     query, the others the gallery, so that every query has ``(cameras - 1) * (images - 1)`` valid matches.
-    seed: from 0. workers: processes that draw.
+    seed: from 0. workers: processes that draw. gap: 0..100, percent of the difference between cameras that is left.
 
     The folder is ``<root>/<name>_<hash8>``; the hash is of everything that changes the files. It appears whole or not
     at all: it is written beside its place and then renamed, so several processes may ask for it at once. A process
@@ -257,8 +268,11 @@ def ensure_synthetic(
     """
     _domain(name)
     ids, cameras, images = _checked("IDS", ids, 4), _checked("CAMERAS", cameras, 2), _checked("IMAGES", images, 2)
-    seed, workers = _checked("SEED", seed, 0), _checked("WORKERS", workers, 1)
-    tag = hashlib.sha256(repr((name, ids, cameras, images, seed, FORMAT_VERSION)).encode()).hexdigest()[:8]
+    seed, workers, gap = _checked("SEED", seed, 0), _checked("WORKERS", workers, 1), _checked("CAMERA_GAP", gap, 0)
+    if gap > 100:
+        raise UserError(f"DATASETS.SYNTHETIC.CAMERA_GAP: must be a percentage of at most 100, got {gap}")
+    contents = (name, ids, cameras, images, seed, FORMAT_VERSION, *([gap] if gap != 100 else []))
+    tag = hashlib.sha256(repr(contents).encode()).hexdigest()[:8]
     folder = Path(root) / f"{name}_{tag}"
     if folder.is_dir():
         return folder
@@ -266,7 +280,7 @@ def ensure_synthetic(
     try:
         for split in FOLDERS:
             (draft / split).mkdir(parents=True)
-        job = functools.partial(_write_identity, name, draft, ids // 2, cameras, images, seed)
+        job = functools.partial(_write_identity, name, draft, ids // 2, cameras, images, seed, gap)
         if workers == 1:
             for pid in range(1, ids + 1):
                 job(pid)

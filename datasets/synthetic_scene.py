@@ -7,7 +7,7 @@ seen, the clutter in it and the light. Pictures are drawn at ``SS`` times the fi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -197,6 +197,9 @@ class Camera:
     zoom: int
 
 
+_LIGHT = fields(Camera)[1:]  # all but the plate
+
+
 def make_camera(rng: Rng, climate: Climate, camid: int, height: int, width: int, horizon: int) -> Camera:
     """Draw a camera. height, width: the canvas of an image; horizon: percent of it above the ground."""
     back, ground = climate.places[(camid - 1) % len(climate.places)]
@@ -216,6 +219,19 @@ def make_camera(rng: Rng, climate: Climate, camid: int, height: int, width: int,
         quality=between(rng, *climate.quality),
         zoom=between(rng, *climate.zoom),
     )
+
+
+def between_cameras(common: Camera, camera: Camera, gap: int) -> Camera:
+    """The camera that lies ``gap`` percent of the way from ``common`` to ``camera``, place included."""
+
+    def part(near, far):
+        if isinstance(far, tuple):
+            return tuple(map(part, near, far))
+        return near + (far - near) * gap // 100
+
+    traits = {trait.name: part(getattr(common, trait.name), getattr(camera, trait.name)) for trait in _LIGHT}
+    plate = part(common.plate.astype(np.int32), camera.plate).astype(np.uint8)
+    return Camera(plate=plate, **traits)
 
 
 def view(rng: Rng, camera: Camera, height: int, width: int) -> np.ndarray:

@@ -154,9 +154,11 @@ def test_everything_that_changes_the_files_changes_the_folder(tmp_path, monkeypa
     folders = [ensure_synthetic(*base), ensure_synthetic(*base[:5], 1)]
     for place, value in ((2, 5), (3, 3), (4, 3)):
         folders.append(ensure_synthetic(*base[:place], value, *base[place + 1 :]))
+    folders.append(ensure_synthetic(*base, gap=50))
+    assert ensure_synthetic(*base, gap=100) == folders[0]
     monkeypatch.setattr(synthetic, "FORMAT_VERSION", synthetic.FORMAT_VERSION + 1)
     folders.append(ensure_synthetic(*base))
-    assert len(set(folders)) == 6
+    assert len(set(folders)) == 7
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
@@ -207,6 +209,8 @@ def test_the_loser_of_a_race_deletes_its_copy(tmp_path, monkeypatch):
         ({"images": 1}, "DATASETS.SYNTHETIC.IMAGES"),
         ({"images": 2.5}, "DATASETS.SYNTHETIC.IMAGES"),
         ({"seed": -1}, "DATASETS.SYNTHETIC.SEED"),
+        ({"gap": 101}, "DATASETS.SYNTHETIC.CAMERA_GAP"),
+        ({"gap": -1}, "DATASETS.SYNTHETIC.CAMERA_GAP"),
         ({"workers": True}, "DATASETS.SYNTHETIC.WORKERS"),
         ({"name": "syntetic_b"}, "did you mean 'synthetic_b'"),
     ],
@@ -257,6 +261,26 @@ def test_colours_and_pixels_alone_do_not_solve_it(name):
     assert mean_ap(pixels, pids, camids, indices == 0) < 40
     for stripes in (1, 6):
         assert mean_ap(np.stack([histogram(image, stripes) for image in images]), pids, camids, indices == 0) < 40
+
+
+@pytest.mark.parametrize("name", ["synthetic", "synthetic_c"])
+def test_people_are_easier_to_find_the_closer_the_cameras_are(name):
+    keys = [(pid, camid, index) for pid in range(1, 9) for camid in (1, 2, 3, 4) for index in (0, 1)]
+    pids, camids, indices = np.array(keys).T
+
+    def by_colour(gap):
+        features = [histogram(draw_image(name, *key, gap=gap), 6) for key in keys]
+        return mean_ap(np.stack(features), pids, camids, indices == 0)
+
+    scores = [by_colour(gap) for gap in (100, 50, 0)]
+    assert scores[0] < scores[1] < scores[2]
+    assert scores[2] > scores[0] + 5
+
+
+def test_without_a_gap_every_camera_is_the_same():
+    cameras = [synthetic._camera("synthetic", camid, 0, 0) for camid in (1, 2, 3)]
+    assert all((camera.plate == cameras[0].plate).all() for camera in cameras)
+    assert len({(camera.cast, camera.contrast, camera.zoom, camera.slope) for camera in cameras}) == 1
 
 
 def test_sines_are_the_rounded_ones():
