@@ -305,9 +305,9 @@ def _put_in_place(draft: Path, folder: Path) -> None:
             raise
 
 
-def _rows(name: str, ids: int, cameras: int, images: int, seed: int) -> Iterator[np.ndarray]:
+def _rows(name: str, ids: int, cameras: int, images: int, seed: int, gap: int) -> Iterator[np.ndarray]:
     for pid in range(1, ids + 1):
-        shots = [draw_image(name, pid, c, i, seed) for c in range(1, cameras + 1) for i in range(images)]
+        shots = [draw_image(name, pid, c, i, seed, gap) for c in range(1, cameras + 1) for i in range(images)]
         yield np.concatenate([np.pad(shot, ((1, 1), (1, 1), (0, 0)), constant_values=255) for shot in shots], axis=1)
 
 
@@ -319,13 +319,14 @@ def contact_sheet(
     images: int = 3,
     seed: int = 0,
     colours: int | None = 160,
+    gap: int = 100,
 ) -> Path:
     """Write a picture of a set: a row for each identity 1..ids, in it ``images`` of each camera in turn.
 
     path: where to, the ending says the format. colours: size of the palette, which keeps a PNG small; None: all.
-    Returns the path. Raises UserError for an unknown name.
+    gap: as of ``draw_image``. Returns the path. Raises UserError for an unknown name.
     """
-    sheet = Image.fromarray(np.concatenate(list(_rows(name, ids, cameras, images, seed))))
+    sheet = Image.fromarray(np.concatenate(list(_rows(name, ids, cameras, images, seed, gap))))
     if colours:
         sheet = sheet.quantize(colours, dither=Image.Dither.NONE)
     sheet.save(path)

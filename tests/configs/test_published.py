@@ -362,7 +362,8 @@ def test_every_shipped_file_is_checked_here():
     rows |= {f"msvit/{name}" for name in MSVIT_FILES} | {f"mtda/{name}" for name in MTDA}
     rows |= {f"dino/{name}" for name in (*DINO, "synthetic")}
     rows |= {f"cluster/{name}" for name in CLUSTER_FILES} | {"cluster/market1501_resnet50"}
-    rows |= {"transreid_ssl/synthetic_ics", "cluster/usl_synthetic"}  # small ones of ours
+    rows |= {f"transreid_ssl/synthetic_{name}" for name in ("ics", "source")}
+    rows |= {"cluster/usl_synthetic", "cluster/uda_synthetic_synthetic_c"}  # small ones of ours
     rows |= {f"ssdvit/{name}" for name in SSDVIT}
     rows |= {f"ssdvit/synthetic{end}" for end in ("", "_single", "_start", "_supervised")}  # small ones of ours
     folders = ("transreid", "transreid_ssl", "clip_reid", "svll", "msvit", "mtda", "dino", "cluster", "ssdvit")
