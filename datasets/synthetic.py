@@ -15,8 +15,8 @@ image of this identity under this camera (from 0), box. A vehicle's name ends in
 ``0001_c1s1_000451_00_v3.jpg``: 0 front, 1 rear, 2 left, 3 left front, 4 left rear, 5 right, 6 right front, 7 right
 rear, numbered as in VeRi-776. ``PATTERN`` reads both kinds of name.
 
-Pixels depend on (domain, identity, camera, number, seed) alone, not on how many others there are, and are the same on
-every machine; only the JPEG encoder may differ.
+Pixels depend on (domain, identity, camera, number, seed, camera gap) alone, not on how many others there are, and are
+the same on every machine; only the JPEG encoder may differ.
 """
 
 from __future__ import annotations

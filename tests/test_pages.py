@@ -38,6 +38,7 @@ SHELL_VALUES = {
 AVERAGED = MSVIT | {"SOLVER__MAX_EPOCHS": 2, "SOLVER__EMA__RATIO": 0.5, "SOLVER__EMA__EXTRA_EPOCHS": 0}
 MINIATURES = {
     "baseline": {"MODEL__NAME": "resnet10"},
+    "synthetic_source": {"DATASETS__OPTIONS": []},  # it is trained on the test's Market-1501
     "msvit/imagenet": MSVIT | {"DATALOADER__SAMPLER": "softmax"},
     "msvit": AVERAGED,
     "configs/cluster": {  # any two images of random weights are neighbours enough
