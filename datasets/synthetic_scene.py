@@ -197,9 +197,6 @@ class Camera:
     zoom: int
 
 
-_LIGHT = fields(Camera)[1:]  # all but the plate
-
-
 def make_camera(rng: Rng, climate: Climate, camid: int, height: int, width: int, horizon: int) -> Camera:
     """Draw a camera. height, width: the canvas of an image; horizon: percent of it above the ground."""
     back, ground = climate.places[(camid - 1) % len(climate.places)]
@@ -222,16 +219,16 @@ def make_camera(rng: Rng, climate: Climate, camid: int, height: int, width: int,
 
 
 def between_cameras(common: Camera, camera: Camera, gap: int) -> Camera:
-    """The camera that lies ``gap`` percent of the way from ``common`` to ``camera``, place included."""
+    """The camera that lies ``gap`` percent (0..100) of the way from ``common`` to ``camera`` in every trait."""
 
     def part(near, far):
         if isinstance(far, tuple):
             return tuple(map(part, near, far))
+        if isinstance(far, np.ndarray):  # bytes would overflow
+            return (near + (far.astype(np.int32) - near) * gap // 100).astype(np.uint8)
         return near + (far - near) * gap // 100
 
-    traits = {trait.name: part(getattr(common, trait.name), getattr(camera, trait.name)) for trait in _LIGHT}
-    plate = part(common.plate.astype(np.int32), camera.plate).astype(np.uint8)
-    return Camera(plate=plate, **traits)
+    return Camera(*(part(getattr(common, trait.name), getattr(camera, trait.name)) for trait in fields(Camera)))
 
 
 def view(rng: Rng, camera: Camera, height: int, width: int) -> np.ndarray:
