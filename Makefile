@@ -19,7 +19,7 @@ test: $(VENV)/.installed-dev lint
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
-	$(BIN)/pylint --recursive=y --rcfile=pyproject.toml configs datasets model loss solver processor utils train.py test.py
+	$(BIN)/pylint --recursive=y --rcfile=pyproject.toml configs datasets model loss solver processor tools utils train.py test.py
 
 parity: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q tests/parity

@@ -3,7 +3,15 @@
 Prints mAP, mINP and Rank-1/5/10 and writes them to ``metrics.json`` in OUTPUT_DIR.
 """
 
-from processor.command import run_command
+from utils.commands import parse_run, reported_errors
 
 if __name__ == "__main__":
-    run_command(None, "test", __doc__, "--config_file configs/transreid/market1501.yml TEST.WEIGHT model.pth")
+    args = parse_run(None, "test", __doc__, "--config_file configs/transreid/market1501.yml TEST.WEIGHT model.pth")
+    with reported_errors():  # the imports below take seconds: --help and a mistake in the settings come before them
+        from configs import load_config_with_notes
+
+        cfg, notes = load_config_with_notes(args.config_file, args.opts)
+        from processor import run
+        from tools.pictures import report_with_pictures
+
+        run.test(cfg, args.config_file, notes, after=report_with_pictures)

@@ -73,7 +73,7 @@ def evaluated(size: str, folder: Path, report: bool) -> dict[str, float]:
 
 def paged(folder: Path) -> dict[str, float]:
     """Seconds of writing the page."""
-    from processor.report import write_report
+    from tools.report import write_report
 
     forget_peak()
     start, cpu = time.perf_counter(), time.process_time()
@@ -83,14 +83,14 @@ def paged(folder: Path) -> dict[str, float]:
 
 
 def extraction(folder: Path, count: int, workers: int, network: str, repeats: int) -> None:
-    """Prints images/s of the network alone and of ``processor.extract``'s loop over files, the best of some turns."""
+    """Prints images/s of the network alone and of ``tools.extract``'s loop over files, the best of some turns."""
     import torch
 
     from configs import load_config
-    from datasets.image_lists import read_image_list
+    from datasets.readers.image_list import read_image_list
     from model import make_model
-    from processor.extract import fill
     from processor.extractor import make_extractor
+    from tools.extract import fill
     from utils.feature_files import FeatureWriter
 
     make_images(folder / "images", count)

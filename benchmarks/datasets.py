@@ -26,14 +26,15 @@ import torch
 from benchmarks.loader import rate, write_images
 from configs import load_config
 from datasets import make_dataset
-from datasets.catalogue import ReIDDataset, find_spec
-from datasets.findings import missing
+from datasets.catalogue import find_spec
+from datasets.checks import missing
+from datasets.dataset import ReIDDataset
 from datasets.loaders import TrainLoader
 from datasets.records import Records
 from datasets.samplers import EpochSampler, shuffled
-from datasets.shard_index import read_shards
-from datasets.shards import write_shards
-from datasets.transforms import build_transforms
+from datasets.storage.shard_index import read_shards
+from datasets.transforms.pipelines import build_transforms
+from tools.make_shards import write_shards
 
 READ = """
 import json, sys, time

@@ -27,12 +27,12 @@ from configs import load_config
 from datasets.images import Batch, ImageList
 from datasets.loaders import Source
 from datasets.records import Records
-from datasets.transforms import WithViews, weak_and_strong
+from datasets.transforms.pipelines import WithViews, weak_and_strong
 from loss import triplet
 from loss.self_distillation import soft_share
 from model import make_model
-from processor.adaptation import Pairs
-from processor.self_distill import Recipe, SelfDistillation
+from processor.methods.domains import Pairs
+from processor.methods.self_distill import Recipe, SelfDistillation
 from utils.device import choose_precision, quick_attention
 
 CLASSES, INSTANCES = 64, 4

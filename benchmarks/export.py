@@ -20,7 +20,7 @@ from configs import load_config
 from datasets import make_dataset
 from datasets.loaders import make_dataloader
 from model import make_model
-from processor.export import export
+from tools.export import export
 from utils.errors import UserError
 
 VIT = {"MODEL.NAME": "transformer", "MODEL.STRIDE_SIZE": [16, 16]}

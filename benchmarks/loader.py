@@ -23,7 +23,7 @@ from configs import load_config
 from datasets.loaders import TrainLoader
 from datasets.records import Records
 from datasets.samplers import EpochSampler, shuffled
-from datasets.transforms import RandomErasing, build_transforms
+from datasets.transforms.pipelines import RandomErasing, build_transforms
 
 
 def write_images(folder: Path, count: int, height: int = 128, width: int = 64) -> list[str]:

@@ -22,8 +22,8 @@ import loss
 from benchmarks.train_step import median_times
 from configs import load_config
 from model import make_model
-from model.prompt_augment import draw
-from processor.prompt import TextSide, image_features, prompt_terms
+from model.layers.prompt_augment import draw
+from processor.methods.prompt import TextSide, image_features, prompt_terms
 from solver import make_optimizer
 from utils.device import choose_precision, quick_attention
 

@@ -42,7 +42,7 @@ def write(folder: Path, images: int, queries: int) -> None:
 
 def run(name: str, folder: Path, k: int) -> dict:
     """Seconds, those of the processor, MiB beyond what the process had, and a check sum of the lists."""
-    from utils.search import search
+    from utils.scoring.search import search
 
     query, gallery = np.load(folder / "q.npy"), np.load(folder / "g.npy", mmap_mode="r")
     forget_peak()

@@ -27,7 +27,7 @@ from benchmarks.train_step import DTYPES
 from configs import load_config
 from model import make_model
 from model.backbones.msvit import MSVIT_TYPES
-from model.sparse_attention import LARGEST_SCALE, from_windows, kept_count, sparse_window_attention, to_windows
+from model.layers.sparse_attention import LARGEST_SCALE, from_windows, kept_count, sparse_window_attention, to_windows
 from solver import make_optimizer
 
 SPLITS = {(384, 128): (8, 8), (224, 224): (7, 7)}

@@ -20,14 +20,15 @@ from PIL import Image
 from torch import Tensor
 
 from configs import load_config
-from datasets.decoding import decode
 from datasets.images import Batch
-from datasets.multi_crop import MultiCrops, make_multi_crop_transform
+from datasets.storage.decoding import decode
+from datasets.transforms.multi_crop import MultiCrops, make_multi_crop_transform
 from loss import DINOLoss
 from model import make_model
-from model.dino import MultiCrop
-from processor.dino import DINO, Ranges, make_teacher
+from model.networks.dino import MultiCrop
+from processor.methods.dino import DINO, Ranges, make_teacher
 from processor.trainer import Trainer
+from utils.commands import run_command
 from utils.device import choose_device, choose_precision
 
 
@@ -148,6 +149,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from processor.command import guarded
-
-    guarded(main)
+    run_command(main)

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import loss
 from configs import load_config
 from model import make_model
-from model.jpm import jigsaw_pieces
+from model.layers.jpm import jigsaw_pieces
 from solver import make_optimizer
 from utils.device import quick_attention
 
@@ -51,13 +51,13 @@ class baseline:
     """Inside, models run with plain attention and a loop over JPM's branches."""
 
     def __enter__(self) -> None:
-        import model.reid
+        import model.networks.reid
 
         self.kept = Attention.forward, model.reid.jigsaw_features
         Attention.forward, model.reid.jigsaw_features = plain_attention, branch_loop
 
     def __exit__(self, *error) -> None:
-        import model.reid
+        import model.networks.reid
 
         Attention.forward, model.reid.jigsaw_features = self.kept
 

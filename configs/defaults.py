@@ -166,7 +166,7 @@ DATASETS = {
     "OPTIONS": Key((), "options for one dataset among several: ['cuhk03.classic', True, ...]"),
     "LIST_CACHE": Key(True, "keep the parsed lists of large sets for the next start, in .lineup beside the images"),
     "SHARDS": Key("", "read the datasets of the run from the tar shards in this folder, which python -m "
-                  "datasets.shards writes; empty: from their own folders"),
+                  "tools.make_shards writes; empty: from their own folders"),
     "VIEW_DIR": Key("", "VeRi: folder of keypoint_train.txt and keypoint_test.txt; empty: the dataset's own folder"),
     "FILE": Key("", "csv: the table; empty: dataset.csv or dataset.jsonl in ROOT_DIR"),
     "IMAGE_DIR": Key("", "csv: folder that the paths are relative to; empty: the table's folder"),
@@ -182,7 +182,7 @@ DATASETS = {
     "DIRECTION": Key(None, "University-1652: which platform searches which; None: drone to satellite", of=str),
     "MARKET1501_500K": Key(None, "Market-1501: 500,000 distractors join the gallery; None: no", of=bool),
     "FILTER_PATH": Key("", "list of the training images to keep, best first, one name a line or pickled, as python -m "
-                       "processor.cfs writes it; empty: all (luperson: its own CFS_list, if any; 'no': all)"),
+                       "tools.cfs writes it; empty: all (luperson: its own CFS_list, if any; 'no': all)"),
     "KEEP_NUM": Key(None, "images to keep of that list; None: all", of=int),
 }
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from configs.defaults import KEYS, Key
+from utils.errors import UserError
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A mistake in a YAML file or an override, told in one line."""
 
 

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from datasets.decoding import BadImage, Pixels, Size, cropped, decode, read_image
 from datasets.records import Records
-from datasets.stores import ByteStore, PixelStore
+from datasets.storage.decoding import BadImage, Pixels, Size, cropped, decode, read_image
+from datasets.storage.stores import ByteStore, PixelStore
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from datasets.catalogue import ReIDDataset
+from datasets.dataset import ReIDDataset
 from datasets.records import Records, join
 from utils.errors import UserError
 

@@ -12,16 +12,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from datasets.catalogue import CATALOGUE, ReIDDataset, make_dataset
-from datasets.decoding import DECODERS
-from datasets.filter_list import keep_listed, listed_names
-from datasets.images import Batch, ImageList
-from datasets.joining import as_trained, hold_out, join_training
-from datasets.multi_crop import make_multi_crop_transform
-from datasets.options import dataset_options, names_of, refuse_unknown_options
-from datasets.readers import SPLITS
-from datasets.records import Records, join
-from datasets.refusals import (
+from datasets.catalogue import CATALOGUE
+from datasets.checks import (
     refuse_hopeless,
     refuse_missing,
     refuse_skipping,
@@ -29,9 +21,17 @@ from datasets.refusals import (
     refuse_unlabelled,
     tell_findings,
 )
+from datasets.dataset import ReIDDataset, make_dataset
+from datasets.images import Batch, ImageList
+from datasets.joining import as_trained, hold_out, join_training
+from datasets.options import dataset_options, names_of, refuse_unknown_options
+from datasets.readers.filter_list import keep_listed, listed_names
+from datasets.records import SPLITS, Records, join
 from datasets.samplers import EpochSampler, check_identities, make_sampler, multiple_gallery_nocam
-from datasets.stores import ByteStore, PixelStore
-from datasets.transforms import WithViews, build_transforms, weak_and_strong, with_views
+from datasets.storage.decoding import DECODERS
+from datasets.storage.stores import ByteStore, PixelStore
+from datasets.transforms.multi_crop import make_multi_crop_transform
+from datasets.transforms.pipelines import WithViews, build_transforms, weak_and_strong, with_views
 from utils.distributed import gather_objects, rank, world_size
 from utils.errors import UserError
 

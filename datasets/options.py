@@ -68,3 +68,10 @@ def refuse_unknown_options(cfg, names: list[str], targets: list[str]) -> None:
     for key in cfg.DATASETS.OPTIONS[::2]:
         if find_spec(str(key).partition(".")[0], "DATASETS.OPTIONS") not in specs:
             raise UserError(f"DATASETS.OPTIONS: {key!r} is of no dataset of this run ({', '.join(names)})")
+
+
+def options_of_run(cfg) -> dict[str, dict[str, Any]]:
+    """Name of each dataset of a run, targets included -> its options; unknown options raise ``UserError``."""
+    names, targets = names_of(cfg.DATASETS.NAMES), names_of(cfg.DATASETS.TARGETS or ())
+    refuse_unknown_options(cfg, names, targets)
+    return {name: dataset_options(cfg, name) for name in dict.fromkeys([*names, *targets])}

@@ -56,6 +56,7 @@ class Records(Sequence):
         return len(np.unique(self.pids[self.pids >= 0])), len(self), len(np.unique(self.camids))
 
 
+SPLITS = ("train", "query", "gallery")
 LONG = 1_000_000
 """From here on no object is held per name. A list of this length comes from a folder, which has each name once."""
 COLUMNS = ("pids", "camids", "viewids", "domain", "seqs", "boxes")

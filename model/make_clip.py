@@ -10,13 +10,13 @@ from torch import nn
 from model.backbones.clip import CLIPViT, build_clip, clip_config, make_image_tower
 from model.backbones.clip_text import CLIPText
 from model.backbones.vit import SideInformation
-from model.clip_reid import CLIPReID, PromptReID
-from model.cluster_encoder import ImageTower
-from model.heads import make_head
-from model.jpm import jigsaw_layout
-from model.norms import convert_sync_batch_norm
-from model.prompt_learner import PromptLearner, prompt_tokens
-from model.ssl_heads import Predictor, ProjectionHead
+from model.layers.heads import make_head
+from model.layers.jpm import jigsaw_layout
+from model.layers.norms import convert_sync_batch_norm
+from model.layers.prompt_learner import PromptLearner, prompt_tokens
+from model.layers.ssl_heads import Predictor, ProjectionHead
+from model.networks.clip_reid import CLIPReID, PromptReID
+from model.networks.cluster_encoder import ImageTower
 from utils import switch
 from utils.errors import UserError
 

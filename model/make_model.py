@@ -13,19 +13,19 @@ from model.backbones.resnet import RESNET_TYPES, ReIDResNet
 from model.backbones.swin import SWIN_TYPES, Swin
 from model.backbones.timm_image import TimmBackbone
 from model.backbones.vit import DEIT_SMALL, TRANSREID_VIT_SMALL, VIT_SMALL, VIT_TYPES, ViT, ViTSpec
-from model.batch_erasing import BatchErasing
-from model.cluster_encoder import ClusterEncoder, PooledTrunk
-from model.dino import make_multi_crop
-from model.heads import make_head
-from model.jpm import jigsaw_layout
+from model.layers.batch_erasing import BatchErasing
+from model.layers.heads import make_head
+from model.layers.jpm import jigsaw_layout
+from model.layers.norms import convert_sync_batch_norm
+from model.layers.pooling import make_pooling
+from model.layers.sparse_attention import kept_count
 from model.make_clip import make_clip_model, make_clip_tower
-from model.msvit import MSViTClassifier, MSViTReID, check_parts
-from model.norms import convert_sync_batch_norm
-from model.pooling import make_pooling
-from model.reid import ReIDModel
-from model.sparse_attention import kept_count
-from model.ssdvit import SSDViT
-from model.torchreid import HEADS, PREFIX, RESNETS, TRUNKS, TorchreidModel, make_trunk, stage_widths
+from model.networks.cluster_encoder import ClusterEncoder, PooledTrunk
+from model.networks.dino import make_multi_crop
+from model.networks.msvit import MSViTClassifier, MSViTReID, check_parts
+from model.networks.reid import ReIDModel
+from model.networks.ssdvit import SSDViT
+from model.networks.torchreid import HEADS, PREFIX, RESNETS, TRUNKS, TorchreidModel, make_trunk, stage_widths
 from utils import switch
 from utils.errors import UserError, nearest
 from utils.names import is_clip

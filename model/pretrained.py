@@ -12,7 +12,7 @@ from torch import nn
 from model.backbones.clip import LIBRARY, clip_config, openai_name
 from model.backbones.osnet import OSNET_TYPES
 from model.backbones.vit import VIT_SMALL
-from model.torchreid import PREFIX
+from model.networks.torchreid import PREFIX
 from utils.checkpoint import load_pretrained, load_weights, read_state
 from utils.errors import UserError
 from utils.names import is_clip

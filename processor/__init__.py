@@ -1,1 +1,5 @@
 """The trainer, the methods as lists of stages, evaluation, and the commands after training."""
+
+from utils.former_names import redirect_former_commands
+
+redirect_former_commands()

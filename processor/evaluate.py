@@ -16,18 +16,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from datasets.files import own_name
 from datasets.loaders import TestSet
-from datasets.readers import draw_one_each
+from datasets.readers.folders import draw_one_each
 from datasets.records import Records
-from processor.evidence import Ranked, Watch, file_name
+from datasets.storage.files import own_name
+from processor.finished import Ranked, Watch, file_name
 from utils import switch
-from utils.blocks import free_memory
-from utils.checkpoint import write_atomically
 from utils.distributed import gather_objects, is_main
 from utils.errors import UserError
+from utils.files import write_atomically
 from utils.metrics import evaluate_features, evaluate_retrieval, evaluate_roc
 from utils.reranking import query_expansion
+from utils.scoring.blocks import free_memory
 
 log = logging.getLogger("lineup")
 

@@ -17,15 +17,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from configs import load_config
-from datasets.decoding import load_image
-from datasets.transforms import build_transforms
+from datasets.storage.decoding import load_image
+from datasets.transforms.pipelines import build_transforms
 from model import make_model
-from processor.run import import_extras, weight_file
-from processor.text_query import refuse_mute, refuse_without_text, sentence_features, token_table
+from processor.trained import weight_file
+from tools.text_query import refuse_mute, refuse_without_text, sentence_features, token_table
 from utils import switch
 from utils.checkpoint import as_tensors, load_weights, require_complete
 from utils.device import choose_device
 from utils.errors import UserError
+from utils.extra_modules import import_extras
 
 log = logging.getLogger("lineup")
 

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import logging
-import os
-import platform
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,27 +16,28 @@ from datasets.catalogue import find_spec
 from datasets.loaders import Data, TestSet, adapts, make_dataloader
 from datasets.options import names_of
 from model import make_model
-from model.describe import summary
 from model.pretrained import load_initial_weights
-from processor.cluster import cluster
-from processor.dino import dino
-from processor.dmmd import dmmd
+from model.summary import summary
 from processor.evaluate import Settings, evaluate, mean_of, means
 from processor.generalisation import generalisation
-from processor.mtda_kd import mtda_kd
-from processor.pictures import KINDS, draw
-from processor.prompt import prompt
-from processor.report import write_report
-from processor.self_distill import self_distill
+from processor.methods.cluster import cluster
+from processor.methods.dino import dino
+from processor.methods.dmmd import dmmd
+from processor.methods.mtda_kd import mtda_kd
+from processor.methods.prompt import prompt
+from processor.methods.self_distill import self_distill
+from processor.methods.supervised import supervised
 from processor.stage import Stage
-from processor.supervised import supervised
+from processor.trained import output_folder, tested_model, weight_file
 from processor.trainer import LAST, Trainer
 from solver import make_average
-from utils.checkpoint import load_weights, require_complete, write_atomically
 from utils.device import choose_device, choose_precision, seed_everything
 from utils.distributed import barrier, is_main, rank, start, stop, world_size
 from utils.errors import UserError, nearest
+from utils.extra_modules import import_extras
+from utils.files import write_json, write_text
 from utils.logger import close_logging, set_up_logging
+from utils.provenance import commit, environment, machine
 from utils.trees import flat
 
 log = logging.getLogger("lineup")
@@ -57,6 +52,9 @@ METHODS: dict[str, Callable[[Any, Data, nn.Module], list[Stage]]] = {
     "self_distill": self_distill,
 }
 """PROCESSOR.NAME -> function of (cfg, data, model) that gives the method's stages; ``register_method`` adds one."""
+
+After = Callable[[Any, nn.Module, Data, torch.device, Path], None]
+"""What follows a finished run: (cfg, model, data, device, folder)."""
 
 FREE_KEYS = (
     "SOLVER.RESUME", "OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "DATALOADER.CACHE_GB", "DATALOADER.CACHE",
@@ -76,45 +74,9 @@ def register_method(name: str):
     return add
 
 
-def import_extras(names) -> None:
-    """Imports the user's modules (EXTRA_MODULES): names on the path or in the working directory, or files."""
-    for name in [names] if isinstance(names, str) else names:
-        try:
-            if str(name).endswith(".py"):
-                spec = importlib.util.spec_from_file_location(Path(name).stem, name)
-                module = importlib.util.module_from_spec(spec)
-                sys.modules[spec.name] = module
-                spec.loader.exec_module(module)
-            else:
-                if "" not in sys.path:
-                    sys.path.insert(0, "")
-                importlib.import_module(name)
-        except (ModuleNotFoundError, FileNotFoundError) as error:
-            raise UserError(f"EXTRA_MODULES: {name!r} cannot be imported ({error})") from None
-
-
-def output_folder(cfg, config_file: str) -> Path:
-    return Path(cfg.OUTPUT_DIR or Path("runs") / (Path(config_file).stem or "default"))
-
-
 def fingerprint(cfg) -> dict[str, Any]:
     """The settings that a restart must share with the run it goes on from."""
     return {k: v for k, v in flat(cfg).items() if k not in FREE_KEYS and not k.startswith("TEST.")}
-
-
-def commit() -> str:
-    """The checkout's commit, with a mark when files differ from it; '' where there is no git."""
-    here = Path(__file__).parent
-    try:
-        head = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        dirty = subprocess.run(
-            ["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True
-        ).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return head + ("+" if dirty.strip() else "")
 
 
 def resolved(cfg, folder: Path) -> str:
@@ -123,29 +85,6 @@ def resolved(cfg, folder: Path) -> str:
     copy.defrost()
     copy.OUTPUT_DIR = str(folder)
     return dump(copy)
-
-
-def machine(device) -> str:
-    """What a process computes on: the GPU's name, or cores and architecture."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{os.cpu_count()} cores {platform.machine()}"
-
-
-def environment(device: torch.device) -> dict[str, str]:
-    """What computed: versions of the parts that change numbers, system and machine."""
-    libraries = ("torch", "torchvision", "timm", "open_clip", "numpy", "PIL")
-    return {
-        "python": platform.python_version(),
-        **{name: sys.modules[name].__version__ for name in libraries if name in sys.modules},
-        "system": platform.platform(terse=True),
-        "device": f"{world_size()} x {machine(device)}, {torch.get_num_threads()} threads",
-    }
-
-
-def write_json(path: Path, value: Any) -> None:
-    if is_main():
-        write_atomically(path, lambda handle: handle.write((json.dumps(value, indent=2) + "\n").encode()))
 
 
 def prepare(cfg, config_file: str, notes: list[str], log_name: str):
@@ -162,23 +101,26 @@ def prepare(cfg, config_file: str, notes: list[str], log_name: str):
     return device, folder
 
 
-def train(cfg, config_file: str = "", notes: list[str] | None = None) -> dict[str, Any]:
-    """Trains what the configuration asks for and returns the content of ``metrics.json``."""
+def train(cfg, config_file: str = "", notes: list[str] | None = None, after: After | None = None) -> dict[str, Any]:
+    """Trains what the configuration asks for and returns the content of ``metrics.json``.
+
+    after: called on the first process when all files are written, while the log is still open.
+    """
     try:
-        return _train(cfg, config_file, notes or [])
+        return _train(cfg, config_file, notes or [], after)
     finally:
         stop()
         close_logging()
 
 
-def _train(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
+def _train(cfg, config_file: str, notes: list[str], after: After | None) -> dict[str, Any]:
     device, folder = prepare(cfg, config_file, notes, "log.txt")
     dtype = choose_precision(cfg.SOLVER.PRECISION, device)
     if cfg.PROCESSOR.NAME not in METHODS:
         hint = nearest(cfg.PROCESSOR.NAME, METHODS)
         raise UserError(f"PROCESSOR.NAME: unknown {cfg.PROCESSOR.NAME!r}{hint} This version has: {', '.join(METHODS)}")
     if is_main() and (cfg.SOLVER.RESUME == "never" or not (folder / LAST).exists()):
-        write_atomically(folder / "config.yml", lambda handle: handle.write(resolved(cfg, folder).encode()))
+        write_text(folder / "config.yml", resolved(cfg, folder))
     data = make_dataloader(cfg)
     check_keep_best(cfg, data)
     model = make_model(cfg, data.num_classes, data.num_cameras, data.num_views, data.kind)
@@ -229,11 +171,12 @@ def _train(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
         "seconds": round(progress.seconds, 1), "machine": f"{world_size()} x {machine(device)}",
         "environment": environment(device),
     }  # fmt: skip
-    write_json(folder / "metrics.json", metrics)
+    if is_main():
+        write_json(folder / "metrics.json", metrics)
     if writer is not None:
         writer.flush()
-    if cfg.TEST.REPORT and is_main():
-        illustrated_report(cfg, model, data, device, folder)
+    if after and is_main():
+        after(cfg, model, data, device, folder)
     log.info("done: %s", folder)
     return metrics
 
@@ -245,12 +188,6 @@ def on_unseen_targets(cfg, results: dict[str, dict[str, float]]) -> dict[str, An
     if not (results and cfg.DATASETS.TARGETS) or adapts(cfg) or seen & results.keys():
         return {}
     return {"generalisation": generalisation(sources, results)}
-
-
-def illustrated_report(cfg, model: nn.Module, data: Data, device: torch.device, folder: Path) -> None:
-    """Draws the pictures that a report shows, less the map, which it draws itself, and writes it."""
-    draw(cfg, model.to(device), data, device, folder, tuple(kind for kind in KINDS if kind != "map"))
-    write_report(folder)
 
 
 def add_averaging(cfg, stage: Stage) -> None:
@@ -292,36 +229,16 @@ def scalar_writer(folder: Path):
     return SummaryWriter(str(folder / "tensorboard"))
 
 
-def test(cfg, config_file: str = "", notes: list[str] | None = None) -> dict[str, Any]:
-    """Tests ``TEST.WEIGHT`` and returns the content of ``metrics.json``."""
+def test(cfg, config_file: str = "", notes: list[str] | None = None, after: After | None = None) -> dict[str, Any]:
+    """Tests ``TEST.WEIGHT`` and returns the content of ``metrics.json``. after: see ``train``."""
     try:
-        return _test(cfg, config_file, notes or [])
+        return _test(cfg, config_file, notes or [], after)
     finally:
         stop()
         close_logging()
 
 
-def tested_model(cfg, data: Data) -> nn.Module:
-    """The model of TEST.WEIGHT. Raises ``UserError`` where there is none, or it is another model's."""
-    model = make_model(cfg, data.num_classes, data.num_cameras, data.num_views, data.kind)
-    report = load_weights(model, weight_file(cfg))
-    log.info("%s", report)
-    require_complete(model, report)
-    return model
-
-
-def weight_file(cfg) -> str:
-    """TEST.WEIGHT, a file that is there."""
-    if not cfg.TEST.WEIGHT:
-        raise UserError(
-            "TEST.WEIGHT is empty: name the checkpoint to test, such as TEST.WEIGHT runs/market1501/transformer_120.pth"
-        )
-    if not Path(cfg.TEST.WEIGHT).is_file():
-        raise UserError(f"TEST.WEIGHT: {cfg.TEST.WEIGHT}: no such file")
-    return cfg.TEST.WEIGHT
-
-
-def _test(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
+def _test(cfg, config_file: str, notes: list[str], after: After | None) -> dict[str, Any]:
     weight_file(cfg)  # before any work
     device, folder = prepare(cfg, config_file, notes, "test_log.txt")
     data = make_dataloader(cfg, training=False)
@@ -339,10 +256,11 @@ def _test(cfg, config_file: str, notes: list[str]) -> dict[str, Any]:
     if trained := training_metrics(folder):
         metrics["training"] = trained
     barrier()  # all have read what stood there
-    write_json(folder / "metrics.json", metrics)
     if is_main():
-        write_atomically(folder / "test_config.yml", lambda handle: handle.write(resolved(cfg, folder).encode()))
-    if cfg.TEST.REPORT and is_main():
-        illustrated_report(cfg, model, data, device, folder)
+        write_json(folder / "metrics.json", metrics)
+    if is_main():
+        write_text(folder / "test_config.yml", resolved(cfg, folder))
+    if after and is_main():
+        after(cfg, model, data, device, folder)
     barrier()
     return metrics

@@ -8,9 +8,12 @@ import os
 import shutil
 import subprocess
 import threading
+from html.parser import HTMLParser
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
+
+import pytest
 
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -109,3 +112,25 @@ class Browser:
     def picture(self, path: Path, whole: bool = True) -> None:
         found = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(found["data"]))
+
+
+needs_browser = pytest.mark.skipif(PROGRAM is None, reason="no chromium on this machine to open pages with")
+
+
+class Page(HTMLParser):
+    """Text, tags and what stands for those who do not see."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.source, self.tags, self.words = path.read_text(), [], []
+        self.feed(self.source)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def all(self, tag: str) -> list[dict]:
+        return [attrs for name, attrs in self.tags if name == tag]

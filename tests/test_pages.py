@@ -18,16 +18,17 @@ from PIL import Image
 from configs import load_config
 from model import make_model
 from model.deployed import make_deployed
-from processor import record, run
-from processor.export import write_onnx
-from tests.processor.test_commands import call
+from processor import run
+from tests.runs import call
 from tests.tiny import MSVIT, options, write_market
+from tools import record
+from tools.export import write_onnx
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 COMMAND = re.compile(r"(?:python|torchrun(?: --\S+ \d+)*) (train|test)\.py (--config_file configs/[^`\n#]+)")
-AFTER = ("python -m processor.extract ", "python -m processor.search ")
+AFTER = ("python -m tools.extract ", "python -m tools.search ")
 SHELL_VALUES = {
     "${1}": "[16, 16]", "${2}": "True", "${3}": "False", "${4}": "True", "${OUTPUT_DIR}": "out",
     "${5}": "deit_small_patch16_224_TransReID",
@@ -167,7 +168,7 @@ def after_the_quickstart(tmp_path, monkeypatch):
 def test_the_commands_of_extraction_and_search_run(after_the_quickstart):
     lines = "".join(fenced("after.md", "bash")).splitlines()
     done = [shlex.split(line)[2:] for line in lines if line.startswith(AFTER)]
-    assert [words[0] for words in done] == ["processor.extract", "processor.search", "processor.search"]
+    assert [words[0] for words in done] == ["tools.extract", "tools.search", "tools.search"]
     for module, *words in done:
         words = [path for word in words for path in (sorted(glob(word)) if "*" in word else [word])]
         importlib.import_module(module).main(words)
@@ -221,7 +222,7 @@ def test_tables_are_those_of_the_results():
         for match in record.MARKS.finditer(page.read_text()):
             rows = record.read(ROOT / "results" / f"{match['method']}.csv")
             wanted = match[1] + record.table(rows) + match[3]
-            assert match[0] == wanted, f"{page.name}: run python -m processor.record --tables"
+            assert match[0] == wanted, f"{page.name}: run python -m tools.record --tables"
 
 
 def test_yaml_examples_of_the_pages_are_yaml():

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import pickle
 import re
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -21,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.errors import UserError
+from utils.files import write_atomically
 
 WRAPPERS = ("model", "state_dict", "teacher")
 """Keys under which published files hold their weights; opened one after the other."""
@@ -320,25 +319,3 @@ def _is_head(key: str) -> bool:
 def save_atomically(value: Any, path: str | Path) -> None:
     """``torch.save`` that writes the whole file or nothing. Raises ``UserError`` when the disk refuses."""
     write_atomically(path, lambda handle: torch.save(value, handle))
-
-
-def write_atomically(path: str | Path, write: Callable[[Any], None]) -> None:
-    """Writes through a temporary file beside ``path``, made durable, then renamed over it."""
-    path = Path(path)
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}.", delete=False) as handle:
-            temporary = Path(handle.name)
-            write(handle)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        if not isinstance(error, OSError | RuntimeError):
-            raise
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: could not be written ({reason}); OUTPUT_DIR needs room and permission") from None

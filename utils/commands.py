@@ -1,18 +1,24 @@
 """The one style of the command lines: purpose, examples, and for most a YAML file with overrides behind it.
 
 A command is a ``main(argv)`` that parses with ``make_parser``, raises ``UserError`` for a user's mistake and is started
-by ``processor.command.guarded``: one line on standard error and exit code 2, never a traceback.
+by ``run_command``: one line on standard error and exit code 2, never a traceback.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from utils.errors import UserError
 
 
 def make_parser(command: str, purpose: str, *examples: str, settings: bool = False) -> argparse.ArgumentParser:
     """The parser of a command.
 
-    command: how it is started, such as ``python -m processor.average``. purpose: the module's docstring. examples: what
+    command: how it is started, such as ``python -m tools.average``. purpose: the module's docstring. examples: what
     may stand behind the command, shown below the options. settings: it takes ``--config_file FILE`` and, last of all,
     ``KEY VALUE ...``, which become ``config_file`` and ``opts``.
     """
@@ -31,3 +37,54 @@ def make_parser(command: str, purpose: str, *examples: str, settings: bool = Fal
             "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings that override the file's"
         )
     return parser
+
+
+def parse_run(argv: list[str] | None, name: str, purpose: str, example: str) -> argparse.Namespace:
+    """Parses the command line of ``train.py`` or ``test.py``: ``config_file`` and ``opts`` (KEY VALUE ...)."""
+    parser = make_parser(f"python {name}.py", purpose, example, settings=True)
+    parser.add_argument("--local_rank", "--local-rank", default=0, help="accepted and ignored: torchrun decides")
+    return parser.parse_args(argv)
+
+
+def run_command(main: Callable[[], object]) -> None:
+    """Runs a command's ``main`` inside ``reported_errors``."""
+    with reported_errors():
+        main()
+
+
+@contextmanager
+def reported_errors() -> Iterator[None]:
+    """Inside, a user's mistake becomes one line on standard error and exit code 2, never a traceback."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; a training run goes on by the same command", file=sys.stderr)
+        sys.exit(130)
+    except RuntimeError as error:
+        line = runtime_mistake(str(error))
+        if not line:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:  # a full disk, a folder that vanished, no permission
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def runtime_mistake(message: str) -> str:
+    """The line for torch's errors that are no fault of the code: memory, or another process that has gone."""
+    if "out of memory" in message:
+        return (
+            "out of memory on the device: lower SOLVER.IMS_PER_BATCH (with SOLVER.ACCUMULATION) or TEST.IMS_PER_BATCH, "
+            "or set MODEL.GRAD_CHECKPOINT True"
+        )
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and ("Connection closed" in message or "Connection reset" in message):
+        return "another process of this run has stopped; its own line says why"
+    return ""

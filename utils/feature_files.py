@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from utils.checkpoint import write_atomically
 from utils.errors import UserError
+from utils.files import write_atomically
 
 FEATURES, ROWS, SKIPPED, META = "features.npy", "rows.csv", "skipped.csv", "meta.json"
 PART, DONE, PLAN = "features.part.npy", "done.part.npy", "plan.json"

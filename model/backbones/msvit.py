@@ -13,7 +13,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from model.sparse_attention import sparse_window_attention
+from model.layers.sparse_attention import sparse_window_attention
 from utils.errors import UserError
 
 CHANNELS_PER_GROUP = 4

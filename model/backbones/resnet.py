@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from model.norms import IBN
-from model.pooling import make_pooling
+from model.layers.norms import IBN
+from model.layers.pooling import make_pooling
 from utils.errors import UserError
 
 

@@ -16,8 +16,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.norms import IBN
-from model.pooling import gem
+from model.layers.norms import IBN
+from model.layers.pooling import gem
 from utils.errors import UserError
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from datasets import CATALOGUE
-from datasets.scan import is_image
-from datasets.synthetic import NAMES as SYNTHETIC
+from datasets.readers.scan import is_image
+from datasets.synthetic.sets import NAMES as SYNTHETIC
 from tests.datasets.miniatures import MINIATURES, write
 
 TABLE = """path,pid,camid,split,seq,x1,y1,x2,y2,weather

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from datasets import CATALOGUE, make_dataloader, make_dataset
-from datasets.refusals import refuse_missing
-from datasets.scan import is_image
+from datasets.checks import refuse_missing
+from datasets.readers.scan import is_image
 from tests.datasets.every import build, paint
 from tests.datasets.miniatures import MINIATURES, lists, message
 from tests.tiny import config, write_market

@@ -16,8 +16,8 @@ from torchvision.transforms import functional as tv
 
 from configs import load_config
 from datasets import build_transforms, make_dataloader, make_dataset
-from datasets.catalogue import CATALOGUE, ReIDDataset
-from datasets.imagenet import make_mixup
+from datasets.catalogue import CATALOGUE
+from datasets.dataset import ReIDDataset
 from datasets.images import ImageList
 from datasets.joining import as_trained, hold_out, join_training
 from datasets.loaders import TestLoader, TrainLoader
@@ -33,7 +33,8 @@ from datasets.samplers import (
     shuffled,
     two_platforms,
 )
-from datasets.transforms import CONST_FILL, PadAndCrop, RandomErasing, ToNormalized, TrainTransform, turned
+from datasets.transforms.imagenet import make_mixup
+from datasets.transforms.pipelines import CONST_FILL, PadAndCrop, RandomErasing, ToNormalized, TrainTransform, turned
 from tests.tiny import config, write_market
 from utils.errors import UserError
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from configs import load_config
 from loss import cross_entropy, make_loss, simclr, simsiam, supervised_contrastive, triplet
 from loss.make_loss import clip_part_weights
-from tests.loss.test_losses import LABELS, draw, same_value_and_gradient
+from tests.loss.draws import LABELS, draw, same_value_and_gradient
 from utils.errors import UserError
 
 # ---------------------------------------------------------------- supervised contrast

@@ -13,8 +13,8 @@ from loss import make_loss
 from model import make_model, register_backbone
 from model.backbones.resnet import RESNET_TYPES
 from model.backbones.vit import VIT_SMALL, VIT_TYPES
-from model.describe import count
 from model.make_model import BACKBONES
+from model.summary import count
 from solver import make_optimizer
 from tests.tiny import config
 from utils.checkpoint import load_pretrained

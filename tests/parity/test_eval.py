@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from tests.parity import cases
-from utils.distances import Distances
-from utils.matching import Matching
 from utils.metrics import evaluate_features, evaluate_rank, evaluate_retrieval, nmi, roc
-from utils.neighbours import nearest_rows
 from utils.reranking import jaccard_distance, query_expansion, re_ranking
+from utils.scoring.distances import Distances
+from utils.scoring.matching import Matching
+from utils.scoring.neighbours import nearest_rows
 
 pytestmark = pytest.mark.parity
 

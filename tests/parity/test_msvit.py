@@ -15,13 +15,13 @@ from configs import load_config
 from datasets import build_transforms
 from datasets.images import Batch
 from model import make_model
-from model.sparse_attention import sparse_window_attention, to_windows
+from model.layers.sparse_attention import sparse_window_attention, to_windows
 from processor.evaluate import Settings, extract_features
 from solver import average_weights, make_average, make_optimizer, make_scheduler, reestimate_batch_norm
 from tests.parity import cases
-from tests.parity.test_transreid import check_eval, check_train, close, module_of, tensors
+from tests.parity.checks import check_eval, check_train, close, module_of, tensors
 from utils.checkpoint import load_pretrained
-from utils.distances import unit_length
+from utils.scoring.distances import unit_length
 
 pytestmark = pytest.mark.parity
 

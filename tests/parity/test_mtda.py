@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
@@ -10,10 +9,10 @@ import loss
 from configs import load_config
 from loss.distillation import margin_total
 from model import make_model
-from processor.mtda_kd import style_terms
+from processor.methods.mtda_kd import style_terms
 from solver import make_optimizer, make_scheduler
 from tests.parity import cases
-from tests.parity.test_transreid import close, counts, module_of, tensors
+from tests.parity.checks import check_schedule, close, counts, tensors
 from utils.checkpoint import load_weights
 
 pytestmark = pytest.mark.parity
@@ -94,23 +93,6 @@ def check_distillation(case) -> None:
         close(case, ours[j].grad, wanted.pop(name), name)
     close(case, loss.bn_margins(given["bn_weight"], given["bn_bias"]), wanted.pop("bn_margin"), "margins")
     assert not wanted, f"{case.name}: unchecked {sorted(wanted)}"
-
-
-def check_schedule(case) -> None:
-    for variant, spec in case.params["variants"].items():
-        cfg, module = load_config(opts=spec["config"]), module_of(case.params)
-        optimizer = make_optimizer(cfg, module)
-        assert type(optimizer).__name__ == spec["optimizer"]["class"]
-        for key, value in spec["optimizer"]["defaults"].items():
-            assert np.array_equal(optimizer.defaults[key], value), f"{variant}: {key}"
-        scheduler, names = make_scheduler(cfg, optimizer), {id(p): n for n, p in module.named_parameters()}
-        rates = case.outputs()[f"{variant}.lr"]
-        for epoch in range(1, len(rates) + 1):
-            scheduler.step(epoch)
-            groups = {names[id(p)]: g for g in optimizer.param_groups for p in g["params"]}
-            close(case, [groups[n]["lr"] for n in spec["parameters"]], rates[epoch - 1], f"{variant} epoch {epoch}")
-        decays = [groups[n]["weight_decay"] for n in spec["parameters"]]
-        close(case, decays, case.outputs()[f"{variant}.weight_decay"], f"{variant} decay")
 
 
 def check_sweeps(case) -> None:

@@ -10,10 +10,9 @@ from configs import load_config
 from loss import ClusterMemory
 from loss.self_distillation import entry_distillation, identity_distillation, soft_share
 from model import make_model
-from processor.self_distill import Recipe
+from processor.methods.self_distill import Recipe
 from tests.parity import cases
-from tests.parity.test_mtda import check_schedule
-from tests.parity.test_transreid import close, counts, tensors
+from tests.parity.checks import check_schedule, close, counts, tensors
 from utils.checkpoint import load_weights, require_complete
 
 pytestmark = pytest.mark.parity

@@ -10,9 +10,9 @@ from configs import load_config
 from loss import ClusterMemory
 from loss.cluster_memory import class_means
 from model import make_model
-from processor.pseudo_labels import cluster
+from processor.methods.pseudo_labels import cluster
 from tests.parity import cases
-from tests.parity.test_transreid import close, counts, tensors
+from tests.parity.checks import close, counts, tensors
 from utils.checkpoint import load_weights
 
 pytestmark = pytest.mark.parity

@@ -10,11 +10,11 @@ from configs import load_config
 from loss import DINOLoss
 from model import make_model
 from model.backbones.vit import grid_size, interpolate_positions
-from processor.dino import clip_each, follow, freeze_prototypes
+from processor.methods.dino import clip_each, follow, freeze_prototypes
 from solver.optimizer import matrices_and_vectors
 from solver.schedule import cosine_at
 from tests.parity import cases
-from tests.parity.test_transreid import close, counts, module_of, tensors
+from tests.parity.checks import close, counts, module_of, tensors
 from utils.checkpoint import load_weights
 
 pytestmark = pytest.mark.parity

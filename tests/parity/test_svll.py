@@ -12,12 +12,12 @@ from torch import Tensor, nn
 import loss
 from configs import load_config
 from model import make_model
-from model.prompt_augment import draw, mask, mix, swap
-from model.prompt_learner import prompt_tokens
-from processor.prompt import TextSide, prompt_terms
+from model.layers.prompt_augment import draw, mask, mix, swap
+from model.layers.prompt_learner import prompt_tokens
+from processor.methods.prompt import TextSide, prompt_terms
 from solver import make_optimizer, make_scheduler
 from tests.parity import cases
-from tests.parity.test_transreid import close, counts, tensors
+from tests.parity.checks import close, counts, tensors
 from utils.checkpoint import load_pretrained, load_weights, resize_positions
 
 pytestmark = pytest.mark.parity

@@ -4,58 +4,17 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import torch
-from torch import nn
 
 import loss
 from configs import load_config
 from model import make_model
 from solver import make_optimizer, make_scheduler
 from tests.parity import cases
-from utils.checkpoint import load_pretrained, load_weights
+from tests.parity.checks import check_eval, check_train, close, counts, module_of, tensors
+from utils.checkpoint import load_pretrained
 
 pytestmark = pytest.mark.parity
-
-
-def close(case, found, wanted, what: str) -> None:
-    found = found.detach().numpy() if isinstance(found, torch.Tensor) else found
-    np.testing.assert_allclose(found, wanted, rtol=case.rtol, atol=case.atol, err_msg=f"{case.name}: {what}")
-
-
-def tensors(case) -> dict[str, torch.Tensor]:
-    return {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in case.inputs().items()}
-
-
-def counts(params) -> tuple[int, int, int]:
-    return params["num_class"], params["camera_num"], params["view_num"]
-
-
-def build(case):
-    model = make_model(load_config(opts=case.params["config"]), *counts(case.params))
-    report = load_weights(model, case.state_dict())
-    assert not report.missing and not report.mismatched, str(report)
-    return model
-
-
-def check_eval(case) -> None:
-    model, given = build(case).eval(), tensors(case)
-    labels = {k: given[k] for k in ("cam_label", "view_label") if k in given}
-    with torch.no_grad():
-        close(case, model(given["images"], **labels), case.outputs()["feat"], "feat")
-
-
-def check_train(case) -> None:
-    model, given = build(case).train(), tensors(case)
-    labels = {k: given[k] for k in ("label", "cam_label", "view_label") if k in given}
-    with torch.no_grad():
-        out = model(given["images"], **labels)
-    found = {f"score_{i}": s for i, s in enumerate(out.scores)} | {f"feat_{i}": f for i, f in enumerate(out.feats)}
-    wanted = case.outputs()
-    assert set(found) == set(wanted), f"{case.name}: {sorted(found)} for {sorted(wanted)}"
-    for name, value in wanted.items():
-        close(case, found[name], value, name)
 
 
 def check_pos_embed(case) -> None:
@@ -107,20 +66,6 @@ def check_composition(case) -> None:
         for key in [k for k in wanted if k.startswith(f"{variant}.grad_")]:
             close(case, leaves[key.split("grad_")[1]].grad, wanted.pop(key), key)
     assert not wanted, f"{case.name}: unchecked {sorted(wanted)}"
-
-
-def module_of(params) -> nn.Module:
-    """A module with the parameters that the case lists, under their names."""
-    root = nn.Module()
-    for name, shape in params["module"]:
-        *path, leaf = name.split(".")
-        node = root
-        for word in path:
-            if not hasattr(node, word):
-                node.add_module(word, nn.Module())
-            node = getattr(node, word)
-        node.register_parameter(leaf, nn.Parameter(torch.zeros(shape), requires_grad=name not in params["frozen"]))
-    return root
 
 
 def check_schedule(case) -> None:

@@ -14,7 +14,7 @@ import torch
 import loss
 from configs import load_config
 from model import make_model
-from processor.supervised import Supervised
+from processor.methods.supervised import Supervised
 from processor.trainer import Trainer
 from solver import make_optimizer, make_scheduler
 from utils.distributed import gather_objects, is_main, rank, start, stop, world_size

@@ -15,7 +15,7 @@ from configs import load_config
 from datasets.images import Batch
 from loss import DINOLoss
 from model import make_model
-from processor.dino import DINO, Ranges, make_teacher
+from processor.methods.dino import DINO, Ranges, make_teacher
 from processor.trainer import Trainer
 from utils.distributed import gather_objects, is_main, rank, start, stop, world_size
 

@@ -14,7 +14,7 @@ import torch
 from configs import load_config
 from datasets.images import Batch
 from model import make_model
-from processor.prompt import LearnPrompts, TuneEncoder
+from processor.methods.prompt import LearnPrompts, TuneEncoder
 from processor.trainer import Trainer
 from tests.tiny import CLIP, words
 from utils.distributed import gather_objects, is_main, rank, start, stop, world_size

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from configs import load_config
 from datasets.loaders import Source
 from model import make_model
-from processor.adaptation import Pairs
-from processor.self_distill import Recipe, SelfDistillation
+from processor.methods.domains import Pairs
+from processor.methods.self_distill import Recipe, SelfDistillation
 from processor.trainer import Trainer
 from solver import make_optimizer, make_scheduler
 from tests.processor.share_of_an_adaptation import slice_of

@@ -15,10 +15,10 @@ import loss
 from configs import load_config
 from datasets.images import Batch
 from model import make_model
-from processor.adaptation import Pairs
-from processor.cluster import ClusterContrast
-from processor.dmmd import DMMD
-from processor.mtda_kd import Distillation, Turn
+from processor.methods.cluster import ClusterContrast
+from processor.methods.dmmd import DMMD
+from processor.methods.domains import Pairs
+from processor.methods.mtda_kd import Distillation, Turn
 from processor.trainer import Trainer
 from solver import make_optimizer, make_scheduler
 from utils.distributed import is_main, rank, start, stop, world_size

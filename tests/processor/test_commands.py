@@ -13,20 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from processor import record
-from processor.command import guarded, run_command
+from tests.runs import call
 from tests.tiny import options, write_market
+from tools import record
+from utils.commands import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def call(name: str, argv: list) -> int:
-    """The exit code of ``train`` or ``test`` run in this process."""
-    try:
-        run_command([str(word) for word in argv], name, "", "")
-    except SystemExit as stop:
-        return stop.code
-    return 0
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +236,7 @@ def test_an_output_folder_that_cannot_be_written(trained, tmp_path, capsys):
 
 def test_what_the_system_refuses_is_one_line(capsys):
     with pytest.raises(SystemExit, match="2"):
-        guarded(Path("/nowhere/at/all").read_text)
+        run_command(Path("/nowhere/at/all").read_text)
     assert "/nowhere/at/all: No such file" in one_line(capsys)
 
 

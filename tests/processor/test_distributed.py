@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.runs import TORCHRUN, start_process
 from tests.tiny import options, write_market
-
-ROOT = Path(__file__).resolve().parents[2]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-
-
-def run(*command) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    return subprocess.run([str(word) for word in command], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 def test_gathered_losses_and_synchronised_norms_have_the_gradient_of_one_process(tmp_path):
     worker = ["-m", "tests.processor.share_of_a_batch", tmp_path]
     for command in ([sys.executable, *worker], [*TORCHRUN, *worker]):
-        done = run(*command)
+        done = start_process(*command)
         assert done.returncode == 0, done.stderr[-2000:]
     one, two = (torch.load(tmp_path / f"world_{n}.pt", weights_only=True) for n in (1, 2))
     assert one["grads"].keys() == two["grads"].keys() and len(one["grads"]) > 40
@@ -41,21 +31,21 @@ def test_a_run_by_torchrun_trains_evaluates_and_goes_on(market, tmp_path):
         market, tmp_path, SOLVER__IMS_PER_BATCH=8, SOLVER__MAX_EPOCHS=2, MODEL__METRIC_LOSS_TYPE="triplet_center",
         SOLVER__EMA__RATIO=0.5, TEST__REPORT=True,
     )  # fmt: skip
-    done = run(*TORCHRUN, "train.py", *words)
+    done = start_process(*TORCHRUN, "train.py", *words)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("stage supervised") == 1  # the first process alone speaks
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["results"]["market1501"]["queries"] == 8
     assert "Worst queries" in (tmp_path / "report.html").read_text()
     assert "6 query images" in (tmp_path / "pictures" / "index.json").read_text()  # not one process's share of them
-    one = run(
+    one = start_process(
         sys.executable, "test.py", *options(market, tmp_path / "one", TEST__WEIGHT=tmp_path / "transformer_2.pth")
     )
     assert one.returncode == 0, one.stderr
     alone = json.loads((tmp_path / "one" / "metrics.json").read_text())["results"]["market1501"]
     for key, value in metrics["results"]["market1501"].items():
         assert abs(alone[key] - value) < 1e-6, key
-    again = run(*TORCHRUN, "train.py", *words)
+    again = start_process(*TORCHRUN, "train.py", *words)
     assert again.returncode == 0 and "finished already" in again.stdout
 
 
@@ -67,7 +57,7 @@ def test_processes_that_skip_bad_images_keep_step_and_gather_batches_of_one_leng
         tmp_path, tmp_path / "run", DATALOADER__BAD_IMAGES="skip", SOLVER__GATHER=True, SOLVER__IMS_PER_BATCH=8,
         DATALOADER__SAMPLER="softmax",
     )  # fmt: skip
-    done = run(*TORCHRUN, "train.py", *words)
+    done = start_process(*TORCHRUN, "train.py", *words)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("5 images could not be read in this epoch") == 2  # epochs; counted over both processes
 
@@ -75,7 +65,7 @@ def test_processes_that_skip_bad_images_keep_step_and_gather_batches_of_one_leng
 def test_gathered_adaptation_has_the_gradient_of_one_process(tmp_path):
     worker = ["-m", "tests.processor.share_of_an_adaptation", tmp_path]
     for command in ([sys.executable, *worker], [*TORCHRUN, *worker]):
-        done = run(*command)
+        done = start_process(*command)
         assert done.returncode == 0, done.stderr[-2000:]
     for method in ("cluster", "dmmd", "mtda_kd"):
         one, two = (torch.load(tmp_path / f"{method}_{n}.pt", weights_only=True)["grads"] for n in (1, 2))
@@ -89,7 +79,7 @@ def test_gathered_adaptation_has_the_gradient_of_one_process(tmp_path):
 def test_pre_training_on_two_processes_is_that_of_one(tmp_path):
     worker = ["-m", "tests.processor.share_of_a_pre_training", tmp_path]
     for command in ([sys.executable, *worker], [*TORCHRUN, *worker]):
-        done = run(*command)
+        done = start_process(*command)
         assert done.returncode == 0, done.stderr[-2000:]
     one, two = (torch.load(tmp_path / f"dino_{n}.pt", weights_only=True) for n in (1, 2))
     assert one["losses"] == pytest.approx(two["losses"], rel=1e-7) and one["losses"][0] != one["losses"][1]
@@ -108,17 +98,17 @@ def test_pre_training_by_torchrun_leaves_its_files(market, tmp_path):
         DINO__OUT_DIM=8, DINO__HIDDEN_DIM=16, DINO__CROP_HEIGHT=16, DINO__CROP_WIDTH=8, DINO__USE_BN_IN_HEAD=True,
         SOLVER__OPTIMIZER_NAME="AdamW", SOLVER__BASE_LR=1e-3,
     )  # fmt: skip
-    done = run(*TORCHRUN, "train.py", *words)
+    done = start_process(*TORCHRUN, "train.py", *words)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "transformer_backbone_2.pth").is_file() and done.stdout.count("stage dino") == 1
-    again = run(*TORCHRUN, "train.py", *words)
+    again = start_process(*TORCHRUN, "train.py", *words)
     assert again.returncode == 0 and "finished already" in again.stdout
 
 
 def test_gathered_self_distillation_has_the_gradient_and_the_memories_of_one_process(tmp_path):
     worker = ["-m", "tests.processor.share_of_a_self_distillation", tmp_path]
     for command in ([sys.executable, *worker], [*TORCHRUN, *worker]):
-        done = run(*command)
+        done = start_process(*command)
         assert done.returncode == 0, done.stderr[-2000:]
     for mode in ("released", "logits"):
         one, two = (torch.load(tmp_path / f"{mode}_{n}.pt", weights_only=True) for n in (1, 2))

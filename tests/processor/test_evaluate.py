@@ -15,11 +15,11 @@ from datasets.loaders import TestSet, make_dataloader
 from datasets.records import Records
 from processor import evaluate as module
 from processor.evaluate import Scored, Settings, evaluate, per_query_csv, score
-from tests.processor.test_commands import call
+from tests.runs import call
 from tests.tiny import config, options, write_market
-from utils.blocks import free_memory
 from utils.errors import UserError
 from utils.metrics import evaluate_features, evaluate_retrieval
+from utils.scoring.blocks import free_memory
 
 COLUMNS = ["path", "pid", "camid", "AP", "INP", "first_match_rank", "valid"]
 

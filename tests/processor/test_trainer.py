@@ -10,36 +10,10 @@ import pytest
 import torch
 
 from processor import run
-from processor.supervised import Supervised
+from processor.methods.supervised import Supervised
+from tests.runs import Killed, assert_same_bytes, kill_at, weights
 from tests.tiny import MSVIT, config
 from utils.errors import UserError
-
-
-def weights(folder, epoch: int, name: str = "transformer") -> dict[str, torch.Tensor]:
-    return torch.load(folder / f"{name}_{epoch}.pth", weights_only=True)
-
-
-def assert_same_bytes(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
-    assert a.keys() == b.keys()
-    for key in a:
-        assert torch.equal(a[key], b[key]), key
-
-
-class Killed(Exception):
-    pass
-
-
-def kill_at(monkeypatch, step: int, stage: type = Supervised) -> None:
-    """The process dies in the given step of training in stages of that kind, counted over the run from 1."""
-    count, real = iter(range(1, 10**6)), stage.losses
-
-    def losses(self, batch):
-        if next(count) == step:
-            raise Killed
-        return real(self, batch)
-
-    monkeypatch.setattr(stage, "losses", losses)
-
 
 VARIANTS = {
     "msvit, averaged over epochs": MSVIT | {
@@ -208,7 +182,7 @@ def gradient(market, tmp_path, batch: int, accumulation: int) -> dict[str, torch
 def test_accumulation_equals_the_large_batch(market, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "train", lambda self, mode=True: self)  # evaluation mode throughout
     monkeypatch.setattr(
-        "model.reid.ReIDModel.forward",
+        "model.networks.reid.ReIDModel.forward",
         lambda self, images, label=None, cam_label=None, view_label=None: _scores(self, images),
     )
     whole, parts = gradient(market, tmp_path, 16, 1), gradient(market, tmp_path, 4, 4)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tools.__main__ import list_commands
 from utils.commands import make_parser
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,8 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def commands() -> list[str]:
     """Modules that can be started, found by what they do at their end."""
-    found = [p for room in ("datasets", "model", "processor") for p in sorted((ROOT / room).glob("*.py"))]
-    return [f"{p.parent.name}.{p.stem}" for p in found if "guarded(main)" in p.read_text()]
+    return [f"tools.{name}" for name in list_commands()]
 
 
 def test_settings_stand_last_and_options_before_them():
@@ -44,7 +44,7 @@ def test_a_command_shows_examples_whose_files_exist(module, capsys):
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
-    words = [sys.executable, "-m", "processor.average", str(tmp_path)]
+    words = [sys.executable, "-m", "tools.average", str(tmp_path)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
     assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: ")

@@ -1,0 +1,89 @@
+"""Lists that say which images of a large set are kept, best first (TransReID-SSL's CFS list, arXiv:2111.12084)."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from datasets.readers.scan import look
+from datasets.records import Records
+from datasets.storage.files import own_name
+from utils.errors import UserError
+
+BLOCK = 1 << 16
+
+
+class ListsOfText(pickle.Unpickler):
+    """Reads a pickle of lists and strings; anything that would run code is refused."""
+
+    def find_class(self, module: str, name: str):
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+    def persistent_load(self, pid):
+        raise pickle.UnpicklingError("it refers to other files")
+
+
+def listed_names(path: str | Path, keep_num: int | None = None) -> np.ndarray:
+    """The first ``keep_num`` names of a list (None: all), pickled or one a line. (N,) of bytes, no object per name.
+
+    A pickle is known by its ending or its first byte. Raises ``UserError`` for a file that is absent, empty or no list.
+    """
+    path = look(path)
+    if keep_num is not None and keep_num < 1:
+        raise UserError(f"DATASETS.KEEP_NUM: {keep_num} images are none")
+    if not path.is_file():
+        raise UserError(f"DATASETS.FILTER_PATH: {path}: no such file")
+    blocks = []
+    with open(path, "rb") as handle:
+        pickled = path.suffix == ".pkl" or handle.read(1) == pickle.PROTO
+        handle.seek(0)
+        if pickled:
+            names = unpickled(path)[:keep_num]
+            for i in range(0, len(names), BLOCK):
+                blocks.append(np.array([os.fsencode(name) for name in names[i : i + BLOCK]]))
+        else:
+            lines = islice((line.strip() for line in handle if line.strip()), keep_num)
+            while block := list(islice(lines, BLOCK)):
+                blocks.append(np.array(block))
+    if not blocks:
+        raise UserError(f"the list {path} is empty")
+    return np.concatenate(blocks)
+
+
+def unpickled(path: Path) -> list[str]:
+    try:
+        names = ListsOfText(io.BytesIO(path.read_bytes())).load()
+        if not isinstance(names, list):
+            raise pickle.UnpicklingError("it is no list")
+        if not all(isinstance(name, str) for name in names):
+            raise pickle.UnpicklingError("it holds something else than text")
+    except (pickle.UnpicklingError, TypeError, ValueError, EOFError, LookupError, ImportError) as error:
+        raise UserError(f"{path} is no pickled list of names ({error})") from None
+    return names
+
+
+def relative_names(records: Records, root: str | Path) -> list[str]:
+    """The images' names as a list has them: below ``root``, with /."""
+    start = f"{Path(root).as_posix()}/"
+    return [own_name(path).removeprefix(start) for path in records.paths]
+
+
+def keep_listed(records: Records, names: np.ndarray, root: str | Path) -> Records:
+    """The images that a list names, in the order of ``records``. names: (N,) of bytes, relative to ``root``.
+
+    Raises ``UserError`` where the list names an image that is not among them.
+    """
+    rows = {name: row for row, name in enumerate(relative_names(records, root))}
+    wanted = [os.fsdecode(name) for name in names.tolist()]
+    absent = [name for name in wanted if name not in rows]
+    if absent:
+        raise UserError(
+            f"DATASETS.FILTER_PATH: {len(absent)} of {len(wanted)} listed images are not among the training images, "
+            f"such as {absent[0]!r}; names are relative to {root}"
+        )
+    return records.take(np.unique([rows[name] for name in wanted]))

@@ -1,0 +1,79 @@
+"""Images to extract features of: any folder, a list of paths, or a table of paths with ids and crop boxes."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+
+from datasets.paths import Paths
+from datasets.readers.scan import walk_images
+from datasets.readers.table import BOX, Lines, box_of, csv_lines
+from datasets.records import Records
+from utils.errors import UserError
+
+CARRIED = ("pid", "camid", "viewid", *BOX)
+"""Columns of a table that stay with its images."""
+
+Carried = dict[str, list[str]]
+
+
+def read_image_list(path: str | Path) -> tuple[Records, Carried]:
+    """The images of a folder at any depth (sorted), of a text file (a path a line) or of a .csv or .tsv table.
+
+    Paths are relative to the file that names them, and come back absolute. A table needs a column ``path``; of its
+    others those in ``CARRIED`` come back as text beside the records, whose camids and viewids are -1 where not given.
+    Raises ``UserError`` where there is no image, or a table's line is not what it should be.
+    """
+    path = Path(os.path.abspath(path))
+    if path.is_dir():
+        names = walk_images(path)
+        if not len(names):
+            raise UserError(f"{path}: no images in it")
+        return without_ids(Paths.of_names(names, str(path))), {}
+    if not path.is_file():
+        raise UserError(f"{path}: no such folder, list or table of images")
+    try:
+        if path.suffix in (".csv", ".tsv"):
+            return read_table_of_images(path)
+        with open(path, encoding="utf-8-sig") as handle:
+            paths = [str(path.parent / line.strip()) for line in handle if line.strip()]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a text file in UTF-8 ({error})") from None
+    if not paths:
+        raise UserError(f"{path}: the list is empty")
+    return without_ids(Paths.of(paths)), {}
+
+
+def without_ids(paths: Paths) -> Records:
+    unknown = np.full(len(paths), -1)
+    return Records.of(paths, unknown, unknown, unknown)
+
+
+def read_table_of_images(path: Path) -> tuple[Records, Carried]:
+    header, lines = csv_lines(path)
+    if "path" not in header:
+        raise UserError(f"{path}: no column 'path' (found: {', '.join(header) or 'nothing'}); a header line is needed")
+    if BOX[0] in header and not set(BOX) <= set(header):
+        raise UserError(f"{path}: a crop box needs all of {', '.join(BOX)}")
+    if not lines:
+        raise UserError(f"{path}: no row of an image")
+    for number, line in lines:
+        if not line["path"]:
+            raise UserError(f"{path}, line {number}: path must not be empty")
+    places = [str(path.parent / line["path"]) for _, line in lines]
+    boxes = None
+    if BOX[0] in header:
+        found = (box_of(line, f"{path}, line {number}") for number, line in lines)
+        boxes = np.array([box or (0, 0, 0, 0) for box in found], np.int32)
+    pids = np.full(len(lines), -1)
+    records = Records.of(places, pids, numbers(lines, "camid"), numbers(lines, "viewid"), boxes=boxes)
+    return records, {name: [line[name] for _, line in lines] for name in CARRIED if name in header}
+
+
+def numbers(lines: Lines, column: str) -> np.ndarray:
+    """(N,) int64, -1 for what is not given or no number."""
+    words = (line.get(column, "") for _, line in lines)
+    return np.array([int(word) if word.isdecimal() else -1 for word in words], np.int64)

@@ -1,0 +1,89 @@
+"""From the bytes of a file to pixels, and what is said of files that cannot be decoded."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from contextlib import suppress
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from datasets.storage.files import read_bytes
+from utils.errors import UserError
+
+
+class BadImage(UserError):
+    """An image that cannot be decoded; the message names its path."""
+
+
+Bytes = bytes | memoryview
+Pixels = Image.Image | Tensor
+Box = Sequence[int] | np.ndarray
+Size = tuple[int, int]
+
+
+def read_image(path: str) -> bytes:
+    """The file's bytes. Raises ``BadImage`` where it is missing or cannot be read."""
+    try:
+        return read_bytes(path)
+    except FileNotFoundError:
+        raise BadImage(f"{path}: the image is missing") from None
+    except OSError as error:
+        raise BadImage(f"{path}: the image cannot be read ({error.strerror or error})") from None
+
+
+def decode(raw: Bytes, path: str, at_least: Size | None = None) -> Image.Image:
+    """An RGB image from the bytes of its file. path: its name in messages.
+
+    at_least: (height, width) that a JPEG may be decoded down to, by halves (Pillow's draft mode): fewer pixels to
+    decode, other pixels than a full decoding gives. Raises ``BadImage`` for an empty, damaged or foreign file.
+    """
+    try:
+        with Image.open(io.BytesIO(raw)) as image:
+            if at_least is not None:
+                image.draft("RGB", at_least[::-1])
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")
+    except UnidentifiedImageError:
+        reason = "no known format" if len(raw) else "empty file"
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = str(error).split("\n")[0]
+    raise BadImage(f"{path}: the image cannot be read ({reason})")
+
+
+def decode_by_torchvision(raw: Bytes, path: str, at_least: Size | None = None) -> Pixels:
+    """A JPEG as uint8 (3, H, W), a view of (H, W, 3) in memory; other files and damaged ones by ``decode``.
+
+    Faster by the copies that it saves. The pixels are Pillow's as long as both libraries decode alike.
+    """
+    if bytes(raw[:2]) == b"\xff\xd8":
+        writable = raw if isinstance(raw, memoryview) else bytearray(raw)
+        with suppress(RuntimeError):
+            return decode_jpeg(torch.frombuffer(writable, dtype=torch.uint8), mode=ImageReadMode.RGB)
+    return decode(raw, path, at_least)
+
+
+DECODERS = {"pillow": decode, "torchvision": decode_by_torchvision}
+
+
+def cropped(image: Pixels, box: Box | None, path: str) -> Pixels:
+    """The part in the box (left, top, right, bottom), cut off at the image's edges; all 0 or None: the whole image."""
+    if box is None or not any(box):
+        return image
+    width, height = image.size if isinstance(image, Image.Image) else (image.shape[2], image.shape[1])
+    left, top, right, bottom = (int(v) for v in box)
+    right, bottom = min(right, width), min(bottom, height)
+    if left >= right or top >= bottom:
+        raise BadImage(f"{path}: the image cannot be read (its crop box lies outside of {width} x {height})")
+    if isinstance(image, Image.Image):
+        return image.crop((left, top, right, bottom))
+    return image[:, top:bottom, left:right]
+
+
+def load_image(path: str, box: Box | None = None) -> Image.Image:
+    """An RGB image, or the part of it in a box. Raises ``BadImage`` for a missing, empty, damaged or foreign file."""
+    return cropped(decode(read_image(path), path), box, path)

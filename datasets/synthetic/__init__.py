@@ -1,0 +1,1 @@
+"""Built-in data: drawn pedestrians and vehicles under several cameras."""

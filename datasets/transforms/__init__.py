@@ -1,0 +1,1 @@
+"""From a decoded image to the tensor that a network takes."""

@@ -1,0 +1,1 @@
+"""Parts of networks: necks, heads, jigsaw patches, prompts, sparse attention."""

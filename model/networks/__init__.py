@@ -1,0 +1,1 @@
+"""One file per network: a backbone with what a method puts on it."""

@@ -1,0 +1,21 @@
+"""One tiny network of every family, as settings."""
+
+from __future__ import annotations
+
+from tests.tiny import CLIP, MSVIT
+
+MODELS = {
+    "vit": {},
+    "jpm": {"MODEL__JPM": True, "MODEL__SIE_CAMERA": True, "MODEL__DEVIDE_LENGTH": 2, "MODEL__SHIFT_NUM": 2},
+    "clip vit": CLIP,
+    "clip vit jpm": CLIP | {"MODEL__JPM": True, "MODEL__DEVIDE_LENGTH": 2, "MODEL__SHIFT_NUM": 2},
+    "timm vit": {"MODEL__NAME": "timm:vit_tiny_patch16_224", "INPUT__SIZE_TRAIN": [32, 32]},
+    "resnet": {"MODEL__NAME": "resnet10", "INPUT__SIZE_TRAIN": [64, 32]},
+    "torchreid resnet": {"MODEL__NAME": "torchreid_resnet18", "INPUT__SIZE_TRAIN": [64, 32], "MODEL__FC_DIM": 16},
+    "osnet": {"MODEL__NAME": "torchreid_osnet_x0_25", "INPUT__SIZE_TRAIN": [64, 32], "MODEL__FC_DIM": 16},
+    "mobilenet": {"MODEL__NAME": "torchreid_mobilenetv2_x1_4", "INPUT__SIZE_TRAIN": [64, 64], "MODEL__FC_DIM": 16},
+    "msvit": MSVIT,
+    "clip rn": CLIP | {"MODEL__NAME": "RN-micro", "MODEL__STRIDE_SIZE": [16, 16]},
+    "timm convnext": {"MODEL__NAME": "timm:convnext_atto", "INPUT__SIZE_TRAIN": [64, 64]},
+    "timm swin": {"MODEL__NAME": "timm:swin_tiny_patch4_window7_224", "INPUT__SIZE_TRAIN": [64, 32]},
+}  # fmt: skip

@@ -1,0 +1,65 @@
+"""What tests of whole runs share: commands called in this process or another, and runs that are killed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from configs import load_config_with_notes
+from processor import run
+from processor.methods.supervised import Supervised
+from tools.pictures import report_with_pictures
+from utils.commands import parse_run, reported_errors
+
+
+def call(name: str, argv: list) -> int:
+    """The exit code of ``train.py`` or ``test.py``, run in this process."""
+    args = parse_run([str(word) for word in argv], name, "", "")
+    try:
+        with reported_errors():
+            cfg, notes = load_config_with_notes(args.config_file, args.opts)
+            getattr(run, name)(cfg, args.config_file, notes, after=report_with_pictures)
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def weights(folder, epoch: int, name: str = "transformer") -> dict[str, torch.Tensor]:
+    return torch.load(folder / f"{name}_{epoch}.pth", weights_only=True)
+
+
+def assert_same_bytes(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_at(monkeypatch, step: int, stage: type = Supervised) -> None:
+    """The process dies in the given step of training in stages of that kind, counted over the run from 1."""
+    count, real = iter(range(1, 10**6)), stage.losses
+
+    def losses(self, batch):
+        if next(count) == step:
+            raise Killed
+        return real(self, batch)
+
+    monkeypatch.setattr(stage, "losses", losses)
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+def start_process(*command) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    return subprocess.run([str(word) for word in command], cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -1,0 +1,27 @@
+"""Parameters and multiply-adds of a model: ``python -m tools.describe --config_file configs/METHOD/DATASET.yml``."""
+
+from __future__ import annotations
+
+from configs import load_config
+from model import make_model
+from model.summary import summary
+from utils.commands import make_parser, run_command
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    example = "--config_file configs/transreid/market1501.yml MODEL.JPM False"
+    parser = make_parser("python -m tools.describe", __doc__, example, settings=True)
+    parser.add_argument("--num_class", type=int, default=751, help="training identities (default: Market-1501's)")
+    parser.add_argument("--camera_num", type=int, default=6)
+    parser.add_argument("--view_num", type=int, default=1)
+    args = parser.parse_args(argv)
+    cfg = load_config(args.config_file, args.opts)
+    model = make_model(cfg, args.num_class, args.camera_num, args.view_num)
+    for name, child in model.named_children():
+        print(f"{name:14s} {sum(p.numel() for p in child.parameters()) / 1e6:10.3f} M")
+    print(summary(model, tuple(cfg.INPUT.SIZE_TEST)))
+
+
+if __name__ == "__main__":
+    run_command(main)

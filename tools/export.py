@@ -1,0 +1,272 @@
+"""Writes a trained model for other programs: ONNX with resize and normalisation inside, and safetensors.
+
+``python -m tools.export --config_file F --out FOLDER TEST.WEIGHT W`` writes ``model.onnx`` (input ``images``:
+uint8, RGB, (batch, height, width, 3), of any number and size; ``cam_label`` and ``view_label``, int64 (batch,), where
+the model uses side information; output ``features``, float32), ``model.json`` (what a program needs to know of it) and
+``model.safetensors`` (the weights, which TEST.WEIGHT reads). Before that it runs the file in onnxruntime on the
+configuration's test sets, and writes nothing when a feature, the resize or a first rank differs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from configs import load_config
+from datasets.images import ImageList
+from datasets.loaders import make_dataloader
+from datasets.transforms.resizing import make_resizer, to_pixels
+from model.deployed import Deployed, make_deployed
+from processor.evaluate import Settings, evaluate, score
+from processor.trained import tested_model
+from utils.commands import make_parser, run_command
+from utils.errors import UserError
+
+log = logging.getLogger("lineup")
+
+OPSET = 18
+FEATURE_LIMIT, PIXEL_LIMIT = 1e-3, 1.0
+"""Largest difference of a unit feature's entry from the same pixels, and of a pixel in grey levels, that may be."""
+
+CHECKED = 64
+"""Photographs of every test set on which pixels and features are compared one by one."""
+
+
+def write_onnx(module: nn.Module, path: Path, sides: tuple[str, ...] = (), output: str = "features") -> None:
+    """Traces a module of uint8 images (batch, height, width, 3), all three of any length, and labels (batch,).
+
+    Raises ``UserError`` with the tracer's first line for a network that cannot be traced.
+    """
+    try:
+        import onnx  # noqa: F401 - torch says it at length when one of them is missing
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"export needs {error.name}: pip install -r requirements-extra.txt") from None
+    any_length = torch.export.Dim.DYNAMIC
+    images = torch.zeros(2, 90, 50, 3, dtype=torch.uint8)
+    labels = tuple(torch.zeros(2, dtype=torch.int64) for _ in sides)
+    shapes: tuple = ({0: any_length, 1: any_length, 2: any_length},)
+    if sides:
+        shapes += (tuple({0: any_length} for _ in sides),)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            # not optimised here: onnxruntime does that when it loads the file
+            torch.onnx.export(
+                module, (images, *labels), path, dynamo=True, opset_version=OPSET, optimize=False, verbose=False,
+                external_data=False, input_names=["images", *sides], output_names=[output], dynamic_shapes=shapes,
+            )  # fmt: skip
+    except Exception as error:  # noqa: BLE001 - the exporter's errors come in many kinds
+        lines = [line for line in str(error.__cause__ or error).splitlines() if line.strip()] or [type(error).__name__]
+        raise UserError(f"the network cannot be exported: {lines[0][:200]}") from None
+
+
+def session(path: Path):
+    """onnxruntime on the CPU. Raises ``UserError`` where it is not installed or refuses the file."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UserError("export checks its file with onnxruntime: pip install -r requirements-extra.txt") from None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+@dataclass
+class Photo:
+    """One test image. image: uint8 (H, W, 3). labels: what the model is given beside it."""
+
+    image: np.ndarray
+    labels: dict[str, np.ndarray]
+
+
+def photos(test, sides: tuple[str, ...], most: int | None = None) -> Iterator[Photo]:
+    """The images of a test set's list in order, as they are in their files."""
+    records = test.loader.records
+    images = ImageList(records, None)
+    columns = {"cam_label": records.camids, "view_label": records.viewids}
+    for row in range(len(records) if most is None else min(most, len(records))):
+        pixels = to_pixels(images.image(row)).permute(1, 2, 0).numpy()
+        yield Photo(pixels, {name: columns[name][row : row + 1] for name in sides})
+
+
+def run(runner, photo: Photo) -> np.ndarray:
+    """(D,) from a session."""
+    return runner.run(None, {"images": photo.image[None], **photo.labels})[0][0]
+
+
+@torch.no_grad()
+def compare(deployed: Deployed, runner, resizer, tests: list, resize: str) -> tuple[float, float]:
+    """The largest differences on some photographs: of a feature from the same pixels, and of a resized pixel.
+
+    resizer: a session of the resize alone, beside what evaluation does (``resize``, a word of INPUT.RESIZE).
+    """
+    pre, ours = deployed.preprocess, make_resizer(resize, is_train=False)
+    height, width = (side + pre.margin for side in pre.size)
+    edge, features, pixels = pre.margin // 2, 0.0, 0.0
+    from PIL import Image
+
+    for test in tests:
+        for photo in photos(test, deployed.sides, CHECKED):
+            wanted = ours(Image.fromarray(photo.image), (height, width))
+            found = resizer.run(None, {"images": photo.image[None]})[0][0]
+            cut = wanted[:, edge : edge + pre.size[0], edge : edge + pre.size[1]].numpy().astype(np.float32)
+            pixels = max(pixels, float(np.abs(found - cut).max()))
+            same = Photo(wanted.permute(1, 2, 0).contiguous().numpy(), photo.labels)
+            labels = (torch.from_numpy(same.labels[name]) for name in deployed.sides)
+            theirs = nn.functional.normalize(deployed(torch.from_numpy(same.image)[None], *labels))[0].numpy()
+            mine = run(runner, same)
+            features = max(features, float(np.abs(mine / max(np.linalg.norm(mine), 1e-12) - theirs).max()))
+    return features, pixels
+
+
+def features_of(runner, test, sides: tuple[str, ...]) -> Tensor:
+    """Features of a test set's list by the exported file, from the files' own pixels. (N, D)."""
+    return torch.from_numpy(np.stack([run(runner, photo) for photo in photos(test, sides)]))
+
+
+@torch.no_grad()
+def speed_ratio(deployed: Deployed, runner, batch: int = 8, repeats: int = 3) -> float:
+    """How many times faster onnxruntime is than PyTorch, each at its best of some runs on images of the test size."""
+    size = deployed.preprocess.size
+    images = torch.randint(0, 256, (batch, *size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = {name: np.zeros(batch, np.int64) for name in deployed.sides}
+    tensors = [torch.from_numpy(value) for value in labels.values()]
+
+    def best(work) -> float:
+        times = []
+        for _ in range(repeats + 1):  # the first warms up
+            began = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - began)
+        return min(times[1:])
+
+    eager = best(lambda: deployed(images, *tensors))
+    return eager / best(lambda: runner.run(None, {"images": images.numpy(), **labels}))
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def describe(cfg, deployed: Deployed, width: int, folder: Path) -> dict[str, Any]:
+    """The content of ``model.json``."""
+    pre = deployed.preprocess
+    return {
+        "model": cfg.MODEL.NAME,
+        "type": cfg.MODEL.TRANSFORMER_TYPE if cfg.MODEL.NAME == "transformer" else "",
+        "method": cfg.PROCESSOR.NAME,
+        "inputs": {
+            "images": "uint8, RGB, (batch, height, width, 3), any size",
+            **dict.fromkeys(deployed.sides, "int64, (batch,)"),
+        },
+        "output": f"features, float32, (batch, {width})",
+        "width": width,
+        "size": list(pre.size),
+        "resize": cfg.INPUT.RESIZE,
+        "mean": list(cfg.INPUT.PIXEL_MEAN),
+        "std": list(cfg.INPUT.PIXEL_STD),
+        "unit_length": deployed.unit,
+        "distance": cfg.TEST.METRIC,
+        "opset": OPSET,
+        "sha256": {name: sha256(folder / name) for name in ("model.onnx", "model.safetensors")},
+        "weight": Path(cfg.TEST.WEIGHT).name,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def export(cfg, out: Path) -> dict[str, Any]:
+    """Writes and checks; returns the differences, the scores of both and the ratio of speeds.
+
+    Raises ``UserError`` for a network that cannot be traced and for a file that does not do what the model does.
+    """
+    from safetensors.torch import save_file
+
+
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out: {out} is a file, not a folder")
+    data = make_dataloader(cfg, training=False)
+    tests = [test for test in data.tests if test.protocol != "classification"]
+    deployed, settings = make_deployed(cfg, tested_model(cfg, data)), Settings.from_cfg(cfg)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_onnx(deployed, folder / "model.onnx", deployed.sides)
+        write_onnx(Resize(deployed.preprocess), folder / "resize.onnx", output="pixels")
+        runner, resizer = session(folder / "model.onnx"), session(folder / "resize.onnx")
+        features, pixels = compare(deployed, runner, resizer, tests, cfg.INPUT.RESIZE)
+        if features > FEATURE_LIMIT:
+            raise UserError(f"not exported: a unit feature differs by {features:.1e}, the limit is {FEATURE_LIMIT:g}")
+        if pixels > PIXEL_LIMIT:
+            raise UserError(
+                f"not exported: a resized pixel differs by {pixels:g} grey levels, the limit is {PIXEL_LIMIT:g}"
+            )
+        before = evaluate(deployed.model, tests, settings, torch.device("cpu"))
+        after = {t.name: score(t, features_of(runner, t, deployed.sides), settings).metrics for t in tests}
+        changed = [name for name in after if after[name].get("Rank-1") != before[name].get("Rank-1")]
+        if changed:
+            one, two = (scores[changed[0]]["Rank-1"] for scores in (before, after))
+            raise UserError(f"not exported: Rank-1 of {changed[0]} changes from {one:.4f} to {two:.4f}")
+        report = {
+            "feature_difference": features, "pixel_difference": pixels, "pytorch": before, "onnxruntime": after,
+            "speed_ratio": speed_ratio(deployed, runner),
+        }  # fmt: skip
+        width = int(runner.get_outputs()[0].shape[1])
+        save_file({k: v.contiguous() for k, v in deployed.model.state_dict().items()}, folder / "model.safetensors")
+        (folder / "model.json").write_text(json.dumps(describe(cfg, deployed, width, folder) | report, indent=2) + "\n")
+        out.mkdir(parents=True, exist_ok=True)
+        for file in ("model.onnx", "model.safetensors", "model.json"):
+            shutil.copyfile(folder / file, out / f".{file}")
+            (out / f".{file}").replace(out / file)
+    return report
+
+
+class Resize(nn.Module):
+    """The resize alone, for the check."""
+
+    def __init__(self, preprocess: nn.Module):
+        super().__init__()
+        self.preprocess = preprocess
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.preprocess.resized(images)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+
+    example = "--config_file configs/transreid/market1501.yml --out exported TEST.WEIGHT transformer_120.pth"
+    parser = make_parser("python -m tools.export", __doc__, example, settings=True)
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the files go")
+    args = parser.parse_args(argv)
+    report = export(load_config(args.config_file, args.opts), args.out)
+    print(
+        f"largest difference of a unit feature {report['feature_difference']:.1e}, of a resized pixel "
+        f"{report['pixel_difference']:g} grey levels"
+    )
+    for name, before in report["pytorch"].items():
+        after = report["onnxruntime"][name]
+        shown = [k for k in ("mAP", "Rank-1") if k in before]
+        values = ", ".join(f"{k} {100 * before[k]:.2f} / {100 * after[k]:.2f}" for k in shown)
+        print(f"{name}: {values} (PyTorch / onnxruntime)")
+    print(f"onnxruntime is {report['speed_ratio']:.2f} times as fast as PyTorch here; {args.out / 'model.onnx'}")
+
+
+if __name__ == "__main__":
+    run_command(main)

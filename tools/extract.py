@@ -1,0 +1,182 @@
+"""Features of any images: ``python -m tools.extract --config_file F --images I --out DIR TEST.WEIGHT W``.
+
+I is a folder, a text file of a path a line, or a .csv or .tsv table with a column ``path`` and, where known, ``pid``,
+``camid``, ``viewid`` (numbers from 0, as training counted them, where the model uses side information) and a crop box
+``x1``, ``y1``, ``x2``, ``y2``. DIR gets ``features.npy`` (images, width) float32, ``rows.csv``, ``meta.json``, and
+``skipped.csv`` with what could not be read. The same command goes on where it was killed, to the same bytes. Several
+processes (torchrun) share the batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from configs import load_config
+from datasets.images import Batch, ImageList
+from datasets.loaders import one_thread, pinned
+from datasets.readers.image_list import CARRIED, Carried, read_image_list
+from datasets.records import Records
+from datasets.storage.decoding import BadImage, load_image
+from processor.extractor import IMAGE, TEXT, Extractor, finite, make_extractor
+from processor.run import prepare
+from processor.trained import weight_file
+from utils.commands import make_parser, run_command
+from utils.distributed import barrier, broadcast_object, gather_objects, is_main, rank, stop, world_size
+from utils.errors import UserError
+from utils.feature_files import META, OPEN, FeatureWriter, read_json
+from utils.logger import close_logging
+from utils.provenance import commit
+from utils.scoring.blocks import Progress
+
+log = logging.getLogger("lineup")
+
+FLUSH_SECONDS = 5.0
+"""What a kill can cost, at most."""
+
+
+def list_hash(records: Records, carried: Carried) -> str:
+    """SHA-256 of a list's paths and columns: what must not change when work goes on."""
+    found = hashlib.sha256()
+    for row in table_rows(records, carried):
+        found.update("\0".join(row).encode(errors="surrogateescape") + b"\n")
+    return found.hexdigest()
+
+
+def table_rows(records: Records, carried: Carried) -> Iterator[tuple[str, ...]]:
+    """The path of each image and its columns, as ``rows.csv`` has them."""
+    yield from zip(records.paths, *(carried[name] for name in CARRIED if name in carried), strict=True)
+
+
+def loaded(records: Records, extractor: Extractor, batches: list[np.ndarray], workers: int, pin: bool):
+    """(rows asked for, ``Batch`` of those that can be read) one after another."""
+    images = ImageList(records, extractor.transform)
+    loader = DataLoader(
+        images, batch_sampler=[rows.tolist() for rows in batches], num_workers=workers, collate_fn=images.collate,
+        pin_memory=pin, worker_init_fn=one_thread, generator=torch.Generator(),
+    )  # fmt: skip
+    return zip(batches, loader, strict=True)
+
+
+def fill(
+    writer: FeatureWriter, records: Records, extractor: Extractor, workers: int = 0, pin: bool = False
+) -> tuple[int, float]:
+    """Extracts what is still to do of this process's batches; returns how many images that were, and the seconds.
+
+    Batches are rows in order, the same for any number of processes and after any kill.
+    """
+    size = extractor.batch_size
+    batches = [np.arange(top, min(top + size, len(records))) for top in range(0, len(records), size)]
+    batches = [rows for rows in batches[rank() :: world_size()] if (writer.done[rows] == OPEN).any()]
+    began = flushed = time.monotonic()
+    held: tuple[Batch, torch.Tensor] | None = None
+    with Progress(sum(map(len, batches)), "features", "image") as progress:
+        for rows, batch in loaded(records, extractor, batches, workers, pin):
+            feats = extractor.features(batch.images, batch.camids, batch.viewids) if len(batch) else None
+            for message in batch.broken:
+                log.warning("skipped: %s", message)
+            writer.write(np.empty(0, np.int64), np.empty((0, extractor.width)), np.setdiff1d(rows, batch.rows.numpy()))
+            if held:  # written while a GPU works on this batch
+                keep(writer, records, *held)
+            held = (batch, feats) if len(batch) else None
+            if time.monotonic() - flushed > FLUSH_SECONDS:
+                writer.flush()
+                flushed = time.monotonic()
+            progress.add(len(rows))
+        if held:
+            keep(writer, records, *held)
+    writer.flush()
+    return sum(map(len, batches)), time.monotonic() - began
+
+
+def keep(writer: FeatureWriter, records: Records, batch: Batch, feats: torch.Tensor) -> None:
+    rows, values = batch.rows.numpy(), feats.cpu().numpy()
+    finite(values, f"{records.paths[int(rows[0])]} or one of the {len(rows) - 1} after it")
+    writer.write(rows, values, np.empty(0, np.int64))
+
+
+def reason(records: Records, row: int) -> str:
+    """Why an image was skipped."""
+    try:
+        load_image(records.paths[row], None if records.boxes is None else records.boxes[row])
+    except BadImage as error:
+        return str(error)
+    return "could not be read when it was its turn"
+
+
+def extract(cfg, images: str | Path, out: Path, config_file: str = "", space: str = IMAGE) -> dict[str, Any]:
+    """Extracts or goes on with it; returns the content of ``meta.json``."""
+    try:
+        return _extract(cfg, images, out, config_file, space)
+    finally:
+        stop()
+        close_logging()
+
+
+def _extract(cfg, images: str | Path, out: Path, config_file: str, space: str) -> dict[str, Any]:
+    weight_file(cfg)  # before any work
+    records, carried = read_image_list(images)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out: {out} is a file, not a folder")
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = str(out)
+    prepare(cfg, config_file, [], "extract_log.txt")
+    extractor = make_extractor(cfg, space)
+    plan = {
+        "model_hash": extractor.model_hash, "list_hash": list_hash(records, carried), "batch": extractor.batch_size,
+    }  # fmt: skip
+    writer = FeatureWriter(out, plan, len(records), extractor.width)
+    finished = broadcast_object(writer.begin() if is_main() else None)
+    if finished:
+        log.info("finished already: %s", out)
+        return read_json(out / META)
+    barrier()
+    writer.open()
+    before = int((writer.done != OPEN).sum())
+    if before:
+        log.info("%d of %d images were done before", before, len(records))
+    barrier()  # all have counted before one goes on
+    count, seconds = fill(writer, records, extractor, cfg.DATALOADER.NUM_WORKERS, pinned(cfg))
+    done = gather_objects((count, seconds))
+    if is_main():
+        columns = ["path", *(name for name in CARRIED if name in carried)]
+        kept = writer.finish(
+            table_rows(records, carried), columns, lambda row: reason(records, row), space=space,
+            unit_length=extractor.unit, distance=cfg.TEST.METRIC, settings=extractor.settings, weight=cfg.TEST.WEIGHT,
+            config_file=config_file, commit=commit(),
+        )  # fmt: skip
+        count, seconds = sum(n for n, _ in done), max(s for _, s in done)
+        log.info("%s: features of %d images, %d wide; %d skipped", out, kept, extractor.width, len(records) - kept)
+        if count:
+            log.info("%d images in %.1f s: %.1f images/s", count, seconds, count / seconds)
+    barrier()
+    return read_json(out / META)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+
+    example = "--config_file configs/quickstart.yml --images photos/ --out features TEST.WEIGHT resnet10_12.pth"
+    parser = make_parser("python -m tools.extract", __doc__, example, settings=True)
+    parser.add_argument("--images", type=Path, required=True, metavar="FOLDER|LIST.txt|TABLE.csv")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the files go")
+    parser.add_argument(
+        "--for_text", "--for-text", action="store_true",
+        help="prompt models: features that sentences are compared with, for tools.search --text",
+    )  # fmt: skip
+    args = parser.parse_args(argv)
+    cfg = load_config(args.config_file, args.opts)
+    extract(cfg, args.images, args.out, args.config_file, TEXT if args.for_text else IMAGE)
+
+
+if __name__ == "__main__":
+    run_command(main)

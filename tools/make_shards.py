@@ -1,0 +1,158 @@
+"""Datasets as tar shards: ``python -m tools.make_shards --out DIR --config_file FILE [KEY VALUE ...]``.
+
+Writes every dataset of the run to DIR/NAME: ``000000.tar``, ``000001.tar``, ... and ``index.npz``. With
+``DATASETS.SHARDS DIR`` the same run reads them instead of folders: the same lists, the same bytes of every image.
+
+The shards have webdataset's layout (``00000042.jpg`` and ``00000042.json`` are one sample), so that other tools stream
+them. Ours do not: a batch of P identities with K images each asks for images at any place, and a run that was killed
+must go on with the very batch it would have had. The index holds lists and byte ranges; an image is one read.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import sys
+import tarfile
+from array import array
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from configs import load_config
+from datasets.dataset import make_dataset
+from datasets.options import options_of_run
+from datasets.paths import Paths
+from datasets.records import LONG, SPLITS, Records
+from datasets.storage.cache import packed
+from datasets.storage.decoding import read_image
+from datasets.storage.shard_index import INDEX, settings
+from utils.commands import make_parser, run_command
+from utils.errors import UserError
+
+
+def images_of(splits: dict[str, Records]) -> Iterator[tuple[str, list[tuple[str, int]]]]:
+    """Each image with its rows (split, number), in the order of the lists; once a row where there are very many."""
+    rows = ((path, (split, i)) for split, part in splits.items() for i, path in enumerate(part.paths))
+    if sum(map(len, splits.values())) > LONG:
+        yield from ((path, [row]) for path, row in rows)
+        return
+    found: dict[str, list] = {}
+    for path, row in rows:
+        found.setdefault(path, []).append(row)
+    yield from found.items()
+
+
+def described(name: str, rows: list[tuple[str, int]], splits: dict[str, Records]) -> bytes:
+    """The sample's JSON: its path in the dataset and what each row says of it."""
+    said = []
+    for split, i in rows:
+        _, pid, camid, viewid = splits[split][i]
+        box = splits[split].boxes
+        said.append({"split": split, "pid": pid, "camid": camid, "viewid": viewid})
+        if box is not None and box[i].any():
+            said[-1]["box"] = box[i].tolist()
+    return json.dumps({"path": name, "rows": said}).encode()
+
+
+class Writer:
+    """Writes samples into tar files of about ``size`` bytes each and remembers where each image's bytes begin."""
+
+    def __init__(self, folder: Path, size: int):
+        self.folder, self.size, self.tar = folder, size, None
+        self.names, self.ends, self.shard, self.shards = bytearray(), array("q"), array("H"), []
+
+    def add(self, name: str, raw: bytes, text: bytes) -> None:
+        if self.tar is None or (self.tar.offset and self.tar.offset + len(raw) > self.size):
+            self.close()
+            self.shards.append(f"{len(self.shards):06d}.tar")
+            self.tar = tarfile.open(self.folder / self.shards[-1], "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        key = f"{len(self.ends):08d}"
+        begins = self.tar.offset + tarfile.BLOCKSIZE
+        self._member(f"{key}{Path(name).suffix.lower() or '.bin'}", raw)
+        self._member(f"{key}.json", text)
+        self.names += os.fsencode(f"{begins}+{len(raw)}/{name}")
+        self.ends.append(len(self.names))
+        self.shard.append(len(self.shards) - 1)
+
+    def _member(self, name: str, content: bytes) -> None:
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        self.tar.addfile(member, io.BytesIO(content))
+
+    def close(self) -> None:
+        if self.tar is not None:
+            self.tar.close()
+
+    def paths(self, home: Path) -> Paths:
+        """Of the images in the order in which they were added, as they will be called in the folder ``home``."""
+        ends = np.array(self.ends, np.int64)
+        lengths = np.diff(ends, prepend=0).astype(np.int32)
+        roots = [f"{home}/{shard}/" for shard in self.shards]
+        return Paths(bytes(self.names), ends - lengths, lengths, roots, np.array(self.shard, np.uint16))
+
+
+def write_shards(dataset, out: Path, chosen: dict, size: int) -> str:
+    """Writes ``out/NAME``, whole or not at all, and returns the line that says what was written.
+
+    chosen: see ``settings``. size: bytes of a shard. Raises ``UserError`` for an image that is not there.
+    """
+    home = out / dataset.spec.name
+    if home.exists():
+        raise UserError(f"{home} is there already; remove it or name another folder with --out")
+    splits = {split: getattr(dataset, split) for split in SPLITS}
+    rows = {split: np.zeros(len(part), np.int64) for split, part in splits.items()}
+    base = f"{dataset.folder if dataset.folder.is_dir() else dataset.folder.parent}/"
+    partial_home = out / f".{dataset.spec.name}.{os.getpid()}.partial"
+    try:
+        partial_home.mkdir(parents=True)
+        writer = Writer(partial_home, size)
+        images = tqdm(images_of(splits), desc=dataset.spec.name, leave=False, disable=not sys.stderr.isatty())
+        for number, (path, owners) in enumerate(images):
+            name = path.removeprefix(base)
+            writer.add(name, read_image(path), described(name, owners, splits))
+            for split, i in owners:
+                rows[split][i] = number
+        writer.close()
+        sizes = {shard: (partial_home / shard).stat().st_size for shard in writer.shards}
+        paths = writer.paths(home)
+        lists = {split: replace(part, paths=paths.take(rows[split])) for split, part in splits.items()}
+        more = {"same_list": dataset.same_list, "protocol": dataset.protocol, "shared_ids": dataset.shared_ids}
+        kept = {"options": chosen, "sizes": sizes, "more": more}
+        with open(partial_home / INDEX, "wb") as handle:
+            np.savez(handle, **packed(lists, home, **kept))
+        partial_home.rename(home)
+    except OSError as error:
+        raise UserError(f"{home} cannot be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(partial_home, ignore_errors=True)
+    total = sum(sizes.values()) / 1e9
+    return f"{dataset.spec.name}: {len(paths):,} images in {len(sizes)} shards of {total:.3f} GB in all, in {home}"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+
+    example = "--out /data/shards --config_file configs/transreid/msmt17.yml DATASETS.ROOT_DIR /data"
+    parser = make_parser("python -m tools.make_shards", __doc__, example, settings=True)
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the shards")
+    parser.add_argument("--gb", type=float, default=1.0, help="size of a shard in GB (10^9 bytes)")
+    args = parser.parse_args(argv)
+    cfg = load_config(args.config_file, args.opts)
+    wanted = options_of_run(cfg)
+    if args.gb <= 0:
+        raise UserError(f"--gb {args.gb:g}: a shard needs some room")
+    for name, options in wanted.items():
+        options.pop("shards", None)
+        dataset = make_dataset(name, cfg.DATASETS.ROOT_DIR, **options)
+        chosen = settings(dataset.spec, dataset.use_all, options)
+        print(write_shards(dataset, args.out, chosen, int(args.gb * 1e9)), flush=True)
+
+
+if __name__ == "__main__":
+    run_command(main)

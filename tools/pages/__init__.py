@@ -1,0 +1,1 @@
+"""Templates, charts and pictures of the pages that commands write."""

@@ -1,0 +1,113 @@
+"""Metrics straight from features.
+
+Features go in as they are, in any order of images; distances are made and scored block by block, so that no (Q, G)
+matrix exists and MSMT17 fits in well under 2 GB. Results do not depend on the block size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from utils.scoring.distances import Distances, as_features, same_place, unit_length
+from utils.scoring.matching import Matching
+from utils.scoring.ranking import RankResult, check_names, choose, distance_rows, rank_blocks
+from utils.scoring.reranking import ReRanking
+from utils.scoring.verification import roc_blocks
+from utils.scoring.watching import Watcher
+
+METRICS = ("euclidean", "cosine")
+
+
+def evaluate_features(
+    qf: object,
+    gf: object,
+    q_pids: object,
+    g_pids: object,
+    q_camids: object = None,
+    g_camids: object = None,
+    metric: str = "euclidean",
+    normalize: bool = True,
+    rerank: tuple[int, int, float] | None = None,
+    protocol: str = "market1501",
+    ap: str = "rectangle",
+    max_rank: int = 50,
+    block_size: int | None = None,
+    seed: int = 0,
+    repeats: int | None = 10,
+    q_seqs: object = None,
+    g_seqs: object = None,
+    same_list: bool = False,
+    max_memory: int | None = None,
+    watch: Watcher | None = None,
+) -> RankResult:
+    """CMC, mAP and mINP of features; the answer of ``evaluate_rank``, whose other arguments these are.
+
+    qf: (Q, D), gf: (G, D), tensors or arrays, raw; the work is done on the device of the tensors, in float32.
+    metric: ``euclidean`` (squared; same ranks as the root) or ``cosine``. normalize: divide each feature by
+    max(length, 1e-12) first. rerank: None, or (k1, k2, lambda) of k-reciprocal re-ranking (``utils.reranking``), which
+    has its own, squared Euclidean distance. block_size: queries worked on at a time; max_memory: bytes that the
+    distances in work may take, None for at most 512 MB. Neither changes a result. watch: called with every block of
+    distances (``utils.scoring.watching``).
+
+    Raises ``ValueError`` as ``evaluate_rank`` does, and for NaN or infinite features and k1 or k2 below 1.
+    """
+    choose("metric", metric, METRICS)
+    check_names(protocol, ap, max_rank, repeats)
+    qf, gf = _prepared(qf, gf, normalize or metric == "cosine")
+    matching = Matching(q_pids, g_pids, q_camids, g_camids, q_seqs, g_seqs, same_list, (len(qf), len(gf)))
+    if rerank is None:
+        dist = Distances(qf, gf, metric, max_memory)
+    else:
+        dist = ReRanking(qf, gf, *rerank, block_size=block_size, max_memory=max_memory)
+    how = {"block_size": block_size, "strip": dist.strip, "threads": dist.on_cpu, "max_memory": max_memory}
+    return rank_blocks(dist.rows, matching, max_rank, protocol, ap, seed, repeats, **how, watch=watch)
+
+
+def evaluate_roc(
+    qf: object,
+    gf: object,
+    q_pids: object,
+    g_pids: object,
+    q_camids: object = None,
+    g_camids: object = None,
+    fars: Sequence[float] = (1e-4, 1e-3, 1e-2),
+    block_size: int | None = None,
+    same_list: bool = False,
+    max_memory: int | None = None,
+) -> dict[float, float]:
+    """``roc`` from features (Q, D) and (G, D), by cosine, in blocks.
+
+    block_size, max_memory and ``ValueError`` as ``evaluate_features``; same_list as ``evaluate_rank``.
+    """
+    qf, gf = _prepared(qf, gf, normalize=True)
+    matching = Matching(q_pids, g_pids, q_camids, g_camids, same_list=same_list, shape=(len(qf), len(gf)))
+    dist = Distances(qf, gf, "cosine", max_memory)
+    how = {"block_size": block_size, "strip": dist.strip, "threads": dist.on_cpu, "max_memory": max_memory}
+    return roc_blocks(dist.rows, matching, fars, **how)
+
+
+def roc(
+    distmat: object,
+    q_pids: object,
+    g_pids: object,
+    q_camids: object = None,
+    g_camids: object = None,
+    fars: Sequence[float] = (1e-4, 1e-3, 1e-2),
+) -> dict[float, float]:
+    """True accept rate at each false accept rate: ``{far: tar}``, both shares of 1.
+
+    distmat: (Q, G). A pair is a query and a gallery image that the camera filter keeps for it, genuine when they share
+    the identity; queries without a match still give impostor pairs. tar is the largest share of genuine pairs accepted
+    at a threshold that accepts at most a share far of the impostor pairs; nothing is interpolated. Raises
+    ``ValueError`` as ``evaluate_rank`` does, and when there is no impostor pair or a far is not between 0 and 1.
+    """
+    rows, shape = distance_rows(distmat)
+    matching = Matching(q_pids, g_pids, q_camids, g_camids, shape=shape)
+    return roc_blocks(rows, matching, fars)
+
+
+def _prepared(qf: object, gf: object, normalize: bool) -> tuple[Tensor, Tensor]:
+    qf, gf = same_place(as_features(qf, "query"), as_features(gf, "gallery"))
+    return (unit_length(qf), unit_length(gf)) if normalize else (qf, gf)

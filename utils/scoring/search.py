@@ -1,0 +1,129 @@
+"""Exact search: the k nearest gallery images of each query, in a gallery of any size, in bounded memory.
+
+The gallery may be a memory-mapped file (``numpy.load(path, mmap_mode="r")``): it is read a few thousand rows at a
+time, once for every few thousand queries, and no (Q, G) matrix exists.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+import numpy as np
+import torch
+
+from utils.errors import UserError
+from utils.scoring.blocks import Progress, even_cut, in_threads, whole_number
+from utils.scoring.distances import squared_norms, unit_rows
+from utils.scoring.neighbours import SIDE, Nearest, Tiler
+
+SEARCH_BYTES = 2**30  # for everything but the features given, unless ``max_memory`` says otherwise
+ROWS = 4096  # gallery rows that a thread reads at a time, at most
+METRICS = ("euclidean", "cosine")
+
+
+def search(
+    query: object,
+    gallery: object,
+    k: int = 100,
+    metric: str = "euclidean",
+    normalize: bool = True,
+    max_memory: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ``k`` nearest gallery images of each query, ordered by (distance, gallery index).
+
+    query: (Q, D), gallery: (G, D): arrays, memory maps or tensors of floating point numbers; the distances are float32.
+    metric: ``euclidean`` (squared) or ``cosine``. normalize: divide each feature by max(length, 1e-12) first; cosine
+    always does. max_memory: bytes for working memory, None for 1 GB; fewer queries at a time read the gallery oftener.
+
+    Returns the gallery indices (Q, k) int64 and the distances (Q, k) float32; k beyond G gives G columns. Exact, and
+    the same for any memory and number of threads. Raises ``UserError`` for wrong shapes and types, empty lists and rows
+    with NaN or infinity, which it names.
+    """
+    k = whole_number("k", k)
+    if metric not in METRICS:
+        raise UserError(f"metric: unknown {metric!r}. Known: {', '.join(METRICS)}")
+    query, gallery = feature_list(query, "query"), feature_list(gallery, "gallery")
+    if query.shape[1] != gallery.shape[1]:
+        raise UserError(f"query features are {query.shape[1]} wide, gallery features {gallery.shape[1]}")
+    (num_q, width), k = query.shape, min(k, len(gallery))
+    indices, distances = np.empty((num_q, k), np.int64), np.empty((num_q, k), np.float32)
+    unit, tiler = normalize or metric == "cosine", Tiler(metric, (even_cut(num_q, SIDE), SIDE))
+    rows, block = _sizes(num_q, width, k, SEARCH_BYTES if max_memory is None else max_memory)
+    with Progress(-(-num_q // block) * len(gallery), "search") as progress:
+        for start in range(0, num_q, block):
+            some = slice(start, min(start + block, num_q))
+            feats = _prepared(query[some], start, "query", unit)
+            indices[some], distances[some] = _search_block(feats, gallery, k, tiler, unit, rows, progress)
+    return indices, distances
+
+
+def _search_block(
+    query: np.ndarray, gallery: np.ndarray, k: int, tiler: Tiler, unit: bool, rows: int, progress: Progress
+) -> tuple[np.ndarray, np.ndarray]:
+    side = tiler.shape[0]
+    sides = [slice(top, min(top + side, len(query))) for top in range(0, len(query), side)]
+    lists = [Nearest(side.stop - side.start, k) for side in sides]
+    of_query = squared_norms(query)
+
+    def work(start: int, stop: int) -> None:
+        part = _prepared(gallery[start:stop], start, "gallery", unit)
+        of_part = squared_norms(part)
+        for left in range(0, len(part), SIDE):
+            columns = slice(left, left + SIDE)
+            for side, found in zip(sides, lists, strict=True):
+                tile = tiler.tile(query[side], part[columns], of_query[side], of_part[columns])
+                found.offer(tile, start + left, tiler.clip)
+        _let_go(gallery, start, stop)
+
+    spans = [(start, min(start + rows, len(gallery))) for start in range(0, len(gallery), rows)]
+    in_threads(spans, work, "search", lambda span: progress.add(span[1] - span[0]))
+    results = [found.result() for found in lists]
+    return np.concatenate([r[0] for r in results]), np.concatenate([r[1] for r in results])
+
+
+def _let_go(array: np.ndarray, start: int, stop: int) -> None:
+    """Takes rows of a memory-mapped file off this process's memory; the system may keep them cached."""
+    if not isinstance(array, np.memmap) or array.mode != "r" or not isinstance(array.base, mmap.mmap):
+        return
+    if hasattr(array.base, "madvise") and array.flags.c_contiguous:
+        skip, page = array.offset % mmap.ALLOCATIONGRANULARITY, mmap.PAGESIZE
+        first = -(-(skip + start * array.strides[0]) // page) * page
+        length = (skip + stop * array.strides[0] - first) // page * page
+        if length > 0:
+            array.base.madvise(mmap.MADV_DONTNEED, first, length)
+
+
+def _sizes(num_q: int, width: int, k: int, memory: int) -> tuple[int, int]:
+    """Gallery rows that each thread reads at a time, and queries that are searched for at a time."""
+    threads = torch.get_num_threads()
+    tiles = 2 * 4 * SIDE * SIDE * threads
+    rows = max(min(ROWS, (memory - tiles) // (4 * 4 * width * threads) // SIDE * SIDE), SIDE)
+    left = memory - tiles - rows * threads * 4 * 4 * width
+    block = max(left // (2 * 4 * width + 8 * 8 * k) // SIDE * SIDE, SIDE)
+    return rows, min(block, num_q)
+
+
+def feature_list(feats: object, name: str) -> np.ndarray:
+    """``feats`` (n, D) as an array. Raises ``UserError`` for another shape or type and for an empty list."""
+    feats = feats.detach().cpu().numpy() if isinstance(feats, torch.Tensor) else feats
+    feats = feats if isinstance(feats, np.ndarray) else np.asarray(feats)
+    if feats.ndim != 2 or feats.shape[1] == 0:
+        raise UserError(f"{name} features: expected shape (images, width), got {feats.shape}")
+    if len(feats) == 0:
+        raise UserError(f"{name} features: no images, the list is empty")
+    if feats.dtype.kind != "f":
+        raise UserError(f"{name} features: expected floating point numbers, got {feats.dtype}")
+    return feats
+
+
+def _prepared(feats: np.ndarray, start: int, name: str, unit: bool) -> np.ndarray:
+    """Rows ``start`` and on of a list in float32, scaled to unit length if asked for; they must be finite."""
+    feats = np.ascontiguousarray(feats, np.float32)
+    out = unit_rows(feats) if unit else feats
+    suspects = np.flatnonzero(~np.isfinite(squared_norms(out)))
+    bad = suspects[~np.isfinite(feats[suspects]).all(1)]
+    if len(bad):
+        raise UserError(f"{name} features: row {start + bad[0]} holds NaN or infinity")
+    if len(suspects):
+        raise UserError(f"{name} features are too large for squared distances in float32; normalise them")
+    return out
