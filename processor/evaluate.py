@@ -95,9 +95,9 @@ def extract_features(
     rows, feats = [], []
     for batch in tqdm(loader, desc="features", leave=False, disable=not (is_main() and sys.stderr.isatty())):
         batch = batch.to(device)
-        found = call(batch.images, cam_label=batch.camids, view_label=batch.viewids)
+        found = call(batch.images, cam_label=batch.cam_labels, view_label=batch.view_labels)
         if flip:
-            mirrored = call(batch.images.flip(3), cam_label=batch.camids, view_label=batch.viewids)
+            mirrored = call(batch.images.flip(3), cam_label=batch.cam_labels, view_label=batch.view_labels)
             found = (found + mirrored) / 2
         rows.append(batch.rows.cpu())
         feats.append(found.float().cpu())

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.readers.scan import first_of, look
-from datasets.records import RawSplits, Row
+from datasets.records import RawRow, RawSplits
 from utils.errors import UserError
 
 log = logging.getLogger("lineup")
@@ -37,7 +37,7 @@ def read_cuhk03(
             "counted from 0"
         )
     train, query, gallery = (
-        [Row(f"{images}/{name}", pid, int(name.split("_")[2]) - 1) for name, pid in splits[split_id][part]]
+        [RawRow(f"{images}/{name}", pid, int(name.split("_")[2]) - 1) for name, pid in splits[split_id][part]]
         for part in ("train", "query", "gallery")
     )
     train.sort(key=lambda row: row.path)

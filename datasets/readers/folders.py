@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from datasets.readers.scan import IMAGE_ENDINGS, first_of, image_files, look, read_lines, require, sub_folders, table_of
-from datasets.records import SPLITS, RawSplits, Row, relative_order
+from datasets.records import SPLITS, RawRow, RawSplits, relative_order
 from utils.errors import UserError
 
 
@@ -21,12 +21,12 @@ def parse(spec, name: str, folder: Path) -> re.Match:
     return match
 
 
-def row_from_name(spec, folder: Path, name: str) -> Row:
+def row_from_name(spec, folder: Path, name: str) -> RawRow:
     groups = parse(spec, name, folder).groupdict()
-    return Row(f"{folder}/{name}", int(groups["pid"]), int(groups.get("cam") or 0), int(groups.get("view") or 0))
+    return RawRow(f"{folder}/{name}", int(groups["pid"]), int(groups.get("cam") or 0), int(groups.get("view") or 0))
 
 
-def refuse_empty(spec, rows: list[Row], place: Path) -> list[Row]:
+def refuse_empty(spec, rows: list[RawRow], place: Path) -> list[RawRow]:
     if not rows:
         raise UserError(f"{spec.name}: no images in {place} (looked for {', '.join(IMAGE_ENDINGS[:3])}, ...)")
     return rows
@@ -68,7 +68,7 @@ def read_msmt17(spec, folder: Path, use_val: bool = True, **options) -> RawSplit
         require(folder / sub, "folder", spec)
     held = {sub: set(image_files(folder / sub)) for sub in places} if flat else {}
 
-    def rows(which: str, sub: str) -> list[Row]:
+    def rows(which: str, sub: str) -> list[RawRow]:
         found, path = [], folder / f"list_{which}.txt"
         for number, words in enumerate(read_lines(path, spec), 1):
             name = words[0].rpartition("/")[2]
@@ -77,7 +77,7 @@ def read_msmt17(spec, folder: Path, use_val: bool = True, **options) -> RawSplit
                 raise UserError(f"{spec.name}: {path}, line {number}: expected 'path label'")
             if flat and name not in held[sub]:
                 raise UserError(f"{spec.name}: {path}, line {number}: no image {name} in {folder / sub}")
-            found.append(Row(f"{folder}/{sub}/{name if flat else words[0]}", int(words[1]), int(camera[1])))
+            found.append(RawRow(f"{folder}/{sub}/{name if flat else words[0]}", int(words[1]), int(camera[1])))
         return found
 
     val = rows("val", places[0]) if use_val else []
@@ -118,13 +118,13 @@ def read_p_duke(spec, folder: Path, **options) -> RawSplits:
     Occluded images search whole ones. Cameras are not used: occluded is 0, whole is 1, so nothing is filtered.
     """
 
-    def rows(split: str, kind: str, camera: int) -> list[Row]:
+    def rows(split: str, kind: str, camera: int) -> list[RawRow]:
         place = require(folder / split / f"{kind}_body_images", "folder", spec)
         found = []
         for person in sub_folders(place):
             if not person.isdigit():
                 raise UserError(f"{spec.name}: {place / person}: the folder's name is no identity")
-            found += [Row(f"{place / person}/{n}", int(person), camera) for n in image_files(place / person)]
+            found += [RawRow(f"{place / person}/{n}", int(person), camera) for n in image_files(place / person)]
         return refuse_empty(spec, found, place)
 
     train = rows("train", "occluded", 0) + rows("train", "whole", 1)
@@ -198,11 +198,11 @@ def read_vehicleid(spec, folder: Path, test_size: int = 800, seed: int = 0, tria
         raise UserError(
             f"DATASETS.TEST_SIZE: {spec.name} has no list file 'test_list_{test_size}.txt' in {lists}; found {sizes}"
         )
-    train = relative_order([Row(path, pid) for path, pid in rows("train_list.txt")], folder)
+    train = relative_order([RawRow(path, pid) for path, pid in rows("train_list.txt")], folder)
     test = rows(f"test_list_{test_size}.txt")
     drawn = draw_one_each([pid for _, pid in test], seed + trial)
-    gallery = [Row(*test[i], cam=1) for i in sorted(drawn)]
-    query = [Row(path, pid) for i, (path, pid) in enumerate(test) if i not in drawn]
+    gallery = [RawRow(*test[i], cam=1) for i in sorted(drawn)]
+    query = [RawRow(path, pid) for i, (path, pid) in enumerate(test) if i not in drawn]
     return RawSplits(train, query, gallery, listed=True)
 
 

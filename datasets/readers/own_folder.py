@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from datasets.readers.scan import existing, image_files, sub_folders, walk_images
-from datasets.records import RawSplits, Row
+from datasets.records import RawRow, RawSplits
 from utils.errors import UserError
 
 SPLIT_NAMES = {
@@ -53,11 +53,11 @@ def read_folder(
     return drawn_split(everything, test_share, seed, known, folder)
 
 
-def rows_below(place: Path) -> list[Row]:
+def rows_below(place: Path) -> list[RawRow]:
     """Identity is the first folder's name, or the number at the start of a file that lies in no folder."""
     people = sub_folders(place)
     found = [
-        Row(f"{place}/{person}/{os.fsdecode(name)}", person)
+        RawRow(f"{place}/{person}/{os.fsdecode(name)}", person)
         for person in people
         for name in walk_images(place / person).tolist()
     ]
@@ -67,14 +67,14 @@ def rows_below(place: Path) -> list[Row]:
             raise UserError(
                 f"folder: {place / name}: an image in no identity's folder, and its name does not begin like 0001_c1"
             )
-        found.append(Row(f"{place}/{name}", match[1]))
+        found.append(RawRow(f"{place}/{name}", match[1]))
     found = [row for row in found if row.pid != "-1"]
     if not found:
         raise UserError(f"folder: no images in {place} (found: {existing(place)}); expected a folder per identity")
     return sorted(found, key=lambda row: row.path)
 
 
-def set_cameras(rows: list[Row], pattern: str) -> bool:
+def set_cameras(rows: list[RawRow], pattern: str) -> bool:
     """Finds the camera in every file's name; whether there are cameras. Raises ``UserError`` for a wrong pattern."""
     try:
         wanted = re.compile(pattern or CAMERA)
@@ -95,7 +95,7 @@ def set_cameras(rows: list[Row], pattern: str) -> bool:
     return True
 
 
-def from_splits(rows: dict[str, list[Row]], cameras: bool, folder: Path) -> RawSplits:
+def from_splits(rows: dict[str, list[RawRow]], cameras: bool, folder: Path) -> RawSplits:
     if "val" in rows:
         known = {row.pid for row in rows["train"]}
         if strange := sorted({row.pid for row in rows["val"]} - known):
@@ -112,7 +112,7 @@ def from_splits(rows: dict[str, list[Row]], cameras: bool, folder: Path) -> RawS
     return found
 
 
-def tested_alone(train: list[Row], test: list[Row], cameras: bool) -> RawSplits:
+def tested_alone(train: list[RawRow], test: list[RawRow], cameras: bool) -> RawSplits:
     """The test images searched among themselves, by the cameras' rule where there are cameras.
 
     With cameras, one image of each identity and camera is a query and every image is in the gallery: those of the
@@ -125,7 +125,7 @@ def tested_alone(train: list[Row], test: list[Row], cameras: bool) -> RawSplits:
     return RawSplits(train, [row for row in test if id(row) in chosen], test)
 
 
-def drawn_split(rows: list[Row], share: float, seed: int, cameras: bool, folder: Path) -> RawSplits:
+def drawn_split(rows: list[RawRow], share: float, seed: int, cameras: bool, folder: Path) -> RawSplits:
     """Identities split by a seeded draw; ``share`` of them test, at least one on either side."""
     people = sorted({row.pid for row in rows})
     if not 0 <= share < 1:

@@ -1,16 +1,15 @@
-"""Readers of PRID and of the joint set of TransReID-SSL."""
+"""Reader of PRID 2011."""
 
 from __future__ import annotations
 
 import json
 import random
 import re
-from dataclasses import replace
 from pathlib import Path
 
-from datasets.readers.folders import read_folders, read_msmt17, refuse_empty
+from datasets.readers.folders import refuse_empty
 from datasets.readers.scan import first_of, image_files, require, sub_folders
-from datasets.records import RawSplits, Row
+from datasets.records import RawRow, RawSplits
 from utils.errors import UserError
 
 
@@ -23,12 +22,12 @@ def read_prid(spec, folder: Path, split_id: int = 0, seed: int = 0, **options) -
         place, found = folder / "slim_train", []
         for person in sub_folders(place):
             pid = person_number(spec, place, person)
-            found += [Row(f"{place}/{person}/{name}", pid) for name in image_files(place / person)]
+            found += [RawRow(f"{place}/{person}/{name}", pid) for name in image_files(place / person)]
         return RawSplits(refuse_empty(spec, found, place))
     views = []
     for camera, name in enumerate(("cam_a", "cam_b")):
         place = require(folder / "single_shot" / name, "folder", spec)
-        rows = [Row(f"{place}/{n}", person_number(spec, place, n), camera) for n in image_files(place)]
+        rows = [RawRow(f"{place}/{n}", person_number(spec, place, n), camera) for n in image_files(place)]
         views.append({row.pid: row for row in refuse_empty(spec, rows, place)})
     splits = prid_splits(spec, folder, seed)
     if not 0 <= split_id < len(splits):
@@ -69,22 +68,3 @@ def prid_splits(spec, folder: Path, seed: int) -> list[tuple[list[int], list[int
         ]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{spec.name}: {path} is no list of splits with train and test") from None
-
-
-def read_mm(spec, folder: Path, **options) -> RawSplits:
-    """TransReID-SSL's joint set: MSMT17's ``list_train`` followed by Market-1501; the test is Market-1501's."""
-    from datasets.catalogue import find_spec
-    from datasets.catalogue.spec import locate
-
-    msmt17, market = find_spec("msmt17"), find_spec("market1501")
-    first = read_msmt17(msmt17, locate(msmt17, folder), use_val=False).train
-    found = read_folders(market, locate(market, folder))
-    after = 1 + max(row.pid for row in first)
-    cameras = 1 + max(row.cam for row in first)
-    shifted = [replace(row, pid=row.pid + after, cam=row.cam + cameras) for row in found.train]
-    tests = ([replace(row, cam=row.cam + cameras) for row in rows] for rows in (found.query, found.gallery))
-    return RawSplits(first + shifted, *tests, listed=True)
-
-
-def find_mm(root: Path, **options) -> Path:
-    return Path(root)

@@ -9,27 +9,27 @@ from pathlib import Path
 import numpy as np
 
 from datasets.readers.scan import existing, first_of, image_files, require, sub_folders, table_of
-from datasets.records import RawSplits, Row, relative_order
+from datasets.records import RawRow, RawSplits, relative_order
 from utils.errors import UserError
 
 
-def among_themselves(train: list[Row], test: list[Row], folder: Path) -> RawSplits:
+def among_themselves(train: list[RawRow], test: list[RawRow], folder: Path) -> RawSplits:
     """The test images searched among themselves. Query camera 0, gallery camera 1: nothing is filtered."""
     test = relative_order(test, folder)
     searched = [replace(r, cam=1) for r in test]
     return RawSplits(relative_order(train, folder), test, searched, same_list=True, listed=True)
 
 
-def by_class(rows: Iterable[Row], last: int, folder: Path) -> RawSplits:
+def by_class(rows: Iterable[RawRow], last: int, folder: Path) -> RawSplits:
     """Classes up to ``last`` train, the others test."""
     rows = list(rows)
     return among_themselves([r for r in rows if r.pid <= last], [r for r in rows if r.pid > last], folder)
 
 
-def labelled_paths(spec, folder: Path, name: str, camera: int = 0) -> list[Row]:
+def labelled_paths(spec, folder: Path, name: str, camera: int = 0) -> list[RawRow]:
     """fast-reid's lists: lines ``path,label``."""
     lines = table_of(folder / name, spec, "path label", ",")
-    return [Row(f"{folder}/{path}", label, camera) for path, label, *_ in lines]
+    return [RawRow(f"{folder}/{path}", label, camera) for path, label, *_ in lines]
 
 
 def structs(path: Path, spec, *fields: str) -> list[tuple]:
@@ -48,7 +48,7 @@ def read_cars(spec, folder: Path, **options) -> RawSplits:
     single = first_of([folder / "cars_annos.mat", folder / "devkit" / "cars_annos.mat"])
     if single:
         rows = structs(single, spec, "relative_im_path", "class")
-        return by_class((Row(f"{folder}/{path}", int(label)) for path, label in rows), 98, folder)
+        return by_class((RawRow(f"{folder}/{path}", int(label)) for path, label in rows), 98, folder)
     if first_of([folder / "train.txt"]):
         return among_themselves(*(labelled_paths(spec, folder, f"{s}.txt") for s in ("train", "test")), folder)
     halves = {"cars_train": "cars_train_annos.mat", "cars_test": "cars_test_annos_withlabels.mat"}
@@ -59,7 +59,7 @@ def read_cars(spec, folder: Path, **options) -> RawSplits:
             raise UserError(
                 f"{spec.name}: no cars_annos.mat, train.txt nor devkit/{name} in {folder} (found: {existing(folder)})"
             )
-        found += [Row(f"{folder}/{sub}/{file}", int(label)) for file, label in structs(path, spec, "fname", "class")]
+        found += [RawRow(f"{folder}/{sub}/{file}", int(label)) for file, label in structs(path, spec, "fname", "class")]
     return by_class(found, 98, folder)
 
 
@@ -70,16 +70,16 @@ def read_cub(spec, folder: Path, **options) -> RawSplits:
     for image, path, *_ in table_of(folder / "images.txt", spec, "id path"):
         if image not in labels or not labels[image].isdigit():
             raise UserError(f"{spec.name}: {folder / 'image_class_labels.txt'} has no class of image {image} ({path})")
-        found.append(Row(f"{folder}/images/{path}", int(labels[image])))
+        found.append(RawRow(f"{folder}/images/{path}", int(labels[image])))
     return by_class(found, 100, folder)
 
 
 def read_sop(spec, folder: Path, **options) -> RawSplits:
     """Stanford Online Products (Oh Song, CVPR 2016): ``Ebay_train.txt`` and ``Ebay_test.txt``."""
 
-    def rows(name: str) -> list[Row]:
+    def rows(name: str) -> list[RawRow]:
         lines = table_of(folder / name, spec, "image_id class_id super_class_id path", skip=1)
-        return [Row(f"{folder}/{words[3]}", words[1]) for words in lines]
+        return [RawRow(f"{folder}/{words[3]}", words[1]) for words in lines]
 
     return among_themselves(rows("Ebay_train.txt"), rows("Ebay_test.txt"), folder)
 
@@ -102,7 +102,7 @@ def read_inshop(spec, folder: Path, **options) -> RawSplits:
             raise UserError(f"{spec.name}: {path}, line {number}: status {status!r} is none of {', '.join(found)}")
         top, _, below = name.partition("/")
         place = next((p for p in images if p == top), images[0] if images else top)  # the other release, if only that
-        found[status].append(Row(f"{folder}/{place}/{below}", item, int(status == "gallery")))
+        found[status].append(RawRow(f"{folder}/{place}/{below}", item, int(status == "gallery")))
     return RawSplits(relative_order(found["train"], folder), found["query"], found["gallery"], listed=True)
 
 
@@ -122,14 +122,15 @@ def read_university(spec, folder: Path, direction: str = "drone_satellite", **op
             f"DATASETS.DIRECTION: {direction!r} names no two of drone, satellite, street; such as 'drone_satellite'"
         )
 
-    def rows(sub: str, platform: str, camera: int = 0) -> list[Row]:
+    def rows(sub: str, platform: str, camera: int = 0) -> list[RawRow]:
         place = require(folder / sub, "folder", spec)
         found = []
         for building in sub_folders(place):
             if not building.isdigit():
                 raise UserError(f"{spec.name}: {place / building}: the folder's name is no building")
             images = image_files(place / building)
-            found += [Row(f"{place}/{building}/{n}", int(building), camera, PLATFORMS.index(platform)) for n in images]
+            pid, view = int(building), PLATFORMS.index(platform)
+            found += [RawRow(f"{place}/{building}/{n}", pid, camera, view) for n in images]
         if not found:
             raise UserError(f"{spec.name}: no images in the folders of {place}")
         return found

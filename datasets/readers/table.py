@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 
 from datasets.readers.scan import look
-from datasets.records import RawSplits, Row
+from datasets.records import RawRow, RawSplits
 from utils.errors import UserError
 
 log = logging.getLogger("lineup")
@@ -144,7 +144,7 @@ def read_table(spec, path: Path, image_dir: str = "", **options) -> RawSplits:
             camera = line.get("camid", int(split == "gallery"))
             seq = f"row {number}" if seq is None and number in twice else seq  # never its own match
             place = str(folder / line["path"])
-            row = Row(place, line["pid"] or None, camera, line.get("viewid") or "0", seq, box, extra)
+            row = RawRow(place, line["pid"] or None, camera, line.get("viewid") or "0", seq, box, extra)
             getattr(found, split).append(row)
     if "test" in words and words & {"query", "gallery"}:
         raise UserError(f"{path}: split 'test' stands for query and gallery at once; do not mix it with them")

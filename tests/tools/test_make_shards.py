@@ -19,7 +19,7 @@ from datasets.paths import Paths
 from datasets.records import SPLITS
 from datasets.storage.decoding import load_image
 from datasets.storage.files import own_name, read_bytes
-from datasets.storage.shard_index import settings
+from datasets.storage.shard_index import list_options
 from tests.datasets.every import NAMES, OPTIONS, build, paint
 from tests.datasets.miniatures import MINIATURES, lists, message
 from tests.parity.cases import ROOT
@@ -32,7 +32,7 @@ from utils.errors import UserError
 
 
 def convert(dataset, out: Path, size: int = 6_000, **chosen) -> str:
-    return write_shards(dataset, out, settings(dataset.spec, dataset.use_all, chosen), size)
+    return write_shards(dataset, out, list_options(dataset.spec, dataset.use_all, chosen), size)
 
 
 def below(dataset) -> dict[str, list[tuple]]:

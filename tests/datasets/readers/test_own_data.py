@@ -138,7 +138,7 @@ def test_crop_boxes_and_sequences_stay_with_their_rows(tmp_path):
         load_image(dataset.train.paths[0], (9, 0, 12, 4))
     seqs = [*dataset.query.seqs, *dataset.gallery.seqs]
     assert len(set(seqs)) == 3  # a row without a sequence is one of its own
-    joined = join_training([dataset, dataset])
+    joined = join_training([dataset.train, dataset.train])
     assert joined.boxes.tolist() == dataset.train.boxes.tolist() * 2
     assert set(joined.seqs[:2]) & set(joined.seqs[2:]) == set()
     assert joined.take([2]).boxes.tolist() == [[2, 1, 6, 9]]
@@ -195,7 +195,7 @@ def test_unlabelled_training_images_are_for_methods_without_labels(tmp_path):
     (tmp_path / "dataset.csv").write_text(table)
     dataset = make_dataset("csv", tmp_path)
     assert dataset.train.pids.tolist() == [-1, 0] and dataset.num_classes == 1
-    assert join_training([dataset, dataset]).pids.tolist() == [-1, 0, -1, 1]
+    assert join_training([dataset.train, dataset.train]).pids.tolist() == [-1, 0, -1, 1]
     with pytest.raises(UserError, match="1 training images have no pid"):
         make_dataloader(config(tmp_path, tmp_path, DATASETS__NAMES="csv", PROCESSOR__NAME="supervised"))
     with pytest.raises(UserError, match="no pid"):
