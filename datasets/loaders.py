@@ -110,6 +110,7 @@ def make_dataloader(cfg: CfgNode, training: bool = True) -> Data:
     sets = read_sets(cfg, method, training)
     check_sets(cfg, method, sets, training)
     train = training_list(cfg, method, sets, training)
+    refuse_untested(cfg, method, sets)
     num_cameras, num_views = len(np.unique(train.camids)), len(np.unique(train.viewids))
     validation = None
     if training and cfg.DATASETS.VAL_SHARE:
@@ -180,15 +181,6 @@ def check_sets(cfg: CfgNode, method: Method, sets: Sets, training: bool) -> None
         used = {"train": is_trained, "query": is_tested, "gallery": is_tested}
         splits = tuple(split for split in SPLITS if used[split])
         refuse_missing(dataset, splits, skip=cfg.DATALOADER.BAD_IMAGES == "skip")
-    if not sets.tested:
-        names = ", ".join(names_of(cfg.DATASETS.NAMES))
-        if any(d.use_all for d in sets.sources):
-            raise UserError(
-                f"DATASETS.USE_ALL: {names} train on their test images; name other sets in DATASETS.TARGETS"
-            )
-        if method.tests:
-            raise UserError(f"{names}: no query and gallery images to test on; set DATASETS.TARGETS")
-
 
 def training_list(cfg: CfgNode, method: Method, sets: Sets, training: bool) -> Records:
     """Returns the joined training list of the sources, after DATASETS.FILTER_PATH."""
@@ -199,6 +191,17 @@ def training_list(cfg: CfgNode, method: Method, sets: Sets, training: bool) -> R
         train = filtered(cfg, method, train, sets.sources)
         refuse_unlabelled(cfg, method, train)
     return train
+
+
+def refuse_untested(cfg: CfgNode, method: Method, sets: Sets) -> None:
+    """Raises ``UserError`` where nothing can be tested on and the method wants to be tested."""
+    if sets.tested:
+        return
+    names = ", ".join(names_of(cfg.DATASETS.NAMES))
+    if any(dataset.use_all for dataset in sets.sources):
+        raise UserError(f"DATASETS.USE_ALL: {names} train on their test images; name other sets in DATASETS.TARGETS")
+    if method.tests:
+        raise UserError(f"{names}: no query and gallery images to test on; set DATASETS.TARGETS")
 
 
 def filtered(cfg: CfgNode, method: Method, train: Records, sources: list[ReIDDataset]) -> Records:

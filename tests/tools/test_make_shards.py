@@ -152,7 +152,7 @@ def test_more_shards_than_a_byte_can_number(tmp_path):
 
 
 def content(loader) -> list:
-    return [(b.images, b.pids, b.camids, b.viewids, b.rows) for b in loader]
+    return [(b.images, b.pids, b.cam_labels, b.view_labels, b.rows) for b in loader]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -173,7 +173,7 @@ def test_a_mistake_is_one_line_and_code_2(tmp_path):
     command = [sys.executable, "-m", "tools.make_shards", "--out", str(tmp_path), "DATASETS.ROOT_DIR", "nowhere"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and not done.stdout
-    assert done.stderr.count("\n") == 1 and "DATASETS.ROOT_DIR 'nowhere' is no folder" in done.stderr
+    assert done.stderr.count("\n") == 1 and "DATASETS.ROOT_DIR 'nowhere' is not a folder" in done.stderr
 
 
 def test_a_run_goes_on_from_shards_to_the_same_weights(tmp_path):
