@@ -182,6 +182,7 @@ def check_sets(cfg: CfgNode, method: Method, sets: Sets, training: bool) -> None
         splits = tuple(split for split in SPLITS if used[split])
         refuse_missing(dataset, splits, skip=cfg.DATALOADER.BAD_IMAGES == "skip")
 
+
 def training_list(cfg: CfgNode, method: Method, sets: Sets, training: bool) -> Records:
     """Returns the joined training list of the sources, after DATASETS.FILTER_PATH."""
     if not sets.sources:

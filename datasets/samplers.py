@@ -132,9 +132,7 @@ def whole_batches(rows: np.ndarray, batch_size: int) -> Batches:
     return [rows[i : i + batch_size] for i in range(0, len(rows) - batch_size + 1, batch_size)]
 
 
-def multiple_gallery_nocam(
-    pids: np.ndarray, batch_size: int, num_instances: int, rng: np.random.Generator
-) -> Batches:
+def multiple_gallery_nocam(pids: np.ndarray, batch_size: int, num_instances: int, rng: np.random.Generator) -> Batches:
     """``multiple_gallery`` as SSDViT has it: the others of an identity whatever their cameras."""
     return multiple_gallery(pids, batch_size, num_instances, rng, np.zeros_like(pids))
 

@@ -278,10 +278,11 @@ def per_query_csv(scored: Scored) -> bytes:
     writer.writerow(["path", "pid", "camid", "AP", "INP", "first_match_rank", "valid"])
     first = scored.per_query["first_match_rank"]
     shares = [scored.per_query.get(name) for name in ("AP", "INP")]
+    pids, camids = scored.query.original_pids(), scored.query.original_camids()
     for i, path in enumerate(scored.query.paths):
         valid = bool(first[i] > 0)
         scores = ["" if share is None or not valid else f"{share[i]:.6f}" for share in shares]
-        row = [path, scored.query.pids[i], scored.query.camids[i], *scores, first[i] if valid else "", int(valid)]
+        row = [path, pids[i], camids[i], *scores, first[i] if valid else "", int(valid)]
         writer.writerow(row)
     return text.getvalue().encode()
 
