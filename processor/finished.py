@@ -38,9 +38,9 @@ class Ranked:
 
     lists: (Q, K) rows of the images below. judged: (Q, K) 1 right, 0 wrong, -1 junk (left out of the scores).
     distances: (Q, K). paths, pids, camids (the dataset's own, numbers or text), boxes (S, 4): the images; q_boxes
-    (Q, 4): the queries' crops, all 0 for whole images. cmc: (R,) or empty. q_cameras (A,), g_cameras (C,), camera_map (A, C) with NaN for none, and
-    camera_count (A, C); empty where cameras are not known or too many. map_xy (M, 2), map_pids, map_camids (M,),
-    map_query (M,): the map's points, and whether each is a query.
+    (Q, 4): the queries' crops, all 0 for whole images. cmc: (R,) or empty. q_cameras (A,), g_cameras (C,), camera_map
+    (A, C) with NaN for none, and camera_count (A, C); empty where cameras are not known or too many. map_xy (M, 2),
+    map_pids, map_camids (M,), map_query (M,): the map's points, and whether each is a query.
     """
 
     lists: np.ndarray
@@ -154,9 +154,10 @@ def numbers_or_text(words: list[str]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Queries:
-    """What ``per_query.csv`` holds, (Q,) each; pids and camids are the dataset's own, numbers or text. AP and INP are NaN where the protocol has none or nothing matches.
+    """What ``per_query.csv`` holds, (Q,) each; AP and INP are NaN where the protocol has none or nothing matches.
 
-    first: rank of the first match from 1, 0 for none. valid: whether there is one.
+    pids, camids: the dataset's own, numbers or text. first: rank of the first match from 1, 0 for none. valid: whether
+    there is one.
     """
 
     paths: list[str]

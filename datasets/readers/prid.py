@@ -18,7 +18,8 @@ from utils.errors import UserError
 def read_prid(spec: DatasetSpec, folder: Path, split_id: int = 0, seed: int = 0, **options: Any) -> RawSplits:
     """Reads PRID 2011, single shot (Hirzer, SCIA 2011): 100 of the 200 persons in both views train.
 
-    split_id: one of 10 splits.     ``splits_single_shot.json`` decides where it is there, else ``seed``. fast-reid's ``slim_train`` only trains.
+    split_id: one of 10 splits, from ``splits_single_shot.json`` if there is one, else drawn by ``seed``. fast-reid's
+    ``slim_train`` only trains.
     """
     if first_of([folder / "slim_train"]) and not first_of([folder / "single_shot"]):
         people, rows = folder / "slim_train", []
