@@ -1,4 +1,4 @@
-"""What a GPU changes, each figure beside its baseline in the same run: ``python -m benchmarks.gpu --out results/gpu.csv``.
+"""What a GPU changes, each figure beside its baseline: ``python -m benchmarks.gpu --out results/gpu.csv``.
 
 Training steps of ViT-B/16 in three precisions (baseline: fp32), evaluation and re-ranking at Market-1501's size with
 features on the GPU (baseline: the bare products there). ``--device cpu --small`` tries the script without a GPU.
