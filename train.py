@@ -1,17 +1,16 @@
 """Trains a model: ``python train.py --config_file configs/METHOD/DATASET.yml [KEY VALUE ...]``.
 
-The same command goes on from where a stopped run was; ``torchrun --nproc_per_node N train.py ...`` uses N processes.
+The same command resumes a run that was stopped; ``torchrun --nproc_per_node N train.py ...`` uses N processes.
 """
 
+from configs import load_config_with_notes
 from utils.commands import parse_run, reported_errors
 
 if __name__ == "__main__":
     args = parse_run(None, "train", __doc__, "--config_file configs/transreid/market1501.yml SOLVER.SEED 7")
-    with reported_errors():  # the imports below take seconds: --help and a mistake in the settings come before them
-        from configs import load_config_with_notes
-
+    with reported_errors():
         cfg, notes = load_config_with_notes(args.config_file, args.opts)
-        from processor import run
+        from processor import run  # these imports take seconds: --help and mistakes in the settings come first
         from tools.pictures import report_with_pictures
 
         run.train(cfg, args.config_file, notes, after=report_with_pictures)

@@ -31,7 +31,7 @@ from datasets.transforms.pipelines import WithViews, weak_and_strong
 from loss import triplet
 from loss.self_distillation import soft_share
 from model import make_model
-from processor.methods.domains import Pairs
+from processor.methods.domains import DomainBatches
 from processor.methods.self_distill import Recipe, SelfDistillation
 from utils.device import choose_precision, quick_attention
 
@@ -56,7 +56,10 @@ class OurStep:
         cfg = settings(args, **{"SSD.MODE": mode, "SSD.PAIRED_VIEWS": paired})
         torch.manual_seed(0)
         model = make_model(cfg, 0).to(device).train()
-        self.stage = SelfDistillation(model, [Source("x", CLASSES, [], None)], Recipe.from_cfg(cfg), 10, None, 1)
+        self.stage = SelfDistillation(
+            model, 10, sources=[Source("x", CLASSES, [], None)], recipe=Recipe.from_cfg(cfg), make_solver=None,
+            iterations=1,
+        )  # fmt: skip
         self.stage.memories.to(device)
         self.stage.memories[0].features.copy_(F.normalize(torch.randn(CLASSES, model.width)))
         self.optimizer, self.device, self.dtype = torch.optim.SGD(model.parameters(), lr=0.008), device, dtype
@@ -64,7 +67,7 @@ class OurStep:
         self.stage.epoch, nothing = 5, torch.zeros_like(labels)
         rest = (labels, nothing, nothing, nothing)
         parts = [Batch(weak, *rest, views=(strong,))] if paired else [Batch(weak, *rest), Batch(strong, *rest)]
-        self.batch = Pairs(parts)
+        self.batch = DomainBatches(parts)
 
     def __call__(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -83,7 +86,7 @@ class PublishedStep(OurStep):
     def __call__(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         model, memory, recipe = self.stage.model, self.stage.memories[0], self.stage.recipe
-        weak, strong = self.batch.parts
+        weak, strong = self.batch.batches
         labels, rows = weak.pids, memory.features
         with quick_attention(self.device, self.dtype):
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
@@ -112,7 +115,9 @@ class Floor(OurStep):
         self.optimizer.zero_grad(set_to_none=True)
         with quick_attention(self.device, self.dtype):
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                total = sum(self.stage.model(part.images).feats[2].square()[:, ::2].sum() for part in self.batch.parts)
+                total = sum(
+                    self.stage.model(part.images).feats[2].square()[:, ::2].sum() for part in self.batch.batches
+                )
             total.backward()
         self.optimizer.step()
 

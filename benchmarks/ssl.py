@@ -26,8 +26,9 @@ from datasets.transforms.multi_crop import MultiCrops, make_multi_crop_transform
 from loss import DINOLoss
 from model import make_model
 from model.networks.dino import MultiCrop
-from processor.methods.dino import DINO, Ranges, make_teacher
+from processor.methods.dino import DINO, Ranges, make_following_teacher
 from processor.trainer import Trainer
+from solver.optimizer import matrices_and_vectors
 from utils.commands import run_command
 from utils.device import choose_device, choose_precision
 
@@ -47,11 +48,11 @@ def make_step(cfg, kind: type[MultiCrop], device: torch.device) -> tuple[DINO, T
     crops = 2 + cfg.DINO.LOCAL_CROPS_NUMBER
     function = DINOLoss(cfg.DINO.OUT_DIM, crops, 0.04, 0.04, 0, 2).to(device)
     stage = DINO(
-        student, make_teacher(student), None, function, 2, lambda groups: torch.optim.AdamW(groups, lr=0.0),
-        Ranges((1e-6, 1e-6), (0.04, 0.4), 0.996),
+        student, 2, teacher=make_following_teacher(student), loader=None, loss_function=function,
+        make_solver=lambda module: (torch.optim.AdamW(matrices_and_vectors(module, 0.04), lr=0.0), None),
+        ranges=Ranges((1e-6, 1e-6), (0.04, 0.4), 0.996),
     )  # fmt: skip
     stage.begin()
-    stage.net = student
     student.train()
     stage.teacher.train()
     dtype = choose_precision("auto", device)
@@ -88,7 +89,7 @@ def compare_steps(cfg, images: int, steps: int, device: torch.device) -> tuple[f
     for step in range(steps + 1):
         for (stage, trainer), own in zip(pairs, taken, strict=True):
             stage.set_rates(1, step, steps + 1)
-            own += seconds_of(lambda s=stage, t=trainer: t._update(s, [batch], ""), 1, device)
+            own += seconds_of(lambda s=stage, t=trainer: t.step(s, [batch], ""), 1, device)
     return tuple(statistics.median(own[1:]) for own in taken)  # the first one warms up
 
 

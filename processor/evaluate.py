@@ -1,4 +1,4 @@
-"""From a model and test sets to metrics: features once, then distances, ranks and scores."""
+"""Evaluates a model on test sets: extracts features once, then computes distances, ranks and metrics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from datasets.loaders import TestSet
 from datasets.readers.folders import draw_one_each
 from datasets.records import Records
 from datasets.storage.files import own_name
-from processor.finished import Ranked, Watch, file_name
+from processor.finished import COUNTS, PER_QUERY, RANKED, Ranked, Results, file_name
+from processor.rankings import RankingRecorder
 from utils import switch
 from utils.distributed import gather_objects, is_main
 from utils.errors import UserError
@@ -32,6 +33,7 @@ from utils.scoring.blocks import free_memory
 log = logging.getLogger("lineup")
 
 SHOWN_RANKS = (1, 5, 10)
+SHOWN_OF_TARGETS = ("mAP", "Rank-1")
 PROTOCOLS = ("market1501", "cuhk03", "vehicleid", "retrieval")
 
 
@@ -148,7 +150,7 @@ def ranking(test: TestSet, qf: Tensor, gf: Tensor, settings: Settings, query: Re
     where = (query.pids, gallery.pids, query.camids, gallery.camids)
     shared = {"same_list": test.same_list, "max_memory": settings.max_memory}
     seqs = {} if query.seqs is None or gallery.seqs is None else {"q_seqs": query.seqs, "g_seqs": gallery.seqs}
-    watch = Watch(query, gallery, test.same_list, settings.ap) if settings.report else None
+    watch = RankingRecorder(query, gallery, test.same_list, settings.ap) if settings.report else None
     result = evaluate_features(
         qf, gf, *where, metric=settings.metric, normalize=settings.normalize, rerank=settings.rerank, ap=settings.ap,
         protocol="cuhk03" if test.protocol == "cuhk03" else "market1501", max_rank=settings.max_rank,
@@ -194,7 +196,7 @@ def retrieval(test: TestSet, qf: Tensor, gf: Tensor, settings: Settings) -> Scor
     gallery = () if test.same_list else (gf, test.gallery.pids)
     ks = [k if isinstance(k, int) else max(1, round(len(gf) * float(k.rstrip("%")) / 100)) for k in test.ks]
     shared = {"max_memory": settings.max_memory}
-    watch = Watch(test.query, test.gallery, test.same_list) if settings.report else None
+    watch = RankingRecorder(test.query, test.gallery, test.same_list) if settings.report else None
     result = evaluate_retrieval(qf, test.query.pids, *gallery, ks=ks, nmi="NMI" in test.also, watch=watch, **shared)
     metrics = {f"Recall@{name}": float(result.recall[k]) for name, k in zip(test.ks, ks, strict=True)}
     if "NMI" in test.also:
@@ -255,8 +257,8 @@ def evaluate(
 def write_evidence(folder: Path, name: str, several: bool, scored: Scored) -> None:
     """The files of one test set; of an earlier evaluation's, none stays that these do not replace."""
     table_of_queries = per_query_csv(scored)
-    write_atomically(folder / file_name("per_query.csv", name, several), lambda handle: handle.write(table_of_queries))
-    path = folder / file_name("ranked.npz", name, several)
+    write_atomically(folder / file_name(PER_QUERY, name, several), lambda handle: handle.write(table_of_queries))
+    path = folder / file_name(RANKED, name, several)
     if scored.ranked is None:
         path.unlink(missing_ok=True)
     else:
@@ -301,7 +303,7 @@ def mean_of(tests: list[TestSet], results: dict[str, dict[str, float]]) -> dict[
 
 def table(results: dict[str, dict[str, Any]], counted: list[str] | None = None) -> list[str]:
     """Lines of a table, in percent. counted: the sets whose mean is the last line; None: all."""
-    columns = [k for k in means(results) if k not in ("queries", "valid_queries")]
+    columns = [k for k in means(results) if k not in COUNTS]
     counted = list(results) if counted is None else counted
     rows = {**results, **({"mean": means({name: results[name] for name in counted})} if len(counted) > 1 else {})}
     width = max(len("dataset"), *(len(name) for name in rows))
@@ -309,3 +311,17 @@ def table(results: dict[str, dict[str, Any]], counted: list[str] | None = None) 
     for name, row in rows.items():
         lines.append(f"{name:{width}s} " + " ".join(f"{100 * row[c]:8.1f}" for c in columns))
     return lines
+
+
+def generalisation_report(sources: list[str], results: Results) -> dict[str, Any]:
+    """Reports how well a network does on data sets that it was not trained on: mAP and Rank-1 of each, and their mean.
+
+    sources: names of the training sets. results: metrics by the target's name, as ``evaluate`` returns them; a target
+    of another protocol has the figures that its protocol has. Logs the report in one line.
+    """
+    targets = {name: {k: row[k] for k in SHOWN_OF_TARGETS if k in row} for name, row in results.items()}
+    report = {"sources": sources, "targets": targets, "mean": means(targets)}
+    rows = {**targets, **({"mean": report["mean"]} if len(targets) > 1 else {})}
+    line = "; ".join(f"{name} {' '.join(f'{k} {100 * v:.1f}' for k, v in row.items())}" for name, row in rows.items())
+    log.info("generalisation from %s: %s", " + ".join(sources), line)
+    return report

@@ -1,4 +1,4 @@
-"""Features of images with a trained model, for trackers and services: configuration and weights once, no data set."""
+"""Extracts features with a trained model, for trackers and services: set up once, no data set needed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from configs import load_config
 from datasets.storage.decoding import load_image
 from datasets.transforms.pipelines import build_transforms
 from model import make_model
+from model.networks.clip_reid import PromptReID
+from model.sentences import refuse_missing_text_tower, refuse_without_text, sentence_features, token_table
 from processor.trained import weight_file
-from tools.text_query import refuse_mute, refuse_without_text, sentence_features, token_table
 from utils import switch
 from utils.checkpoint import as_tensors, load_weights, require_complete
 from utils.device import choose_device
@@ -40,17 +42,18 @@ MODEL_KEYS = (
 MSVIT_KEYS = ("SPLIT_SIZE", "SPARSE_RATIO", "SPARSE_POOL", "NUM_PART", "HEAD", "ACT")
 INPUT_KEYS = ("SIZE_TRAIN", "SIZE_TEST", "PIXEL_MEAN", "PIXEL_STD", "RESIZE", "RESIZE_MARGIN", "PIPELINE")
 TEST_KEYS = ("NECK_FEAT", "FLIP", "FEAT_NORM")
-"""Keys that change features where the weights' names and shapes may stay the same."""
+"""Keys that change features although the weights' names and shapes may stay the same."""
 
 Picture = str | Path | Image.Image | np.ndarray
 
 
 class Extractor:
-    """Images in, features out. ``Extractor.load(config_file, weight)`` makes one.
+    """Turns images into features. ``Extractor.load(config_file, weight)`` makes one.
 
-    model: in evaluation mode, on the device. transform: PIL image -> (3, H, W). settings: what else the features depend
-    on. flip: the mean with the mirrored image's features. unit: scale to unit length. sides: names of the labels that
-    the model takes beside the images. space: ``image`` or ``text``. sentences: strings -> (S, P), in space ``text``.
+    model: moved to the device, in evaluation mode. transform: PIL image -> (3, H, W). size: height and width that it
+    gives. settings: what else the features depend on. flip: average with the mirrored image's features. unit: scale to
+    unit length. sides: names of the labels that the model takes beside the images. space: ``image`` or ``text``; in the
+    latter the model is a ``PromptReID``. sentences: strings -> (S, P), in space ``text``.
     """
 
     def __init__(
@@ -70,107 +73,109 @@ class Extractor:
     ):
         self.model, self.transform, self.settings, self.device = model.to(device).eval(), transform, settings, device
         self.flip, self.unit, self.sides, self.space, self.batch_size = flip, unit, sides, space, batch_size
-        self.call = model.embed if space == TEXT else model
+        self.call: Callable[..., Tensor] = model.embed if isinstance(model, PromptReID) and space == TEXT else model
         self._sentences = sentences
         self.width = self.features(torch.zeros(1, 3, *size)).shape[1]
 
     @classmethod
     def load(cls, config_file: str, weight: str | Path, *settings: Any, space: str = IMAGE) -> Extractor:
-        """settings: further ``KEY, VALUE, ...``, such as ``"MODEL.DEVICE", "cpu"``."""
+        """Makes the extractor of a YAML and a checkpoint. settings: further ``KEY, VALUE, ...`` pairs."""
         return make_extractor(load_config(config_file, [*settings, "TEST.WEIGHT", str(weight)]), space)
 
     def __call__(
         self, images: Sequence[Picture], camids: Sequence[int] | None = None, viewids: Sequence[int] | None = None
     ) -> np.ndarray:
-        """Features of images in their order, (N, D) float32, of unit length unless TEST.FEAT_NORM is 'no'.
+        """Returns features of images in their order, (N, D) float32, of unit length unless TEST.FEAT_NORM is 'no'.
 
-        images: paths, PIL images or RGB arrays, uint8 (H, W, 3); none give (0, D). camids, viewids: numbers from 0 as
-        training counted them, for models with side information; a number that it never saw, or none, adds nothing.
-        Raises ``BadImage``, a ``UserError``, for a file that cannot be read.
+        images: paths, PIL images or RGB arrays, uint8 (H, W, 3); an empty list gives (0, D). camids, viewids: numbers
+        from 0 as training counted them, for models with side information; a number that training never saw, or no
+        numbers, adds nothing. Raises ``BadImage``, a ``UserError``, for a file that cannot be read.
         """
         if isinstance(images, Picture) and not (isinstance(images, np.ndarray) and images.ndim == 4):
             images = [images]
         out = np.empty((len(images), self.width), np.float32)
         for start in range(0, len(images), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            batch = torch.stack([self.transform(pil_image(image)) for image in images[part]])
-            labels = (None if ids is None else torch.as_tensor(ids[part]).long() for ids in (camids, viewids))
-            out[part] = finite(self.features(batch, *labels).cpu().numpy(), f"images {start} to {start + len(batch)}")
+            rows = slice(start, start + self.batch_size)
+            batch = torch.stack([self.transform(pil_image(image)) for image in images[rows]])
+            labels = (None if ids is None else torch.as_tensor(ids[rows]).long() for ids in (camids, viewids))
+            out[rows] = finite(self.features(batch, *labels).cpu().numpy(), f"images {start} to {start + len(batch)}")
         return out
 
     @torch.inference_mode()
     def features(self, images: Tensor, camids: Tensor | None = None, viewids: Tensor | None = None) -> Tensor:
-        """Of transformed images (B, 3, H, W), on any device: (B, D) float32 on the model's."""
+        """Returns features (B, D) float32 on the model's device for transformed images (B, 3, H, W) on any device."""
         images = images.to(self.device, non_blocking=True)
-        given = {"cam_label": camids, "view_label": viewids}
-        labels = {k: v.to(self.device) for k, v in given.items() if k in self.sides and v is not None}
-        found = self.call(images, **labels)
+        columns = {"cam_label": camids, "view_label": viewids}
+        labels = {k: v.to(self.device) for k, v in columns.items() if k in self.sides and v is not None}
+        feats = self.call(images, **labels)
         if self.flip:
-            found = (found + self.call(images.flip(3), **labels)) / 2
-        return F.normalize(found.float()) if self.unit else found.float()
+            feats = (feats + self.call(images.flip(3), **labels)) / 2
+        return F.normalize(feats.float()) if self.unit else feats.float()
 
     def sentences(self, words: list[str]) -> np.ndarray:
-        """Features of sentences, (S, D) float32 of unit length, to search a gallery of space ``text`` with."""
+        """Returns features of sentences, (S, D) float32 of unit length, to search a gallery of space ``text`` with."""
         if self._sentences is None:
             raise UserError("sentences are compared with features of space 'text' of a model of the prompt method")
         return F.normalize(self._sentences(words).float()).cpu().numpy()
 
     @cached_property
     def model_hash(self) -> str:
-        """SHA-256 over the weights that retrieval needs and the settings that change features, in hexadecimal.
+        """The SHA-256 of the weights that retrieval needs and of the settings that change features, in hexadecimal.
 
         Features of different hashes are not comparable. Classifiers and the machine do not enter.
         """
-        found = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode())
         optional = tuple(getattr(self.model, "optional_keys", ()))
         for name, value in sorted(self.model.state_dict().items()):
             if not (optional and name.startswith(optional)) and not name.endswith("num_batches_tracked"):
-                found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-                found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return found.hexdigest()
+                digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
 
 def pil_image(image: Picture) -> Image.Image:
+    """Returns an image as Pillow has it. Raises ``UserError`` for what is not an image, ``BadImage`` for a bad file."""
     if isinstance(image, str | Path):
         return load_image(str(image))
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        told = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise UserError(f"an image must be a path, a PIL image or a uint8 array (H, W, 3) in RGB, not {told}")
+        kind = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise UserError(f"an image must be a path, a PIL image or a uint8 array (H, W, 3) in RGB, not {kind}")
     if 0 in image.shape:
         raise UserError(f"an image of shape {image.shape} has no pixels")
     return Image.fromarray(image)
 
 
 def finite(feats: np.ndarray, what: str) -> np.ndarray:
-    """The features. Raises ``UserError`` where one is not finite."""
+    """Returns the features. Raises ``UserError`` if one is not finite. what: the images, in the message."""
     if not np.isfinite(feats).all():
         raise UserError(f"features of {what} are not finite: the weights are damaged")
     return feats
 
 
-def make_extractor(cfg, space: str = IMAGE) -> Extractor:
-    """The extractor of TEST.WEIGHT. Raises ``UserError`` where there is none or it is another model's."""
+def make_extractor(cfg: CfgNode, space: str = IMAGE) -> Extractor:
+    """Makes the extractor of TEST.WEIGHT. Raises ``UserError`` if it is missing or belongs to another model."""
+    import_extras(cfg.EXTRA_MODULES)
     if space == TEXT:
         refuse_without_text(cfg)
     if cfg.KD.MULTI_HEAD:
-        raise UserError("KD.MULTI_HEAD: a model with a head per target has no single feature to extract")
-    weight, table = weight_file(cfg), cache(partial(token_table, cfg))
-    import_extras(cfg.EXTRA_MODULES)
+        raise UserError(
+            "KD.MULTI_HEAD: a model with a head per target has several features, so there is none to extract"
+        )
+    weight = weight_file(cfg)
     cfg, cameras, views = with_sides_of(cfg, weight)
     model = make_model(cfg, 2, cameras, views)  # classifiers do not matter here
     report = load_weights(model, weight)
     log.info("%s", report)
     require_complete(model, report)
     if space == TEXT:
-        refuse_mute(cfg, report)
-
+        refuse_missing_text_tower(cfg, report)
     sides = (("cam_label", cameras), ("view_label", views))
     return Extractor(
         model,
         build_transforms(cfg, is_train=False),
-        tuple(cfg.INPUT.SIZE_TEST),
+        (cfg.INPUT.SIZE_TEST[0], cfg.INPUT.SIZE_TEST[1]),
         feature_settings(cfg, space, cameras, views),
         choose_device(cfg.MODEL.DEVICE),
         flip=cfg.TEST.FLIP,
@@ -178,24 +183,31 @@ def make_extractor(cfg, space: str = IMAGE) -> Extractor:
         sides=tuple(name for name, count in sides if count),
         space=space,
         batch_size=cfg.TEST.IMS_PER_BATCH,
-        sentences=(lambda words: sentence_features(model, table(), words)) if space == TEXT else None,
+        sentences=make_sentence_encoder(cfg, model) if space == TEXT else None,
     )
 
 
-def feature_settings(cfg, space: str, cameras: int, views: int) -> dict[str, Any]:
-    """What features depend on beside the weights, in values that JSON knows."""
+def make_sentence_encoder(cfg: CfgNode, model: nn.Module) -> Callable[[list[str]], Tensor]:
+    """Returns a function from sentences to text features (S, P); it reads CLIP's token embedding when first called."""
+    assert isinstance(model, PromptReID), "the prompt method's network"
+    table = cache(partial(token_table, cfg))
+    return lambda sentences: sentence_features(model, table(), sentences)
+
+
+def feature_settings(cfg: CfgNode, space: str, cameras: int, views: int) -> dict[str, Any]:
+    """Returns what features depend on beside the weights, in JSON's types."""
     groups = ((cfg.MODEL, "MODEL", MODEL_KEYS), (cfg.MODEL.MSVIT, "MODEL.MSVIT", MSVIT_KEYS))
     groups += ((cfg.INPUT, "INPUT", INPUT_KEYS), (cfg.TEST, "TEST", TEST_KEYS))
-    found = {f"{place}.{key}": node[key] for node, place, keys in groups for key in keys}
-    found["TEST.FEAT_NORM"] = switch("TEST.FEAT_NORM", cfg.TEST.FEAT_NORM)
-    found |= {"space": space, "cameras": cameras, "views": views}
-    return json.loads(json.dumps(found))
+    settings = {f"{section}.{key}": node[key] for node, section, keys in groups for key in keys}
+    settings["TEST.FEAT_NORM"] = switch("TEST.FEAT_NORM", cfg.TEST.FEAT_NORM)
+    settings |= {"space": space, "cameras": cameras, "views": views}
+    return json.loads(json.dumps(settings))
 
 
-def with_sides_of(cfg, weight: str):
-    """The configuration, and the numbers of cameras and views that the weight file's side information has rows for.
+def with_sides_of(cfg: CfgNode, weight: str) -> tuple[CfgNode, int, int]:
+    """Returns the configuration, and how many cameras and views the weight file's side information has rows for.
 
-    With both on, its rows do not tell how many there are of each: then the configuration comes back without either.
+    With both switched on, the number of rows does not say how many there are of each; then both are switched off.
     """
     if not (cfg.MODEL.SIE_CAMERA or cfg.MODEL.SIE_VIEW):
         return cfg, 0, 0
@@ -203,8 +215,8 @@ def with_sides_of(cfg, weight: str):
     rows = next((len(value) for key, value in state.items() if key.endswith(("sie_embed", "cv_embed"))), 0)
     if rows and not (cfg.MODEL.SIE_CAMERA and cfg.MODEL.SIE_VIEW):
         return cfg, rows if cfg.MODEL.SIE_CAMERA else 0, rows if cfg.MODEL.SIE_VIEW else 0
-    told = f"does not tell cameras from views in its {rows} rows" if rows else "holds none"
-    log.warning("features without side information: %s %s", weight, told)
+    reason = f"has {rows} rows for cameras and views together" if rows else "holds none"
+    log.warning("features are extracted without side information: %s %s", weight, reason)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.SIE_CAMERA = cfg.MODEL.SIE_VIEW = False

@@ -1,46 +1,271 @@
-"""What an evaluation leaves to be looked at: ``ranked.npz`` beside ``per_query.csv`` in the run's folder.
+"""A finished run, read back from its folder. Nothing else parses the files that training and testing leave there.
 
-``per_query.csv`` holds a row per query. ``ranked.npz`` (with TEST.REPORT) holds what the pages and pictures show of the
-rankings: the first places of every query, the paths of the gallery images in them, the CMC curve, mAP from camera to
-camera, and a map of some features. Both are a few megabytes at MSMT17's size; pages are made from them alone.
+``metrics.json`` is written by training and ``test_metrics.json`` by a test. The files of single queries are those of
+the folder's last evaluation: ``per_query.csv`` holds a row per query; ``ranked.npz`` (with TEST.REPORT) holds what
+pages show of the rankings: the nearest images of every query, the paths of these images, the CMC curve, mAP from camera
+to camera, and a map of some features. Both are a few megabytes at MSMT17's size. ``config.yml`` and ``test_config.yml``
+are the resolved settings.
+
+This module imports no torch, so that commands which only read these files start at once.
 """
 
 from __future__ import annotations
 
 import csv
+import json
+import math
 import re
 import zipfile
 import zlib
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+import yaml
 
-from datasets.records import Records
 from utils.errors import UserError
 from utils.files import write_atomically
-from utils.scoring.embedding import in_plane, rows_to_show
-from utils.scoring.matching import Pairs
-from utils.scoring.watching import JUNK, CameraScores, TopLists
+from utils.scoring.judgements import JUNK, RIGHT
+from utils.trees import flat
 
-MOST_CAMERAS = 40
-"""Of query or gallery, in the table from camera to camera: a larger one nobody reads."""
+METRICS, TEST_METRICS = "metrics.json", "test_metrics.json"
+CONFIG, TEST_CONFIG = "config.yml", "test_config.yml"
+PER_QUERY, RANKED = "per_query.csv", "ranked.npz"
+LAST = "last"
+"""The file in OUTPUT_DIR from which a stopped run resumes."""
 
-PLACES = 20
-"""Length of the stored lists: ten kept images and some room for junk among them."""
+FREE_KEYS = (
+    "SOLVER.RESUME", "OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "DATALOADER.CACHE_GB", "DATALOADER.CACHE",
+    "DATASETS.LIST_CACHE", "DATASETS.SHARDS", "SOLVER.LOG_PERIOD", "SOLVER.STAGE1.LOG_PERIOD",
+    "SOLVER.STAGE2.LOG_PERIOD", "MODEL.DEVICE",
+)  # fmt: skip
+"""Keys that may differ between a run and its continuation, or between runs of one setting: they change no weight."""
+
+COUNTS = ("queries", "valid_queries")
+"""Figures of a test set that are numbers of images; all others are shares of 1."""
+
+AGAIN = "remove it, and train or test again to have it written"
+
+SLACK = 1e-6
+"""By how much a share may leave [0, 1] through rounding."""
+
+Results = dict[str, dict[str, float]]
+"""Name of each test set -> figure -> value."""
+
+
+# ---------------------------------------------------------------- metrics
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The content of ``metrics.json`` or ``test_metrics.json``, checked.
+
+    content: all of it. results: shares of 1, and counts. mean: over the test sets that count. weight: the file that was
+    tested; '' for training.
+    """
+
+    content: dict[str, Any]
+    results: Results
+    mean: dict[str, float]
+    commit: str
+    config_file: str
+    environment: dict[str, Any]
+    weight: str
+
+    @classmethod
+    def read(cls, path: Path) -> Metrics:
+        """Raises ``UserError`` naming the file and the entry if the file is damaged."""
+        content = _read_json(path)
+        return cls(content, **cls._entries(_Entries(path, content)))
+
+    @classmethod
+    def _entries(cls, entries: _Entries) -> dict[str, Any]:
+        return {
+            "results": entries.results("results"),
+            "mean": entries.figures("mean", entries.get("mean", dict, {})),
+            "commit": entries.get("commit", str, ""),
+            "config_file": entries.get("config_file", str, ""),
+            "environment": entries.get("environment", dict, {}),
+            "weight": entries.get("weight", str, ""),
+        }
+
+
+@dataclass(frozen=True)
+class TrainingMetrics(Metrics):
+    """The content of ``metrics.json``. history: the metrics of each evaluation. seconds: evaluations included."""
+
+    history: list[dict[str, Any]]
+    method: str
+    seed: int | None
+    seconds: float | None
+    machine: str
+
+    @classmethod
+    def _entries(cls, entries: _Entries) -> dict[str, Any]:
+        return super()._entries(entries) | {
+            "history": entries.history("history"),
+            "method": entries.get("method", str, ""),
+            "seed": entries.get("seed", int, None),
+            "seconds": entries.get("seconds", (int, float), None),
+            "machine": entries.get("machine", str, ""),
+        }
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """Reads entries of a JSON object and raises ``UserError`` for a wrong type or range."""
+
+    path: Path
+    content: dict[str, Any]
+
+    def get(self, name: str, kind: type | tuple[type, ...], default: Any) -> Any:
+        value = self.content.get(name, default)
+        if value is not default and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise self.damaged(name, value)
+        return value
+
+    def results(self, name: str) -> Results:
+        if name not in self.content:
+            raise UserError(f"{self.path}: damaged, it has no {name!r}; {AGAIN}")
+        sets = self.get(name, dict, None)
+        return {test: self.figures(f"{name} of {test}", row) for test, row in sets.items()}
+
+    def figures(self, name: str, row: Any) -> dict[str, float]:
+        if not isinstance(row, dict):
+            raise self.damaged(name, row)
+        for figure, value in row.items():
+            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            if not number or value < -SLACK or (figure not in COUNTS and value > 1 + SLACK):
+                raise self.damaged(f"{figure} in {name}", value)
+        return dict(row)
+
+    def history(self, name: str) -> list[dict[str, Any]]:
+        entries = self.get(name, list, [])
+        for entry in entries:
+            if not isinstance(entry, dict) or not isinstance(entry.get("epoch", 0), int):
+                raise self.damaged(name, entry)
+        return entries
+
+    def damaged(self, name: str, value: object) -> UserError:
+        return UserError(f"{self.path}: damaged, {name} is {str(value)[:60]!r}; {AGAIN}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged ({_one_line(error)}); {AGAIN}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: damaged, expected a JSON object; {AGAIN}")
+    return content
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:100] or type(error).__name__
+
+
+# ---------------------------------------------------------------- single queries
+
+
+@dataclass(frozen=True)
+class Queries:
+    """The content of ``per_query.csv``, (Q,) each; AP and INP are NaN if the protocol has none or nothing matches.
+
+    pids, camids: the dataset's own, numbers or text. first: rank of the first match from 1, 0 without a match. valid:
+    whether there is a match.
+    """
+
+    paths: list[str]
+    pids: np.ndarray
+    camids: np.ndarray
+    ap: np.ndarray
+    inp: np.ndarray
+    first: np.ndarray
+    valid: np.ndarray
+
+    @classmethod
+    def load(cls, path: Path) -> Queries:
+        """Raises ``UserError`` if the file is missing or damaged."""
+        try:
+            with open(path, newline="", encoding="utf-8", errors="surrogateescape") as handle:
+                rows = list(csv.DictReader(handle, strict=True))
+            queries = cls(
+                paths=[row["path"] for row in rows],
+                pids=_numbers_or_text(rows, "pid"),
+                camids=_numbers_or_text(rows, "camid"),
+                ap=_shares(rows, "AP"),
+                inp=_shares(rows, "INP"),
+                first=np.array([int(row["first_match_rank"] or 0) for row in rows], np.int64),
+                valid=np.array([{"0": False, "1": True}[row["valid"]] for row in rows], bool),
+            )
+            if not rows or ((queries.first > 0) != queries.valid).any():
+                raise ValueError("no rows, or a rank that does not fit 'valid'")
+        except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
+            reason = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({_one_line(error)})"
+            raise UserError(f"{path}: {reason}; test the model again to have it written") from None
+        return queries
+
+    def scores(self, metrics: dict[str, float]) -> dict[str, np.ndarray]:
+        """Returns each query's share in a figure, by the figure's name: (Q,), NaN if the query does not count.
+
+        Only for figures that are the mean of such shares, as their values in ``metrics`` show: Rank-k with drawn
+        galleries is not, nor is a mean over draws.
+        """
+        shares = {"mAP": self.ap, "mINP": self.inp}
+        for name in metrics:
+            rank = re.fullmatch(r"(Rank|Recall|Top)[-@](\d+)", name)
+            if rank:
+                hit = self.valid & (self.first <= int(rank[2]))
+                counts_misses = rank[1] != "Rank"
+                shares[name] = np.where(self.valid | counts_misses, hit, np.nan).astype(float)
+        return {
+            name: shares[name] for name in metrics
+            if name in shares and not np.isnan(shares[name]).all()
+            and abs(np.nanmean(shares[name]) - metrics[name]) < 1e-5
+        }  # fmt: skip
+
+    @property
+    def quality(self) -> np.ndarray:
+        """What queries are ordered by, 1 is best: AP, or 1 / rank of the first match if there is no AP; or NaN."""
+        if not np.isnan(self.ap).all():
+            return self.ap
+        return np.where(self.valid, 1 / np.maximum(self.first, 1), np.nan)
+
+
+def _numbers_or_text(rows: list[dict[str, str]], name: str) -> np.ndarray:
+    """Returns a column as integers if all its values are whole numbers, else as text."""
+    values = [_text(row[name]) for row in rows]
+    try:
+        return np.array([int(value) for value in values], np.int64)
+    except ValueError:
+        return np.array(values)
+
+
+def _text(value: str | None) -> str:
+    if value is None:
+        raise ValueError("a row is cut off")
+    return value
+
+
+def _shares(rows: list[dict[str, str]], name: str) -> np.ndarray:
+    values = np.array([float(_text(row[name]) or "nan") for row in rows], np.float64)
+    if ((values < 0) | (values > 1)).any() or np.isinf(values).any():
+        raise ValueError(f"{name} outside of 0 to 1")
+    return values
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """What ``ranked.npz`` holds. Q queries, K places, S images that stand in some list.
+    """The content of ``ranked.npz``. Q queries, K images in each list, S images that are in some list.
 
     lists: (Q, K) rows of the images below. judged: (Q, K) 1 right, 0 wrong, -1 junk (left out of the scores).
-    distances: (Q, K). paths, pids, camids (the dataset's own, numbers or text), boxes (S, 4): the images; q_boxes
-    (Q, 4): the queries' crops, all 0 for whole images. cmc: (R,) or empty. q_cameras (A,), g_cameras (C,), camera_map
-    (A, C) with NaN for none, and camera_count (A, C); empty where cameras are not known or too many. map_xy (M, 2),
-    map_pids, map_camids (M,), map_query (M,): the map's points, and whether each is a query.
+    distances: (Q, K). paths, pids, camids, boxes (S, 4): the images; q_boxes (Q, 4): the queries' crops, all 0 for
+    whole images. cmc: (R,) or empty. q_cameras (A,), g_cameras (C,), camera_map (A, C) with NaN for no match, and
+    camera_count (A, C); empty if cameras are not known or too many. map_xy (M, 2), map_pids, map_camids (M,),
+    map_query (M,): the map's points, and whether each is a query. Identities and cameras are the dataset's own, numbers
+    or text.
     """
 
     lists: np.ndarray
@@ -62,163 +287,171 @@ class Ranked:
     map_query: np.ndarray
 
     def save(self, path: Path) -> None:
+        """Writes the file."""
         arrays = {f.name: getattr(self, f.name) for f in fields(self)}
-        arrays["paths"] = np.frombuffer("\0".join(self.paths).encode(), np.uint8)
+        arrays["paths"] = np.frombuffer("\0".join(self.paths).encode(errors="surrogateescape"), np.uint8)
         write_atomically(path, lambda handle: np.savez_compressed(handle, **arrays))
 
     @classmethod
     def load(cls, path: Path) -> Ranked:
-        """Raises ``UserError`` when the file is damaged or of another version."""
+        """Raises ``UserError`` if the file is damaged or of another version."""
         try:
             with np.load(path, allow_pickle=False) as stored:
                 arrays = {f.name: stored[f.name] for f in fields(cls)}
-            paths = arrays["paths"].tobytes().decode().split("\0")
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            reason = " ".join(str(error).split())[:100]
-            raise UserError(f"{path}: damaged or of another version ({reason}); test the model again") from None
-        return cls(**arrays | {"paths": paths})
+            paths = arrays["paths"].tobytes().decode(errors="surrogateescape").split("\0")
+            ranked = cls(**arrays | {"paths": paths})
+            ranked._check()
+        except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise UserError(
+                f"{path}: damaged or of another version ({_one_line(error)}); test the model again to have it written"
+            ) from None
+        return ranked
 
-
-def camera_names(records: Records, camids: np.ndarray) -> np.ndarray:
-    """Returns the cameras as the dataset spells them, in the order of ``camids``."""
-    return camids if records.cameras is None else records.cameras[camids]
-
-
-def boxes_of(records: Records) -> np.ndarray:
-    return np.zeros((len(records), 4), np.int32) if records.boxes is None else np.asarray(records.boxes, np.int32)
-
-
-class Watch:
-    """Watches an evaluation of ``query`` in ``gallery`` (``utils.scoring.watching``) and gives what is to be stored.
-
-    ap: the kind of average precision for the scores by camera; empty: without them.
-    """
-
-    def __init__(self, query: Records, gallery: Records, same_list: bool, ap: str = ""):
-        self.query, self.gallery, self.same_list = query, gallery, same_list
-        self.top = TopLists(len(query), len(gallery), PLACES)
-        numbers = [len(np.unique(records.camids)) for records in (query, gallery)]
-        several = ap and 1 < max(numbers) <= MOST_CAMERAS
-        self.cameras = CameraScores(len(query), gallery.camids, ap) if several else None
-
-    def __call__(self, start: int, block: Tensor, pairs: Pairs) -> None:
-        self.top(start, block, pairs)
-        if self.cameras:
-            self.cameras(start, block, pairs)
-
-    def ranked(self, qf: Tensor, gf: Tensor, cmc: np.ndarray | None = None) -> Ranked:
-        """qf: (Q, D), gf: (G, D): the features that were ranked."""
-        rows, lists = np.unique(self.top.indices, return_inverse=True)
-        shown = self.gallery.take(rows)
-        none, q_cameras, means, numbers = np.zeros(0, np.int64), np.zeros(0), np.zeros((0, 0)), np.zeros((0, 0))
-        if self.cameras:
-            q_cameras, means, numbers = self.cameras.table(self.query.camids)
-            q_cameras = camera_names(self.query, q_cameras)
-        return Ranked(
-            lists=lists.reshape(self.top.indices.shape).astype(np.int32),
-            judged=self.top.judged,
-            distances=self.top.distances,
-            paths=[str(path) for path in shown.paths],
-            pids=shown.original_pids(),
-            camids=shown.original_camids(),
-            boxes=boxes_of(shown),
-            q_boxes=boxes_of(self.query),
-            cmc=none if cmc is None else cmc,
-            q_cameras=q_cameras,
-            g_cameras=camera_names(self.gallery, self.cameras.cameras) if self.cameras else none,
-            camera_map=means,
-            camera_count=numbers,
-            **self._map(qf, gf),
-        )
-
-    def _map(self, qf: Tensor, gf: Tensor) -> dict[str, np.ndarray]:
-        lists = [self.query] if self.same_list else [self.query, self.gallery]
-        pids = np.concatenate([records.original_pids() for records in lists])
-        camids = np.concatenate([records.original_camids() for records in lists])
-        numbers = np.concatenate([records.pids for records in lists])
-        rows = rows_to_show(numbers, np.unique(self.query.pids))
-        rows = rows if len(rows) >= 4 else rows[:0]
-        of_query = rows < len(self.query)
-        feats = [qf[rows[of_query]], gf[rows[~of_query] - len(self.query)]]
-        plane = in_plane(torch.cat(feats).float().cpu().numpy()) if len(rows) else np.zeros((0, 2))
-        return {"map_xy": plane, "map_pids": pids[rows], "map_camids": camids[rows], "map_query": of_query}
-
-
-def numbers_or_text(words: list[str]) -> np.ndarray:
-    """Returns ids as integers when all of them are whole numbers, else as text."""
-    try:
-        return np.array([int(word) for word in words], np.int64)
-    except ValueError:
-        return np.array(words)
-
-
-@dataclass(frozen=True)
-class Queries:
-    """What ``per_query.csv`` holds, (Q,) each; AP and INP are NaN where the protocol has none or nothing matches.
-
-    pids, camids: the dataset's own, numbers or text. first: rank of the first match from 1, 0 for none. valid: whether
-    there is one.
-    """
-
-    paths: list[str]
-    pids: np.ndarray
-    camids: np.ndarray
-    ap: np.ndarray
-    inp: np.ndarray
-    first: np.ndarray
-    valid: np.ndarray
-
-    @classmethod
-    def load(cls, path: Path) -> Queries:
-        """Raises ``UserError`` when the file is missing or is no such table."""
-        try:
-            with open(path, newline="", encoding="utf-8") as handle:
-                rows = list(csv.DictReader(handle))
-            number = {name: [float(r[name] or "nan") for r in rows] for name in ("AP", "INP")}
-            whole = {n: np.array([int(r[n] or 0) for r in rows]) for n in ("first_match_rank", "valid")}
-            pids, camids = (numbers_or_text([row[name] for row in rows]) for name in ("pid", "camid"))
-            paths = [row["path"] for row in rows]
-        except (OSError, KeyError, ValueError, TypeError, csv.Error):
-            raise UserError(f"{path}: missing or damaged; test the model again to have it written") from None
-        return cls(
-            paths, pids, camids, np.array(number["AP"]), np.array(number["INP"]),
-            whole["first_match_rank"], whole["valid"].astype(bool),
-        )  # fmt: skip
-
-    def scores(self, metrics: dict[str, float]) -> dict[str, np.ndarray]:
-        """Name of a figure -> (Q,) each query's share in it, NaN where the query does not count.
-
-        Only figures that are the mean of such shares, as their values in ``metrics`` show: Rank-k with drawn galleries
-        is not, nor is a mean over draws.
-        """
-        found = {"mAP": self.ap, "mINP": self.inp}
-        for name in metrics:
-            rank = re.fullmatch(r"(Rank|Recall|Top)[-@](\d+)", name)
-            if rank:
-                hit = self.valid & (self.first <= int(rank[2]))
-                counts_misses = rank[1] != "Rank"
-                found[name] = np.where(self.valid | counts_misses, hit, np.nan).astype(float)
-        close = {
-            name: share for name, share in found.items()
-            if name in metrics and not np.isnan(share).all() and abs(np.nanmean(share) - metrics[name]) < 1e-5
+    def _check(self) -> None:
+        """Raises ``ValueError`` for an array of another shape, type or range."""
+        images, (queries, places) = len(self.paths), self.lists.shape
+        cameras, points = (len(self.q_cameras), len(self.g_cameras)), len(self.map_xy)
+        shapes = {
+            "judged": (queries, places), "distances": (queries, places), "q_boxes": (queries, 4), "pids": (images,),
+            "camids": (images,), "boxes": (images, 4), "camera_map": cameras, "camera_count": cameras,
+            "map_xy": (points, 2), "map_pids": (points,), "map_camids": (points,), "map_query": (points,),
+            "cmc": (self.cmc.size,),
         }  # fmt: skip
-        return {name: close[name] for name in metrics if name in close}
-
-    @property
-    def quality(self) -> np.ndarray:
-        """What queries are ordered by, 1 the best: AP, or where there is none 1 / rank of the first match; or NaN."""
-        if not np.isnan(self.ap).all():
-            return self.ap
-        return np.where(self.valid, 1 / np.maximum(self.first, 1), np.nan)
+        for name, shape in shapes.items():
+            array = getattr(self, name)
+            if array.shape != shape:
+                raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
+            if array.dtype.kind not in ("biufU" if name.endswith(("pids", "camids", "_cameras")) else "biuf"):
+                raise ValueError(f"{name} holds {array.dtype}")
+        within = {
+            "lists": (self.lists, 0, images - 1), "judged": (self.judged, JUNK, RIGHT), "cmc": (self.cmc, 0, 1 + SLACK),
+            "distances": (self.distances, -np.inf, np.inf), "map_xy": (self.map_xy, -SLACK, 1 + SLACK),
+        }  # fmt: skip
+        for name, (array, low, high) in within.items():
+            if array.size and not ((array >= low) & (array <= high)).all():  # a NaN is outside too
+                raise ValueError(f"{name} outside of {low:g} to {high:g}")
 
 
 def file_name(stem: str, test: str, several: bool) -> str:
-    """The name of a test set's file: ``per_query.csv``, or ``per_query_NAME.csv`` where there are several sets."""
+    """Returns the name of a test set's file: ``per_query.csv``, or ``per_query_NAME.csv`` with several sets."""
     path = Path(stem)
     return f"{path.stem}_{re.sub(r'[^A-Za-z0-9._-]', '_', test)}{path.suffix}" if several else stem
 
 
 def kept_places(judged: np.ndarray, count: int) -> int:
-    """How many places of one list (K,) to show: up to the ``count``-th image that is not junk."""
+    """Returns how many places of one list (K,) to show: up to the ``count``-th image that is not junk."""
     kept = np.flatnonzero(np.cumsum(judged != JUNK) == count)
     return int(kept[0]) + 1 if len(kept) else len(judged)
+
+
+# ---------------------------------------------------------------- the run
+
+
+class FinishedRun:
+    """A run's folder, read back. ``FinishedRun.load(folder)`` makes one.
+
+    training, test: what ``metrics.json`` and ``test_metrics.json`` hold; one of them may be None. The other files are
+    read when they are asked for. Whatever is damaged raises ``UserError`` with the file's name.
+    """
+
+    def __init__(self, folder: Path, training: TrainingMetrics | None, test: Metrics | None):
+        self.folder, self.training, self.test = folder, training, test
+
+    @classmethod
+    def load(cls, folder: str | Path) -> FinishedRun:
+        """Reads a folder. Raises ``UserError`` if no training or test has finished there."""
+        folder = Path(folder)
+        paths = folder / METRICS, folder / TEST_METRICS
+        if not any(path.is_file() for path in paths):
+            raise UserError(
+                f"{folder}: no {METRICS} or {TEST_METRICS} of a finished run; train or test there first (OUTPUT_DIR)"
+            )
+        training = TrainingMetrics.read(paths[0]) if paths[0].is_file() else None
+        return cls(folder, training, Metrics.read(paths[1]) if paths[1].is_file() else None)
+
+    @cached_property
+    def evaluation(self) -> Metrics:
+        """The last evaluation: where both training and a test have been here, the one that the queries' files are of.
+
+        That is the test, unless the figures of the queries show that training has evaluated since.
+        """
+        if self.training is None or self.test is None:
+            metrics = self.test or self.training
+            assert metrics is not None, "load refuses a folder with neither"
+            return metrics
+        training_since = not self._are_queries_of(self.test) and self._are_queries_of(self.training)
+        return self.training if training_since else self.test
+
+    def _are_queries_of(self, metrics: Metrics) -> bool:
+        """Returns whether the queries' files give figures of ``metrics``."""
+        paths = {name: self._path(PER_QUERY, name, metrics) for name in metrics.results}
+        if not paths or not all(path.is_file() for path in paths.values()):
+            return False
+        return all(Queries.load(path).scores(metrics.results[name]) for name, path in paths.items())
+
+    @property
+    def tested(self) -> bool:
+        """Whether the last evaluation was a test."""
+        return self.evaluation is self.test
+
+    def _path(self, stem: str, name: str, metrics: Metrics) -> Path:
+        return self.folder / file_name(stem, name, len(metrics.results) > 1)
+
+    def queries(self, name: str) -> Queries:
+        """Returns the scores of the single queries of a test set."""
+        return Queries.load(self._path(PER_QUERY, name, self.evaluation))
+
+    def ranked(self, name: str) -> Ranked | None:
+        """Returns the rankings of a test set, None if the evaluation ran without TEST.REPORT."""
+        path = self._path(RANKED, name, self.evaluation)
+        if not path.exists():
+            return None
+        ranked, count = Ranked.load(path), len(self.queries(name).paths)
+        if len(ranked.lists) != count:
+            raise UserError(
+                f"{path}: holds {len(ranked.lists)} queries and {PER_QUERY} {count}; test the model again to have both "
+                "written"
+            )
+        return ranked
+
+    def config_text(self) -> tuple[str, str]:
+        """Returns the name and text of the YAML of the last evaluation; '' if the file is missing."""
+        name = TEST_CONFIG if self.tested else CONFIG
+        path = self.folder / name
+        return name, path.read_text(encoding="utf-8") if path.exists() else ""
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The settings of training by dotted key; empty if there was none."""
+        return _flat_yaml(self.folder / CONFIG)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The settings on which the last evaluation's figures depend, by dotted key; empty if they are not known.
+
+        Those of training, and a test's own under TEST. The path of the weights counts only in a folder of a test alone,
+        where nothing else says how they were trained.
+        """
+        test = _flat_yaml(self.folder / TEST_CONFIG) if self.tested else {}
+        if not self.config:
+            return test
+        settings = self.config | {key: value for key, value in test.items() if key.startswith("TEST.")}
+        settings.pop("TEST.WEIGHT", None)
+        return settings
+
+    @property
+    def seed(self) -> int | None:
+        """SOLVER.SEED of training, None if it is not known."""
+        return self.config.get("SOLVER.SEED")
+
+
+def _flat_yaml(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: damaged ({_one_line(error)})") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: damaged, expected sections of settings")
+    return flat(tree)

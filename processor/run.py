@@ -2,94 +2,122 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from yacs.config import CfgNode
 
+import processor.methods  # noqa: F401 - fills in the stages of utils.methods.METHODS
 from configs import dump
 from datasets.catalogue import find_spec
-from datasets.loaders import Data, TestSet, make_dataloader
+from datasets.loaders import Data, make_dataloader
 from datasets.options import names_of
 from model import make_model
 from model.pretrained import load_initial_weights
 from model.summary import summary
-from processor.evaluate import Settings, evaluate, mean_of, means
-from processor.generalisation import generalisation
-from processor.methods.cluster import cluster
-from processor.methods.dino import dino
-from processor.methods.dmmd import dmmd
-from processor.methods.mtda_kd import mtda_kd
-from processor.methods.prompt import prompt
-from processor.methods.self_distill import self_distill
-from processor.methods.supervised import supervised
+from processor.evaluate import Settings, evaluate, generalisation_report, mean_of, means
+from processor.finished import CONFIG, FREE_KEYS, LAST, METRICS, TEST_CONFIG, TEST_METRICS, FinishedRun, Results
 from processor.stage import Stage
 from processor.trained import output_folder, tested_model, weight_file
-from processor.trainer import LAST, Trainer
+from processor.trainer import RunProgress, Trainer
 from solver import make_average
 from utils.device import choose_device, choose_precision, seed_everything
 from utils.distributed import barrier, is_main, rank, start, stop, world_size
-from utils.errors import UserError, nearest
+from utils.errors import UserError
 from utils.extra_modules import import_extras
 from utils.files import write_json, write_text
 from utils.logger import close_logging, set_up_logging
-from utils.methods import method_of
+from utils.methods import method_of, register_method
 from utils.provenance import commit, environment, machine
 from utils.trees import flat
 
+if TYPE_CHECKING:  # it takes over a second to import
+    from torch.utils.tensorboard import SummaryWriter
+
+__all__ = ["register_method", "test", "train"]
+
 log = logging.getLogger("lineup")
 
-METHODS: dict[str, Callable[[Any, Data, nn.Module], list[Stage]]] = {
-    "supervised": supervised,
-    "prompt": prompt,
-    "dino": dino,
-    "cluster": cluster,
-    "dmmd": dmmd,
-    "mtda_kd": mtda_kd,
-    "self_distill": self_distill,
-}
-"""PROCESSOR.NAME -> function of (cfg, data, model) that gives the method's stages; ``register_method`` adds one."""
-
-After = Callable[[Any, nn.Module, Data, torch.device, Path], None]
+After = Callable[[CfgNode, nn.Module, Data, torch.device, Path], None]
 """What follows a finished run: (cfg, model, data, device, folder)."""
 
-FREE_KEYS = (
-    "SOLVER.RESUME", "OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "DATALOADER.CACHE_GB", "DATALOADER.CACHE",
-    "DATASETS.LIST_CACHE", "DATASETS.SHARDS", "SOLVER.LOG_PERIOD", "SOLVER.STAGE1.LOG_PERIOD",
-    "SOLVER.STAGE2.LOG_PERIOD", "MODEL.DEVICE",
-)  # fmt: skip
-"""Keys that may differ between a run and its continuation: they change no weight."""
+
+def train(cfg: CfgNode, config_file: str = "", notes: Sequence[str] = (), after: After | None = None) -> dict[str, Any]:
+    """Trains what the configuration asks for and returns the content of ``metrics.json``.
+
+    notes: lines for the log. after: called on the first process when all files are written, while the log is open.
+    """
+    try:
+        return _train(cfg, config_file, notes, after)
+    finally:
+        stop()
+        close_logging()
 
 
-def register_method(name: str):
-    """Decorator: makes ``PROCESSOR.NAME: name`` run the stages that the decorated (cfg, data, model) -> list gives."""
+def _train(cfg: CfgNode, config_file: str, notes: Sequence[str], after: After | None) -> dict[str, Any]:
+    device, folder = prepare(cfg, config_file, notes, "log.txt")
+    dtype = choose_precision(cfg.SOLVER.PRECISION, device)
+    method_of(cfg)  # refuses an unknown name before any work
+    write_config(cfg, folder)
+    data = make_dataloader(cfg)
+    refuse_keep_best(cfg, data)
+    model = make_initial_model(cfg, data, folder)
+    stages = make_stages(cfg, data, model)
+    evaluator = Evaluator(data, Settings.from_cfg(cfg), device, folder)
+    writer = scalar_writer(folder)
+    progress = make_trainer(cfg, device, dtype, folder, evaluator, writer).fit(stages)
+    if not evaluator.results and progress.history:  # finished before this start
+        if (folder / METRICS).exists():
+            training = FinishedRun.load(folder).training
+            assert training is not None, "the file exists"
+            return training.content
+        evaluator(stages[-1].evaluated().to(device))  # the run was killed before it could write the file
+    metrics = training_metrics(cfg, config_file, device, data, progress, evaluator.results)
+    if is_main():
+        write_json(folder / METRICS, metrics)
+    if writer is not None:
+        writer.flush()
+    if after and is_main():
+        after(cfg, model, data, device, folder)
+    log.info("done: %s", folder)
+    return metrics
 
-    def add(build):
-        METHODS[name] = build
-        return build
 
-    return add
-
-
-def fingerprint(cfg) -> dict[str, Any]:
-    """The settings that a restart must share with the run it goes on from."""
-    return {k: v for k, v in flat(cfg).items() if k not in FREE_KEYS and not k.startswith("TEST.")}
+def test(cfg: CfgNode, config_file: str = "", notes: Sequence[str] = (), after: After | None = None) -> dict[str, Any]:
+    """Tests ``TEST.WEIGHT`` and returns the content of ``test_metrics.json``. notes, after: see ``train``."""
+    try:
+        return _test(cfg, config_file, notes, after)
+    finally:
+        stop()
+        close_logging()
 
 
-def resolved(cfg, folder: Path) -> str:
-    """The YAML that gives the same run again, in the same folder."""
-    copy = cfg.clone()
-    copy.defrost()
-    copy.OUTPUT_DIR = str(folder)
-    return dump(copy)
+def _test(cfg: CfgNode, config_file: str, notes: Sequence[str], after: After | None) -> dict[str, Any]:
+    weight_file(cfg)  # before any work
+    device, folder = prepare(cfg, config_file, notes, "test_log.txt")
+    data = make_dataloader(cfg, training=False)
+    model = tested_model(cfg, data)
+    results = evaluate(model.to(device), data.tests, Settings.from_cfg(cfg), device, folder)
+    metrics = {"results": results, "mean": mean_of(data.tests, results), "weight": cfg.TEST.WEIGHT}
+    metrics |= provenance(config_file, device) | on_unseen_targets(cfg, results)
+    if is_main():
+        write_json(folder / TEST_METRICS, metrics)
+        write_text(folder / TEST_CONFIG, resolved(cfg, folder))
+        if after:
+            after(cfg, model, data, device, folder)
+    barrier()
+    return metrics
 
 
-def prepare(cfg, config_file: str, notes: list[str], log_name: str):
-    """Device, processes, folder, log and seeds: what training and testing begin with."""
+# ---------------------------------------------------------------- before training
+
+
+def prepare(cfg: CfgNode, config_file: str, notes: Sequence[str], log_name: str) -> tuple[torch.device, Path]:
+    """Joins the processes, opens the log, sets the seeds and imports the user's modules; returns device and folder."""
     device = choose_device(cfg.MODEL.DEVICE)
     start(device)
     folder = output_folder(cfg, config_file)
@@ -102,54 +130,107 @@ def prepare(cfg, config_file: str, notes: list[str], log_name: str):
     return device, folder
 
 
-def train(cfg, config_file: str = "", notes: list[str] | None = None, after: After | None = None) -> dict[str, Any]:
-    """Trains what the configuration asks for and returns the content of ``metrics.json``.
-
-    after: called on the first process when all files are written, while the log is still open.
-    """
-    try:
-        return _train(cfg, config_file, notes or [], after)
-    finally:
-        stop()
-        close_logging()
-
-
-def _train(cfg, config_file: str, notes: list[str], after: After | None) -> dict[str, Any]:
-    device, folder = prepare(cfg, config_file, notes, "log.txt")
-    dtype = choose_precision(cfg.SOLVER.PRECISION, device)
-    if cfg.PROCESSOR.NAME not in METHODS:
-        hint = nearest(cfg.PROCESSOR.NAME, METHODS)
-        raise UserError(f"PROCESSOR.NAME: unknown {cfg.PROCESSOR.NAME!r}{hint} This version has: {', '.join(METHODS)}")
+def write_config(cfg: CfgNode, folder: Path) -> None:
+    """Writes the resolved YAML of a run that starts; one that resumes has it already."""
     if is_main() and (cfg.SOLVER.RESUME == "never" or not (folder / LAST).exists()):
-        write_text(folder / "config.yml", resolved(cfg, folder))
-    data = make_dataloader(cfg)
-    check_keep_best(cfg, data)
+        write_text(folder / CONFIG, resolved(cfg, folder))
+
+
+def resolved(cfg: CfgNode, folder: Path) -> str:
+    """Returns the YAML that gives the same run again, in the same folder."""
+    copy = cfg.clone()
+    copy.defrost()
+    copy.OUTPUT_DIR = str(folder)
+    return dump(copy)
+
+
+def fingerprint(cfg: CfgNode) -> dict[str, Any]:
+    """Returns the settings that a restart must share with the run that it resumes."""
+    return {k: v for k, v in flat(cfg).items() if k not in FREE_KEYS and not k.startswith("TEST.")}
+
+
+def refuse_keep_best(cfg: CfgNode, data: Data) -> None:
+    """Raises ``UserError`` if the best weights are to be kept by a value that is not measured."""
+    chosen_on = [data.validation] if data.validation else data.tests
+    others = [test.protocol for test in chosen_on if test.protocol in ("retrieval", "classification")]
+    if cfg.SOLVER.KEEP_BEST and others:
+        raise UserError(
+            f"SOLVER.KEEP_BEST {cfg.SOLVER.KEEP_BEST!r} and TEST.PROTOCOL {others[0]!r} cannot go together: it "
+            f"measures {'Recall@K and NMI' if others[0] == 'retrieval' else 'Top-1 and Top-5'} only"
+        )
+
+
+def make_initial_model(cfg: CfgNode, data: Data, folder: Path) -> nn.Module:
+    """Builds the network, with its initial weights unless the run resumes."""
     model = make_model(cfg, data.num_classes, data.num_cameras, data.num_views, data.kind)
-    log.info("model: %s", summary(model, tuple(cfg.INPUT.SIZE_TEST)))
+    log.info("model: %s", summary(model, (cfg.INPUT.SIZE_TEST[0], cfg.INPUT.SIZE_TEST[1])))
     if cfg.SOLVER.RESUME != "auto" or not (folder / LAST).exists():
         load_initial_weights(cfg, model)
-    stages = METHODS[cfg.PROCESSOR.NAME](cfg, data, model)
+    return model
+
+
+def make_stages(cfg: CfgNode, data: Data, model: nn.Module) -> list[Stage]:
+    """Builds the method's stages; random numbers are from then on each process's own."""
+    build = method_of(cfg).stages
+    assert build is not None, "processor.methods gives every row its stages"
+    stages = build(cfg, data, model)
     add_averaging(cfg, stages[-1])
     seed_everything(cfg.SOLVER.SEED + rank())
-    settings = Settings.from_cfg(cfg)
-    results: dict[str, Any] = {}
+    return stages
 
-    def evaluate_now(network: nn.Module) -> dict[str, float]:
-        results.clear()
-        results.update(evaluate(network, data.tests, settings, device, folder))
-        return means(held_out(network)) if data.validation else mean_of(data.tests, results)
 
-    def held_out(network: nn.Module) -> dict[str, dict[str, float]]:
-        return evaluate(network, [data.validation], settings, device)
+def add_averaging(cfg: CfgNode, stage: Stage) -> None:
+    """Gives a method's last stage the average of ``SOLVER.EMA``, and the epochs that it adds."""
+    stage.average = make_average(cfg, stage.model, stage.epochs)
+    stage.epochs += cfg.SOLVER.EMA.EXTRA_EPOCHS
 
-    writer = scalar_writer(folder)
-    trainer = Trainer(
+
+def scalar_writer(folder: Path) -> SummaryWriter | None:
+    """Returns TensorBoard's writer on the first process, None elsewhere."""
+    if not is_main():
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder / "tensorboard"))
+
+
+# ---------------------------------------------------------------- training
+
+
+class Evaluator:
+    """Evaluates a network on a run's test sets; returns the means that the trainer logs and keeps the best by.
+
+    ``results`` holds the last evaluation of the test sets. Identities held out of training, if there are any, give the
+    means; they are evaluated beside the test sets.
+    """
+
+    def __init__(self, data: Data, settings: Settings, device: torch.device, folder: Path):
+        self.data, self.settings, self.device, self.folder = data, settings, device, folder
+        self.results: Results = {}
+
+    def __call__(self, network: nn.Module) -> dict[str, float]:
+        self.results = evaluate(network, self.data.tests, self.settings, self.device, self.folder)
+        if self.data.validation:
+            return means(evaluate(network, [self.data.validation], self.settings, self.device))
+        return mean_of(self.data.tests, self.results)
+
+
+def make_trainer(
+    cfg: CfgNode,
+    device: torch.device,
+    dtype: torch.dtype,
+    folder: Path,
+    evaluator: Evaluator,
+    writer: SummaryWriter | None,
+) -> Trainer:
+    """Makes the trainer by the SOLVER keys."""
+    return Trainer(
         device=device,
         dtype=dtype,
         folder=folder,
         model_name=cfg.MODEL.NAME.replace(":", "_"),
         fingerprint=fingerprint(cfg),
-        evaluate=evaluate_now if data.tests else None,
+        evaluate=evaluator if evaluator.data.tests else None,
         evaluate_before=cfg.SOLVER.EVAL_BEFORE,
         resume=cfg.SOLVER.RESUME,
         keep_best=cfg.SOLVER.KEEP_BEST,
@@ -158,110 +239,42 @@ def _train(cfg, config_file: str, notes: list[str], after: After | None) -> dict
         compiled=cfg.MODEL.COMPILE,
         writer=writer,
     )
-    progress = trainer.fit(stages)
-    if not results and progress.history:  # finished already, but perhaps killed before it could say so
-        if before := training_metrics(folder):
-            return before
-        evaluate_now(stages[-1].evaluated().to(device))
-    metrics = {"results": results, "mean": mean_of(data.tests, results) if results else {}, "history": progress.history}
+
+
+# ---------------------------------------------------------------- after training
+
+
+def training_metrics(
+    cfg: CfgNode, config_file: str, device: torch.device, data: Data, progress: RunProgress, results: Results
+) -> dict[str, Any]:
+    """Returns the content of ``metrics.json``."""
+    mean = mean_of(data.tests, results) if results else {}
+    metrics: dict[str, Any] = {"results": results, "mean": mean, "history": progress.history}
     metrics |= on_unseen_targets(cfg, results)
     if cfg.SOLVER.KEEP_BEST:
-        metrics["best"] = best_entry(cfg, data.validation, progress)
-    metrics |= {
-        "commit": commit(), "config_file": config_file, "seed": cfg.SOLVER.SEED, "method": cfg.PROCESSOR.NAME,
-        "seconds": round(progress.seconds, 1), "machine": f"{world_size()} x {machine(device)}",
-        "environment": environment(device),
+        metrics["best"] = best_entry(cfg, data, progress)
+    return metrics | provenance(config_file, device) | {
+        "seed": cfg.SOLVER.SEED, "method": cfg.PROCESSOR.NAME, "seconds": round(progress.seconds, 1),
+        "machine": f"{world_size()} x {machine(device)}",
     }  # fmt: skip
-    if is_main():
-        write_json(folder / "metrics.json", metrics)
-    if writer is not None:
-        writer.flush()
-    if after and is_main():
-        after(cfg, model, data, device, folder)
-    log.info("done: %s", folder)
-    return metrics
 
 
-def on_unseen_targets(cfg, results: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """The report of domain generalisation, where all that was tested was never trained on; else nothing."""
+def provenance(config_file: str, device: torch.device) -> dict[str, Any]:
+    """Returns the entries of both metrics files that say what computed them."""
+    return {"commit": commit(), "config_file": config_file, "environment": environment(device)}
+
+
+def on_unseen_targets(cfg: CfgNode, results: Results) -> dict[str, Any]:
+    """Returns the report of domain generalisation if no test set was trained on, else an empty dictionary."""
     sources = names_of(cfg.DATASETS.NAMES)
-    seen = {find_spec(name).name for name in sources}
-    if not (results and cfg.DATASETS.TARGETS) or method_of(cfg).targets or seen & results.keys():
+    trained_on = {find_spec(name).name for name in sources}
+    if not (results and cfg.DATASETS.TARGETS) or method_of(cfg).targets or trained_on & results.keys():
         return {}
-    return {"generalisation": generalisation(sources, results)}
+    return {"generalisation": generalisation_report(sources, results)}
 
 
-def add_averaging(cfg, stage: Stage) -> None:
-    """SOLVER.EMA for a method's last stage: the average of its model's weights, and the epochs after its own."""
-    stage.average = make_average(cfg, stage.model, stage.epochs)
-    stage.epochs += cfg.SOLVER.EMA.EXTRA_EPOCHS
-
-
-def training_metrics(folder: Path) -> dict[str, Any]:
-    """What training left in ``metrics.json``, also where a test has written since; empty when there is none."""
-    path = folder / "metrics.json"
-    metrics = json.loads(path.read_text()) if path.exists() else {}
-    return metrics if "history" in metrics else metrics.get("training", {})
-
-
-def check_keep_best(cfg, data: Data) -> None:
-    chosen_on = [data.validation] if data.validation else data.tests
-    other = [test.protocol for test in chosen_on if test.protocol in ("retrieval", "classification")]
-    if cfg.SOLVER.KEEP_BEST and other:
-        raise UserError(
-            f"SOLVER.KEEP_BEST {cfg.SOLVER.KEEP_BEST!r} and TEST.PROTOCOL {other[0]!r} cannot go together: it measures "
-            f"{'Recall@K and NMI' if other[0] == 'retrieval' else 'Top-1 and Top-5'} only"
-        )
-
-
-def best_entry(cfg, validation: TestSet | None, progress) -> dict[str, Any]:
-    """What ``best.pth`` is, and on which images it was chosen: choosing on the test set flatters the figure."""
-    chosen_on = "identities held out of training" if validation else "the test set"
+def best_entry(cfg: CfgNode, data: Data, progress: RunProgress) -> dict[str, Any]:
+    """Describes ``best.pth`` and the images that it was chosen on: choosing on the test set flatters the figure."""
+    chosen_on = "identities held out of training" if data.validation else "the test set"
     log.info("best.pth: %s %.4f at %s, chosen on %s", cfg.SOLVER.KEEP_BEST, progress.best, progress.best_at, chosen_on)
     return {"by": cfg.SOLVER.KEEP_BEST, "value": progress.best, "at": progress.best_at, "chosen_on": chosen_on}
-
-
-def scalar_writer(folder: Path):
-    """TensorBoard's writer on the first process, None elsewhere."""
-    if not is_main():
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder / "tensorboard"))
-
-
-def test(cfg, config_file: str = "", notes: list[str] | None = None, after: After | None = None) -> dict[str, Any]:
-    """Tests ``TEST.WEIGHT`` and returns the content of ``metrics.json``. after: see ``train``."""
-    try:
-        return _test(cfg, config_file, notes or [], after)
-    finally:
-        stop()
-        close_logging()
-
-
-def _test(cfg, config_file: str, notes: list[str], after: After | None) -> dict[str, Any]:
-    weight_file(cfg)  # before any work
-    device, folder = prepare(cfg, config_file, notes, "test_log.txt")
-    data = make_dataloader(cfg, training=False)
-    model = tested_model(cfg, data)
-    results = evaluate(model.to(device), data.tests, Settings.from_cfg(cfg), device, folder)
-    metrics = {
-        "results": results,
-        "mean": mean_of(data.tests, results),
-        "weight": cfg.TEST.WEIGHT,
-        "commit": commit(),
-        "config_file": config_file,
-        "environment": environment(device),
-    }
-    metrics |= on_unseen_targets(cfg, results)
-    if trained := training_metrics(folder):
-        metrics["training"] = trained
-    barrier()  # all have read what stood there
-    if is_main():
-        write_json(folder / "metrics.json", metrics)
-    if is_main():
-        write_text(folder / "test_config.yml", resolved(cfg, folder))
-    if after and is_main():
-        after(cfg, model, data, device, folder)
-    barrier()
-    return metrics

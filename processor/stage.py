@@ -2,89 +2,154 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from yacs.config import CfgNode
 
+from model import ReIDOutput
 from solver import WeightAverage
+from solver.schedule import Schedule
+
+MakeSolver = Callable[[nn.Module], tuple[Optimizer, Schedule | None]]
+"""Makes the optimizer of a module, and the schedule of its rates or None."""
+
+
+LossFunction = Callable[[ReIDOutput, Tensor], dict[str, Tensor]]
+"""(output, labels (B,) or shares of classes (B, C)) -> named, weighted terms, as ``loss.make_loss`` returns it."""
+
+
+class TrainingBatch(Protocol):
+    """What the trainer needs of a batch: its number of images, and a copy of it on a device."""
+
+    def __len__(self) -> int: ...
+
+    def to(self, device: torch.device) -> TrainingBatch: ...
+
+
+class TrainingBatches(Protocol):
+    """The batches of one epoch. They have a length and may be iterated again (``SOLVER.EMA`` does)."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+@dataclass(frozen=True)
+class Periods:
+    """How often a stage is evaluated, saved and logged.
+
+    eval, checkpoint: in epochs; with 0 the last epoch alone. log: in steps.
+    """
+
+    eval: int = 0
+    checkpoint: int = 0
+    log: int = 50
+
+    @classmethod
+    def from_cfg(cls, section: CfgNode) -> Periods:
+        """Reads the three periods of ``SOLVER`` or of one of its stages; a key that the section lacks counts as 0."""
+        return cls(
+            eval=section.get("EVAL_PERIOD", 0), checkpoint=section.CHECKPOINT_PERIOD, log=max(section.LOG_PERIOD, 1)
+        )
+
+
+DEFAULT_PERIODS = Periods()
 
 
 class Stage:
     """One stage of a method. The trainer owns the loop, the stage what happens in it; it never calls ``backward``.
 
-    model: what is trained and evaluated. net: the same, or what ``stepped`` gives, as the trainer wraps it for several
-    processes; call it in ``losses``. epochs: how many. Periods are in epochs, ``log_period`` in steps; 0 means never
-    (the last epoch is always saved and, with ``evaluates``, evaluated). suffix: goes into the names of saved files.
-    average: collects the model's weights along the way and takes their place at the end.
+    model: the network that is trained and evaluated. epochs: how many. make_solver: called by ``begin``. periods: when
+    the stage is evaluated, saved and logged.
+
+    Attributes: ``net`` is the model, or what ``stepped`` returns, as the trainer wraps it for several processes;
+    ``losses`` calls it. ``suffix`` goes into the names of the saved files. ``average`` collects the model's weights
+    during training and replaces them at the end. The last epoch is always saved and, if ``evaluates``, evaluated.
     """
 
     name: str = "stage"
     suffix: str = ""
     evaluates: bool = True
-    eval_period: int = 0
-    checkpoint_period: int = 0
-    log_period: int = 50
 
-    def __init__(self, model: nn.Module, epochs: int):
-        self.model, self.net, self.epochs = model, model, epochs
+    def __init__(self, model: nn.Module, epochs: int, *, make_solver: MakeSolver, periods: Periods = DEFAULT_PERIODS):
+        self.model, self.epochs, self.make_solver, self.periods = model, epochs, make_solver, periods
+        self.net: nn.Module = model
         self.optimizers: list[Optimizer] = []
-        self.scheduler: Any = None
+        self.scheduler: Schedule | None = None
         self.average: WeightAverage | None = None
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return next(self.model.parameters()).device
+
     def modules(self) -> dict[str, nn.Module]:
-        """Everything with weights that a restart needs, by name."""
+        """Returns every module with weights that a restart needs, by name."""
         return {"model": self.model}
 
     def evaluated(self) -> nn.Module:
-        """What is evaluated: the model, or another that follows it."""
+        """Returns the network to evaluate: the model, or another that follows it."""
         return self.model
 
     def saved_states(self) -> dict[str, dict[str, Any]]:
-        """What the checkpoint files hold, by what follows the model's name in theirs: ``''`` for the main one."""
+        """Returns the content of each checkpoint file by what follows the model's name in its name, ``''`` or more."""
         return {"": self.model.state_dict()}
 
     def stepped(self) -> nn.Module:
-        """What ``losses`` calls as ``net``: the model, or the part of it that this stage trains."""
+        """Returns what ``losses`` calls as ``net``: the model, or the part of it that this stage trains."""
         return self.model
 
     def begin(self) -> None:
-        """Once, before the first epoch or after a restart: make ``optimizers`` and ``scheduler``, cache what is fixed.
+        """Makes the optimizers and the schedule. Called once, before the first epoch or after a restart.
 
-        The modules' weights are those of the restart already; it runs in the precision of training.
+        An override may also compute what is needed once. The modules hold the weights of the restart by then, and the
+        precision is that of training.
         """
+        optimizer, self.scheduler = self.make_solver(self.model)
+        self.optimizers = [optimizer]
 
-    def batches(self, epoch: int) -> Iterable:
-        """The epoch's batches, with a length; epochs count from 1. May first extract, cluster or relabel."""
+    def batches(self, epoch: int) -> TrainingBatches:
+        """Returns the batches of an epoch, counted from 1. May first extract features, cluster or relabel."""
         raise NotImplementedError(f"{type(self).__name__} supplies no batches")
 
     def set_rates(self, epoch: int, step: int, steps: int) -> None:
-        """Before each step (from 0): learning rates and whatever else is scheduled. By default once per epoch."""
+        """Sets learning rates and whatever else is scheduled, before each step (from 0); by default once per epoch."""
         if self.scheduler is None:
             return
-        if getattr(self.scheduler, "per_step", False):
+        if self.scheduler.per_step:
             self.scheduler.step(epoch + step / steps)
         elif step == 0:
             self.scheduler.step(epoch)
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
-        """Named, weighted terms; their sum is minimised."""
+        """Returns named, weighted terms; their sum is minimised."""
         raise NotImplementedError(f"{type(self).__name__} supplies no losses")
 
+    def forward(self, batch: Any) -> object:
+        """Returns the network's output for a batch of ``batches``, alone: no loss, and nothing of the stage changes.
+
+        Batch-norm re-estimation (``SOLVER.EMA``) calls it, so it passes the images that ``losses`` passes.
+        """
+        raise NotImplementedError(f"{type(self).__name__} supplies no forward, which SOLVER.EMA needs")
+
     def logs(self) -> dict[str, float]:
-        """Values of the last batch that are only shown."""
+        """Returns values of the last batch that are only logged."""
         return {}
 
     def before_step(self) -> None:
-        """After the gradients are there and unscaled: cancel, scale or share some."""
+        """Cancels, scales or shares gradients, once they are computed and unscaled."""
 
     def after_step(self, batches: list) -> None:
-        """After the update: moving-average teacher, memory. batches: the micro-batches of this step."""
+        """Moves what follows an update: a moving-average teacher, a memory. batches: the step's micro-batches."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What else must survive a restart, in tensors and plain values."""
+        """Returns what else must survive a restart, in tensors and plain values."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what ``state_dict`` gave."""
+        """Restores what ``state_dict`` returned."""

@@ -8,33 +8,35 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from processor.stage import Stage
-from solver import reestimate_batch_norm
+from processor.finished import LAST
+from processor.stage import Stage, TrainingBatches
+from solver import WeightAverage, reestimate_batch_norm
 from utils.checkpoint import read_state, save_atomically
 from utils.device import quick_attention, random_states, restore_random_states
 from utils.distributed import barrier, gather_objects, is_distributed, is_main, rank, share_buffers, world_size
 from utils.errors import UserError
 
-log = logging.getLogger("lineup")
+if TYPE_CHECKING:  # it takes over a second to import
+    from torch.utils.tensorboard import SummaryWriter
 
-LAST = "last"
-"""The file in OUTPUT_DIR from which a run goes on."""
+log = logging.getLogger("lineup")
 
 
 @dataclass
-class Progress:
-    """Where a run stands. stage, epoch: completed so far; a finished run has all stages behind it.
+class RunProgress:
+    """How far a run has come. stage, epoch: completed so far; a finished run has completed all stages.
 
-    seconds: spent so far, evaluation included. history: metrics of each evaluation.
+    seconds: spent so far, evaluation included. history: the metrics of each evaluation.
     """
 
     stage: int = 0
@@ -49,11 +51,11 @@ class Progress:
 class Trainer:
     """Runs stages one after another.
 
-    device, dtype: where and in which precision (float16 with a gradient scaler). folder: OUTPUT_DIR. model_name: for
+    device, dtype: where and in which precision (float16 with a gradient scaler). folder: OUTPUT_DIR. model_name: in
     the names of saved files. fingerprint: the settings that a restart must share. evaluate: model -> named shares, or
-    None for no evaluation; evaluate_before: the untrained model too. resume: ``auto``, ``never`` or a path.
-    keep_best: '' or the name of the value to keep the best by. clip_grad: largest gradient norm, 0 for
-    none. accumulation: micro-batches per update.
+    None for no evaluation; evaluate_before: evaluate the untrained model too. resume: ``auto``, ``never`` or a path.
+    keep_best: name of the value to keep the best weights by, or ''. clip_grad: largest gradient norm, 0 for no limit.
+    accumulation: micro-batches per update. compiled: compile the model. writer: TensorBoard's, on the first process.
     """
 
     def __init__(
@@ -71,22 +73,22 @@ class Trainer:
         clip_grad: float = 0.0,
         accumulation: int = 1,
         compiled: bool = False,
-        writer: Any = None,
+        writer: SummaryWriter | None = None,
     ):
         self.device, self.dtype, self.folder, self.model_name = device, dtype, Path(folder), model_name
         self.fingerprint, self.evaluate, self.resume, self.keep_best = fingerprint, evaluate, resume, keep_best
         self.clip_grad, self.accumulation, self.compiled, self.writer = clip_grad, accumulation, compiled, writer
         self.evaluate_before = evaluate_before
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-        self.progress = Progress()
+        self.progress = RunProgress()
 
     # ---------------------------------------------------------------- the loop
 
-    def fit(self, stages: list[Stage]) -> Progress:
-        """Trains every stage to its end, from the beginning or from where the same command stopped before."""
+    def fit(self, stages: list[Stage]) -> RunProgress:
+        """Trains every stage to its end, from the start or from where the same command stopped before."""
         state = self._read_last(stages)
         if state and self.progress.stage == len(stages):
-            log.info("this run is finished already (%s); SOLVER.RESUME never starts it anew", self.folder)
+            log.info("this run is finished already (%s); SOLVER.RESUME never trains it again", self.folder)
             load_modules(stages[-1], state)
             return self.progress
         for index in range(self.progress.stage, len(stages)):
@@ -96,38 +98,43 @@ class Trainer:
 
     def _run_stage(self, stages: list[Stage], index: int, state: dict[str, Any] | None) -> None:
         stage = stages[index]
-        for module in stage.modules().values():
-            module.to(self.device)
-        if state:
-            load_modules(stage, state)
-            self._restore_random(state)  # a stage that has not begun may draw when it does
-        with self._autocast():
-            stage.begin()
-        self._wrap(stage)
-        if state:
-            self._restore(stage, state)
+        self._begin(stage, state)
         log.info("stage %s: epochs %d to %d", stage.name, self.progress.epoch + 1, stage.epochs)
         if self.evaluate and self.evaluate_before and not self.progress.step:
-            self._evaluate(stage, epoch=0)
+            self.evaluate_stage(stage, epoch=0)
         for epoch in range(self.progress.epoch + 1, stage.epochs + 1):
             began = time.perf_counter()
-            self._run_epoch(stage, epoch)
-            self.progress.epoch = epoch
             final = epoch == stage.epochs
+            batches = self._run_epoch(stage, epoch)
+            self.progress.epoch = epoch
             if stage.average:
                 stage.average.after_epoch(epoch)
                 if final:
-                    self._take_average(stage, epoch)
-            if stage.evaluates and self.evaluate and due(epoch, stage.eval_period, final):
-                self._evaluate(stage, epoch)
-            if due(epoch, stage.checkpoint_period, final):
+                    self._take_average(stage, stage.average, epoch, batches)
+            if stage.evaluates and self.evaluate and is_due(epoch, stage.periods.eval, final):
+                self.evaluate_stage(stage, epoch)
+            if is_due(epoch, stage.periods.checkpoint, final):
                 self._save_weights(stage, f"{self.model_name}{stage.suffix}", f"_{epoch}.pth")
             self.progress.seconds += time.perf_counter() - began
             if final:
                 self.progress.stage, self.progress.epoch = index + 1, 0
             self._save_last(stages[index + 1] if final and index + 1 < len(stages) else stage, begun=not final)
 
-    def _wrap(self, stage: Stage) -> None:
+    def _begin(self, stage: Stage, state: dict[str, Any] | None) -> None:
+        """Prepares a stage for its first step, or for its next one after a restart from ``state``."""
+        for module in stage.modules().values():
+            module.to(self.device)
+        if state:
+            load_modules(stage, state)
+            self._restore_random(state)  # a stage that has not begun may draw when it does
+        self.start_stage(stage)
+        if state:
+            self._restore(stage, state)
+
+    def start_stage(self, stage: Stage) -> None:
+        """Calls ``begin`` in the precision of training and wraps the stage's network for several processes."""
+        with self._autocast():
+            stage.begin()
         if self.compiled:
             stage.model.compile()
         stage.net = stage.stepped()
@@ -138,7 +145,8 @@ class Trainer:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def _run_epoch(self, stage: Stage, epoch: int) -> None:
+    def _run_epoch(self, stage: Stage, epoch: int) -> TrainingBatches:
+        """Trains for one epoch and returns its batches, which may be iterated again."""
         batches = stage.batches(epoch)
         steps = len(batches) // self.accumulation
         if steps == 0:
@@ -153,51 +161,59 @@ class Trainer:
         )  # fmt: skip
         for step, group in enumerate(bar):
             stage.set_rates(epoch, step, steps)
-            terms = self._update(stage, group, f"epoch {epoch}, step {step + 1}")
+            terms = self.step(stage, group, f"epoch {epoch}, step {step + 1}")
             if stage.average:
                 stage.average.after_step()
             self.progress.step += 1
-            images += sum(len(b) for b in group if hasattr(b, "__len__")) * world_size()
+            images += sum(map(len, group)) * world_size()
             meter.add(terms | stage.logs())
-            if (step + 1) % max(stage.log_period, 1) == 0 or step + 1 == steps:
+            if (step + 1) % stage.periods.log == 0 or step + 1 == steps:
                 rate = stage.optimizers[0].param_groups[0]["lr"]
                 speed = images / (time.perf_counter() - began)
                 line = f"{stage.name} epoch {epoch}/{stage.epochs} step {step + 1}/{steps} {meter} lr {rate:.3g}"
                 log.info("%s, %.0f images/s", line, speed)
                 self._write_scalars(stage, meter.means() | {"lr": rate, "images_per_s": speed})
+        return batches
 
-    def _update(self, stage: Stage, group: list, where: str) -> dict[str, float]:
+    def step(self, stage: Stage, batches: list, where: str) -> dict[str, float]:
+        """Makes one update from micro-batches, whose gradients are averaged, and returns the terms and their sum.
+
+        where: names the step in the message of a loss that is not finite.
+        """
         for optimizer in stage.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        shown: dict[str, Tensor] = {}
-        moved = []
-        for i, batch in enumerate(group):
-            batch = batch.to(self.device) if hasattr(batch, "to") else batch
-            moved.append(batch)
-            last = i + 1 == len(group)
-            quiet = (
-                stage.net.no_sync() if not last and isinstance(stage.net, DistributedDataParallel) else nullcontext()
-            )
-            with quiet, quick_attention(self.device, self.dtype):
-                with self._autocast():
-                    terms = stage.losses(batch)
-                total = sum(terms.values()) / len(group)
-                self._refuse_non_finite(stage, terms, total, where)
-                self.scaler.scale(total).backward()
-            for name, term in (terms | {"loss": total * len(group)}).items():
-                shown[name] = shown.get(name, 0) + term.detach() / len(group)
+        sums: dict[str, Tensor] = {}
+        batches = [batch.to(self.device) for batch in batches]
+        for i, batch in enumerate(batches):
+            last = i + 1 == len(batches)
+            for name, term in self._backward(stage, batch, len(batches), last, where).items():
+                sums[name] = sums[name] + term if name in sums else term
+        self._step_optimizers(stage)
+        with quick_attention(self.device, self.dtype), self._autocast():
+            stage.after_step(batches)
+        return {name: float(value) for name, value in sums.items()}
+
+    def _backward(self, stage: Stage, batch: Any, count: int, last: bool, where: str) -> dict[str, Tensor]:
+        """Adds the gradient of one of ``count`` micro-batches; returns its share of the terms and of their sum."""
+        unsynchronised = isinstance(stage.net, DistributedDataParallel) and not last
+        with stage.net.no_sync() if unsynchronised else nullcontext(), quick_attention(self.device, self.dtype):
+            with self._autocast():
+                terms = stage.losses(batch)
+            total = reduce(torch.add, terms.values()) / count
+            self._refuse_non_finite(stage, terms, total, where)
+            self.scaler.scale(total).backward()
+        return {name: term.detach() / count for name, term in (terms | {"loss": total * count}).items()}
+
+    def _step_optimizers(self, stage: Stage) -> None:
         for optimizer in stage.optimizers:
             self.scaler.unscale_(optimizer)
         stage.before_step()
         if self.clip_grad:  # the main optimizer's alone: others, such as the centers', have gradients of another scale
-            owned = [p for group in stage.optimizers[0].param_groups for p in group["params"]]
-            nn.utils.clip_grad_norm_(owned, self.clip_grad)
+            main_parameters = [p for group in stage.optimizers[0].param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(main_parameters, self.clip_grad)
         for optimizer in stage.optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()
-        with quick_attention(self.device, self.dtype), self._autocast():
-            stage.after_step(moved)
-        return {name: float(value) for name, value in shown.items()}
 
     def _refuse_non_finite(self, stage: Stage, terms: dict[str, Tensor], total: Tensor, where: str) -> None:
         if not torch.isfinite(total):
@@ -208,25 +224,22 @@ class Trainer:
                 "SOLVER.BASE_LR, set SOLVER.CLIP_GRAD or SOLVER.PRECISION fp32"
             )
 
-    def _take_average(self, stage: Stage, epoch: int) -> None:
-        """The averaged weights take the place of the last ones, which are evaluated before if it is their turn."""
-        if stage.evaluates and self.evaluate and due(epoch, stage.eval_period, final=False):
-            self._evaluate(stage, epoch, weights="last")
-        log.info("the mean of the weights of %d times takes the place of the last", stage.average.count)
-        stage.average.apply()
-        if stage.average.bn_update:
-            wrapped, stage.net = stage.net, stage.model  # the wrapper would hand out the first process's statistics
-            reestimate_batch_norm(
-                stage.model,
-                stage.batches(epoch),
-                lambda batch: stage.losses(batch.to(self.device) if hasattr(batch, "to") else batch),
-            )
+    def _take_average(self, stage: Stage, average: WeightAverage, epoch: int, batches: TrainingBatches) -> None:
+        """Replaces the last weights by the averaged ones. If an evaluation is due, it evaluates the last ones first."""
+        if stage.evaluates and self.evaluate and is_due(epoch, stage.periods.eval, final=False):
+            self.evaluate_stage(stage, epoch, weights="last")
+        log.info("the mean of %d states of the weights replaces the last one", average.count)
+        average.apply()
+        if average.bn_update:
+            wrapped, stage.net = stage.net, stage.model  # the wrapper would broadcast the first process's statistics
+            reestimate_batch_norm(stage.model, batches, lambda batch: stage.forward(batch.to(self.device)))
             stage.net = wrapped
 
     # ---------------------------------------------------------------- evaluation and files
 
-    def _evaluate(self, stage: Stage, epoch: int, **more: str) -> None:
-        """more: what the entry of the history says besides."""
+    def evaluate_stage(self, stage: Stage, epoch: int, **more: str) -> None:
+        """Evaluates a stage's network and adds an entry to the history, with ``more`` in it."""
+        assert self.evaluate is not None, "evaluation was not asked for"
         model = stage.evaluated()
         share_buffers(model)  # batch norm's running statistics are the first process's, as in the saved files
         metrics = self.evaluate(model)
@@ -248,7 +261,7 @@ class Trainer:
                 save_atomically(state, self.folder / f"{name}{kind}{ending}")
 
     def _save_last(self, stage: Stage, begun: bool) -> None:
-        """Everything that decides how the run goes on; of a stage not yet begun, its weights alone."""
+        """Saves all that decides how the run continues; of a stage that has not begun, its weights alone."""
         states = gather_objects(random_states())
         if is_main():
             state = {
@@ -267,28 +280,30 @@ class Trainer:
 
     def _read_last(self, stages: list[Stage]) -> dict[str, Any] | None:
         path = self.folder / LAST if self.resume in ("auto", "never") else Path(self.resume)
-        there = gather_objects(path.is_file())
-        if any(there) and not all(there):
+        visible = gather_objects(path.is_file())
+        if any(visible) and not all(visible):
             raise UserError(f"{path}: some processes see this file and others do not; the nodes must share OUTPUT_DIR")
         if self.resume == "never" or (self.resume == "auto" and not path.exists()):
             return None
         if not path.is_file():
-            raise UserError(f"SOLVER.RESUME: {self.resume!r} is neither 'auto' nor 'never' nor a file")
+            raise UserError(f"SOLVER.RESUME: expected 'auto', 'never' or a file, got {self.resume!r}")
         state = read_state(path)
         if "fingerprint" not in state or "progress" not in state:
             raise UserError(
-                f"SOLVER.RESUME: {path} is no file that a run can go on from; weights belong in MODEL.PRETRAIN_PATH"
+                f"SOLVER.RESUME: {path} is not a file to resume from ({LAST!r} in a run's folder); initial weights "
+                "belong in MODEL.PRETRAIN_PATH"
             )
-        theirs = state["fingerprint"]
-        other = [k for k in sorted({*theirs, *self.fingerprint}) if theirs.get(k) != self.fingerprint.get(k)]
-        if other:
+        saved = state["fingerprint"]
+        differing = [k for k in sorted({*saved, *self.fingerprint}) if saved.get(k) != self.fingerprint.get(k)]
+        if differing:
+            key = differing[0]
             raise UserError(
-                f"{path}: was written with another configuration ({other[0]} {theirs.get(other[0])!r}, now "
-                f"{self.fingerprint.get(other[0])!r}); choose another OUTPUT_DIR, or SOLVER.RESUME never to start anew"
+                f"{path} was written with another configuration ({key} {saved.get(key)!r}, now "
+                f"{self.fingerprint.get(key)!r}); choose another OUTPUT_DIR, or SOLVER.RESUME never to start over"
             )
-        self.progress = Progress(**state["progress"])
+        self.progress = RunProgress(**state["progress"])
         if self.progress.stage < len(stages):
-            log.info("going on from %s: stage %d, after epoch %d", path, self.progress.stage + 1, self.progress.epoch)
+            log.info("resuming from %s: stage %d, after epoch %d", path, self.progress.stage + 1, self.progress.epoch)
         return state
 
     def _restore(self, stage: Stage, state: dict[str, Any]) -> None:
@@ -305,17 +320,19 @@ class Trainer:
         if len(state["random"]) == world_size():
             restore_random_states(state["random"][rank()])
         else:
-            log.warning("the number of processes has changed: random numbers go on from the seed, not exactly")
+            log.warning(
+                "the number of processes has changed: random numbers start from the seed again, resuming is not exact"
+            )
 
 
 def load_modules(stage: Stage, state: dict[str, Any]) -> None:
-    """Puts the weights of a ``last`` file into a stage's modules."""
+    """Loads the weights of a ``last`` file into a stage's modules."""
     for name, module in stage.modules().items():
         module.load_state_dict(state["modules"][name])
 
 
 class Meter:
-    """Running means of named values since it was made."""
+    """Keeps running means of named values."""
 
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
@@ -333,12 +350,13 @@ class Meter:
         return " ".join(f"{name} {value:.3f}" for name, value in self.means().items())
 
 
-def due(epoch: int, period: int, final: bool) -> bool:
+def is_due(epoch: int, period: int, final: bool) -> bool:
+    """Returns whether something done every ``period`` epochs (0: in the final one alone) is to be done now."""
     return final or (period > 0 and epoch % period == 0)
 
 
-def chunks(batches, size: int) -> Iterator[list]:
-    """Groups of ``size`` batches; a smaller rest is left out."""
+def chunks(batches: TrainingBatches, size: int) -> Iterator[list]:
+    """Yields groups of ``size`` batches and leaves a smaller rest out."""
     source = iter(batches)
     while len(group := list(islice(source, size))) == size:
         yield group

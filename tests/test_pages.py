@@ -18,11 +18,11 @@ from PIL import Image
 from configs import load_config
 from model import make_model
 from model.deployed import make_deployed
-from processor import run
 from tests.runs import call
 from tests.tiny import MSVIT, options, write_market
 from tools import record
 from tools.export import write_onnx
+from utils.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -148,7 +148,7 @@ def test_the_method_from_outside_the_repository_runs(tmp_path, monkeypatch):
     assert "stage with_entropy" in log and " entropy -" in log
     weight = tmp_path / "out" / "my_net_2.pth"
     assert call("test", ["--config_file", "my_method.yml", *kept, "TEST.WEIGHT", weight]) == 0
-    run.METHODS.pop("my_method")
+    METHODS.pop("my_method")
 
 
 @pytest.fixture
@@ -221,7 +221,7 @@ def test_tables_are_those_of_the_results():
     for page in PAGES:
         for match in record.MARKS.finditer(page.read_text()):
             rows = record.read(ROOT / "results" / f"{match['method']}.csv")
-            wanted = match[1] + record.table(rows) + match[3]
+            wanted = match[1] + record.markdown_table(rows) + match[3]
             assert match[0] == wanted, f"{page.name}: run python -m tools.record --tables"
 
 

@@ -1,4 +1,4 @@
-"""``python -m tools`` lists the commands beside training and testing, a line each."""
+"""Lists the commands beside training and testing: ``python -m tools``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def list_commands() -> dict[str, str]:
-    """Returns name -> what it does: the first sentence of each command's docstring. Imports none of them."""
+    """Returns the first sentence of each command's docstring by the command's name, without importing any of them."""
     commands = {}
     for path in sorted(Path(__file__).parent.glob("[a-z]*.py")):
         source = path.read_text(encoding="utf-8")
@@ -18,7 +18,7 @@ def list_commands() -> dict[str, str]:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     commands = list_commands()
     width = max(map(len, commands))
     for name, purpose in commands.items():

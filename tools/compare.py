@@ -1,45 +1,42 @@
-"""Whether runs differ: ``python -m tools.compare RUN_A RUN_B [RUN ...]``, the answer to "is +0.4 mAP real?".
+"""Says whether runs differ, the answer to "is +0.4 mAP real?": ``python -m tools.compare RUN_A RUN_B [RUN ...]``.
 
-A run is the OUTPUT_DIR of a finished training or test; all must have been tested on the same queries. Queries are
-drawn anew, the same for both sides (paired bootstrap), to tell the difference, its 95 % interval, and p, the chance of
-one as large if the sides were equally good. Runs whose settings differ in the seed alone are one side, and their seeds
-are drawn anew too; if all runs are of one setting, or with ``--each``, every run is a side. The first side is what the
-others are compared with. ``--out`` is a page with the queries that changed most.
+A run is the OUTPUT_DIR of a finished training or test; all must have been tested on the same queries. Resampling the
+queries, the same for both sides (paired bootstrap), gives the difference, its 95 % interval, and p, the chance of a
+difference as large if the sides were equally good. Runs whose settings differ in the seed alone are one side, and their
+seeds are resampled too; if all runs are of one setting, or with ``--each``, every run is a side. The first side is what
+the others are compared with. ``--out`` is a page with the queries that changed most.
 """
 
 from __future__ import annotations
 
-import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from datasets.storage.files import own_name
-from processor.finished import Queries, Ranked, file_name
-from processor.run import FREE_KEYS
-from tools.pages.page import with_pixels, write_page
-from tools.report import gallery_shots, query_shot
+from processor.finished import FREE_KEYS, FinishedRun, Queries, Ranked
+from tools.pages.page import write_page
+from tools.pages.shots import gallery_shots, load_thumbnails, query_shot
 from utils.bootstrap import Difference, paired_difference
 from utils.commands import make_parser, run_command
 from utils.errors import UserError
-from utils.trees import flat
 
 log = logging.getLogger("lineup")
 
 CHANGED, KEPT = 8, 8
-"""Queries shown for each direction of change, and images of each list that are not junk."""
+"""Queries on the page for each direction of change, and images of each list that are not junk."""
 
 SAME_SETTING = (*FREE_KEYS, "SOLVER.SEED", "TEST.REPORT")
 """Keys in which runs of one setting may differ: the seed, and what changes no weight and no figure."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run on one test set. settings: of its YAML, less SAME_SETTING; empty where there is no YAML."""
+class EvaluatedRun:
+    """One run on one test set. settings: of its YAML, without SAME_SETTING; empty if there is no YAML."""
 
     folder: Path
     metrics: dict[str, float]
@@ -54,52 +51,29 @@ class Side:
     """Runs of one setting."""
 
     name: str
-    runs: list[Run]
+    runs: list[EvaluatedRun]
 
     def shares(self, figure: str) -> np.ndarray:
-        """(R, Q): each query's share in a figure, by run."""
+        """Returns (R, Q): each query's share in a figure, by run."""
         return np.stack([run.queries.scores(run.metrics)[figure] for run in self.runs])
 
     def quality(self) -> np.ndarray:
-        """(Q,): the mean over runs of what queries are ordered by."""
+        """Returns (Q,): the mean over runs of what queries are ordered by."""
         return np.mean([run.queries.quality for run in self.runs], 0)
 
 
-def settings_of(folder: Path, tested: bool) -> tuple[dict[str, Any], int | None]:
-    """A run's settings and seed. tested: its last evaluation was a test, whose keys under TEST then count.
-
-    What was only tested is told by its checkpoint as well: how that was trained is not known.
-    """
-    trees = []
-    for name in ("config.yml", "test_config.yml")[: 1 + tested]:
-        try:
-            trees.append(flat(yaml.safe_load((folder / name).read_text())))
-        except (OSError, yaml.YAMLError, AttributeError):
-            trees.append({})
-    trained, test = (trees + [{}])[:2]
-    tree = trained | {k: v for k, v in test.items() if k.startswith("TEST.")} if trained else test
-    dropped = (*SAME_SETTING, "TEST.WEIGHT") if trained else SAME_SETTING
-    return {k: v for k, v in tree.items() if k not in dropped}, trained.get("SOLVER.SEED")
+def runs_of(folder: Path) -> dict[str, EvaluatedRun]:
+    """Returns the run on each test set by the set's name. Raises ``UserError`` if no evaluation has finished there."""
+    run = FinishedRun.load(folder)
+    settings = {key: value for key, value in run.settings.items() if key not in SAME_SETTING}
+    return {
+        name: EvaluatedRun(folder, metrics, run.queries(name), run.ranked(name), settings, run.seed)
+        for name, metrics in run.evaluation.results.items()
+    }
 
 
-def runs_of(folder: Path) -> dict[str, Run]:
-    """Name of each test set -> the run on it. Raises ``UserError`` where the folder holds no finished evaluation."""
-    try:
-        metrics = json.loads((folder / "metrics.json").read_text())
-        results = dict(metrics["results"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{folder}: no metrics.json of a finished training or test") from None
-    settings, seed = settings_of(folder, "weight" in metrics)
-    found = {}
-    for name, row in results.items():
-        queries = Queries.load(folder / file_name("per_query.csv", name, len(results) > 1))
-        path = folder / file_name("ranked.npz", name, len(results) > 1)
-        found[name] = Run(folder, row, queries, Ranked.load(path) if path.exists() else None, settings, seed)
-    return found
-
-
-def same_queries(runs: list[Run], name: str) -> None:
-    """Raises ``UserError`` unless all runs have the same queries in the same order, by name, identity and camera."""
+def refuse_other_queries(runs: list[EvaluatedRun], name: str) -> None:
+    """Raises ``UserError`` unless all runs have the same queries in the same order, by file name and identity."""
     first = runs[0].queries
     names = [Path(own_name(path)).name for path in first.paths]
     for run in runs[1:]:
@@ -108,47 +82,48 @@ def same_queries(runs: list[Run], name: str) -> None:
         if len(other.paths) != len(first.paths):
             raise UserError(f"{where}: {len(other.paths)} and {len(first.paths)}")
         for i, path in enumerate(other.paths):
-            told = Path(own_name(path)).name, other.pids[i], other.valid[i]
-            if told != (names[i], first.pids[i], first.valid[i]):
+            query = Path(own_name(path)).name, other.pids[i], other.valid[i]
+            if query != (names[i], first.pids[i], first.valid[i]):
                 raise UserError(f"{where}: row {i + 1} is {path} and {first.paths[i]}")
 
 
-def sides_of(runs: list[Run], each: bool) -> list[Side]:
-    """Runs of one setting together, in the order of their first; every run by itself with ``each`` or if all are one.
+def sides_of(runs: list[EvaluatedRun], each: bool) -> list[Side]:
+    """Groups runs of one setting, in the order of their first; with ``each``, or if all are of one, a group per run.
 
-    Runs of one setting and one seed are the same thing twice, so they are not put together either.
+    Runs of one setting and one seed are repetitions, so they are not grouped either.
     """
-    groups: list[list[Run]] = []
+    groups: list[list[EvaluatedRun]] = []
     for run in runs:
-        like = (g for g in groups if run.settings and not each and run.settings == g[0].settings)
-        mine = next((g for g in like if run.seed not in [other.seed for other in g]), None)
-        if mine is None:
+        same_setting = (g for g in groups if run.settings and not each and run.settings == g[0].settings)
+        group = next((g for g in same_setting if run.seed not in [other.seed for other in g]), None)
+        if group is None:
             groups.append([run])
         else:
-            mine.append(run)
+            group.append(run)
     if len(groups) == 1:
         groups = [[run] for run in runs]
-    return [Side(named(group), group) for group in groups]
+    return [Side(side_name(group), group) for group in groups]
 
 
-def named(runs: list[Run]) -> str:
+def side_name(runs: list[EvaluatedRun]) -> str:
+    """Returns the folder of the first run, and the seeds if there are several."""
     if len(runs) == 1:
         return str(runs[0].folder)
     return f"{runs[0].folder} and {len(runs) - 1} more (seeds {', '.join(str(run.seed) for run in runs)})"
 
 
 def differing(first: Side, other: Side) -> str:
-    """The settings in which two sides differ, in words; '' where none is known."""
+    """Returns the settings in which two sides differ, in words; '' if none is known."""
     one, two = first.runs[0].settings, other.runs[0].settings
     keys = [k for k in sorted({*one, *two}) if one.get(k) != two.get(k)] if one and two else []
-    told = [f"{k} {one.get(k)} -> {two.get(k)}" for k in keys[:6]]
-    return "; ".join(told) + (f"; and {len(keys) - 6} more keys" if len(keys) > 6 else "")
+    changes = [f"{k} {one.get(k)} -> {two.get(k)}" for k in keys[:6]]
+    return "; ".join(changes) + (f"; and {len(keys) - 6} more keys" if len(keys) > 6 else "")
 
 
 def compared(sides: list[Side], seed: int = 0) -> dict[str, list[dict[str, Any]]]:
-    """Figure -> a row for each side: name, runs, mean, deviation between runs, and the ``Difference`` from the first.
+    """Returns for each figure a row per side: name, runs, mean, deviation between runs, ``Difference`` from the first.
 
-    Only figures that are means over queries in all runs; queries that count in none are left out.
+    Only figures that are means over queries in all runs; queries that do not count are left out.
     """
     common = [run.queries.scores(run.metrics) for side in sides for run in side.runs]
     figures = [name for name in common[0] if all(name in other for other in common)]
@@ -158,26 +133,27 @@ def compared(sides: list[Side], seed: int = 0) -> dict[str, list[dict[str, Any]]
     for name in figures:
         shares = [side.shares(name) for side in sides]
         counted = ~np.isnan(shares[0][0])
-        shares = [part[:, counted] for part in shares]
+        shares = [of_side[:, counted] for of_side in shares]
         out[name] = [
             {
-                "name": side.name, "runs": len(part), "mean": float(part.mean()),
-                "deviation": float(part.mean(1).std(ddof=1)) if len(part) > 1 else None,
-                "difference": paired_difference(shares[0], part, seed=seed) if i else None,
+                "name": side.name, "runs": len(of_side), "mean": float(of_side.mean()),
+                "deviation": float(of_side.mean(1).std(ddof=1)) if len(of_side) > 1 else None,
+                "difference": paired_difference(shares[0], of_side, seed=seed) if i else None,
             }
-            for i, (side, part) in enumerate(zip(sides, shares, strict=True))
+            for i, (side, of_side) in enumerate(zip(sides, shares, strict=True))
         ]  # fmt: skip
     return out
 
 
 def verdict(name: str, difference: Difference) -> str:
+    """Returns what a difference means, in words."""
     if not difference.significant:
         return f"{name}: no significant difference (p {difference.p:.2g})"
     return f"{name}: {'better' if difference.value > 0 else 'worse'}, significant (p {difference.p:.2g})"
 
 
-def lines(test: str, sides: list[Side], table: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """What is printed of one test set, in percent."""
+def comparison_lines(test: str, sides: list[Side], table: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Returns what is printed of one test set, in percent."""
     width = max(len(test), *(len(side.name) for side in sides))
     out = [f"{test}: {len(sides[0].runs[0].queries.paths):,} queries"]
     for name, rows in table.items():
@@ -193,21 +169,21 @@ def lines(test: str, sides: list[Side], table: dict[str, list[dict[str, Any]]]) 
             out.append(line)
     first = next(iter(table))
     for i, side in enumerate(sides[1:], 1):
-        out.append(f"{side.name} beside {sides[0].name}: {verdict(first, table[first][i]['difference'])}")
-        if told := differing(sides[0], side):
-            out.append(f"  differs in {told}")
+        out.append(f"{side.name} compared with {sides[0].name}: {verdict(first, table[first][i]['difference'])}")
+        if changes := differing(sides[0], side):
+            out.append(f"  differs in {changes}")
     if all(len(side.runs) == 1 for side in sides):
-        out.append("one run a side: the interval tells the luck of the queries, not that of the training seed")
+        out.append("one run per side: the interval is for the choice of queries, not for that of the training seed")
     return out
 
 
 def changed(first: Side, other: Side) -> dict[str, list[dict[str, Any]]]:
-    """Rows of a page for the queries that changed most: ``gained`` and ``lost``, with both sides' rankings."""
+    """Returns the page's rows for the queries that changed most, ``gained`` and ``lost``, with both sides' rankings."""
     before, after = first.quality(), other.quality()
     gap = np.where(np.isnan(after - before), 0, after - before)
     order = np.argsort(gap, kind="stable")
     lost, gained = [i for i in order[:CHANGED] if gap[i] < 0], [i for i in order[::-1][:CHANGED] if gap[i] > 0]
-    shown = [next((run for run in side.runs if run.ranked is not None), None) for side in (first, other)]
+    rankings = [next((run.ranked for run in side.runs if run.ranked is not None), None) for side in (first, other)]
     queries = first.runs[0].queries
     rows = {}
     for name, chosen in (("gained", gained), ("lost", lost)):
@@ -215,22 +191,22 @@ def changed(first: Side, other: Side) -> dict[str, list[dict[str, Any]]]:
             {
                 "title": f"{100 * before[i]:.1f} → {100 * after[i]:.1f} ({100 * gap[i]:+.1f}), identity "
                          f"{queries.pids[i]}, camera {queries.camids[i]}, {Path(queries.paths[i]).name}",
-                "query": query_shot(queries, shown[0] and shown[0].ranked, i),
+                "query": query_shot(queries, rankings[0], i),
                 "lists": [
-                    {"name": f"{side.name}: ranked gallery", "shots": gallery_shots(run.ranked, i, KEPT) if run else []}
-                    for side, run in zip((first, other), shown, strict=True)
+                    {"name": f"{side.name}: ranked gallery", "shots": gallery_shots(ranked, i, KEPT) if ranked else []}
+                    for side, ranked in zip((first, other), rankings, strict=True)
                 ],
             }
             for i in chosen
         ]  # fmt: skip
-    failed = with_pixels([row for part in rows.values() for row in part])
+    failed = load_thumbnails([*rows["gained"], *rows["lost"]])
     if failed:
-        log.warning("%d images could not be read; their places on the page say so", failed)
+        log.warning("%d images could not be read; the page says so in their places", failed)
     return rows
 
 
-def section(name: str, sides: list[Side], table: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """What the page shows of one test set."""
+def comparison_section(name: str, sides: list[Side], table: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Returns what the page shows of one test set."""
     first, figure = sides[0], next(iter(table))
     pairs = [
         {
@@ -243,8 +219,8 @@ def section(name: str, sides: list[Side], table: dict[str, list[dict[str, Any]]]
     return {"name": name, "table": table, "pairs": pairs, "first": first.name, "has_lists": has_lists}
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The command."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command."""
     parser = make_parser(
         "python -m tools.compare", __doc__, "runs/baseline runs/mine",
         "runs/baseline_1 runs/baseline_2 runs/mine_1 runs/mine_2 --out compare.html",
@@ -255,20 +231,20 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     folders = list({path.resolve(): path for path in args.runs}.values())
     if len(folders) < 2:
-        raise UserError(f"{folders[0]}: one run only; name two or more to compare")
-    found = [runs_of(folder) for folder in folders]
-    tests = [name for name in found[0] if all(name in other for other in found)]
+        raise UserError(f"{folders[0]}: expected two or more runs to compare, got one")
+    evaluated = [runs_of(folder) for folder in folders]
+    tests = [name for name in evaluated[0] if all(name in other for other in evaluated)]
     if not tests:
-        raise UserError(f"the runs were tested on different sets: {'; '.join(', '.join(other) for other in found)}")
+        raise UserError(f"the runs were tested on different sets: {'; '.join(', '.join(sets) for sets in evaluated)}")
     sections = []
     for name in tests:
-        runs = [other[name] for other in found]
-        same_queries(runs, name)
+        runs = [sets[name] for sets in evaluated]
+        refuse_other_queries(runs, name)
         sides = sides_of(runs, args.each)
         table = compared(sides)
-        print("\n".join(lines(name, sides, table)))
+        print("\n".join(comparison_lines(name, sides, table)))
         if args.out:
-            sections.append(section(name, sides, table))
+            sections.append(comparison_section(name, sides, table))
     if args.out:
         write_page(args.out, "compare.html", title="Comparison of runs", tests=sections)
         print(args.out)

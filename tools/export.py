@@ -1,58 +1,68 @@
-"""Writes a trained model for other programs: ONNX with resize and normalisation inside, and safetensors.
+"""Exports a trained model for other programs: ONNX with resize and normalisation inside, and safetensors.
 
 ``python -m tools.export --config_file F --out FOLDER TEST.WEIGHT W`` writes ``model.onnx`` (input ``images``:
 uint8, RGB, (batch, height, width, 3), of any number and size; ``cam_label`` and ``view_label``, int64 (batch,), where
 the model uses side information; output ``features``, float32), ``model.json`` (what a program needs to know of it) and
-``model.safetensors`` (the weights, which TEST.WEIGHT reads). Before that it runs the file in onnxruntime on the
-configuration's test sets, and writes nothing when a feature, the resize or a first rank differs.
+``model.safetensors`` (the weights, which TEST.WEIGHT reads). First it runs the file in onnxruntime on the
+configuration's test sets; if a feature, the resize or a first rank differs, it writes nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import platform
 import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from configs import load_config
 from datasets.images import ImageList
-from datasets.loaders import make_dataloader
+from datasets.loaders import TestSet, make_dataloader
 from datasets.transforms.resizing import make_resizer, to_pixels
 from model.deployed import Deployed, make_deployed
 from processor.evaluate import Settings, evaluate, score
 from processor.trained import tested_model
 from utils.commands import make_parser, run_command
 from utils.errors import UserError
+from utils.files import write_json
 
 log = logging.getLogger("lineup")
 
 OPSET = 18
 FEATURE_LIMIT, PIXEL_LIMIT = 1e-3, 1.0
-"""Largest difference of a unit feature's entry from the same pixels, and of a pixel in grey levels, that may be."""
+"""Largest permitted difference of a unit feature's entry from the same pixels, and of a pixel in grey levels."""
 
 CHECKED = 64
 """Photographs of every test set on which pixels and features are compared one by one."""
 
 
+class Runner(Protocol):
+    """What is used of an onnxruntime session."""
+
+    def run(self, outputs: None, inputs: dict[str, np.ndarray]) -> list[np.ndarray]: ...
+
+    def get_outputs(self) -> list[Any]: ...
+
+
 def write_onnx(module: nn.Module, path: Path, sides: tuple[str, ...] = (), output: str = "features") -> None:
-    """Traces a module of uint8 images (batch, height, width, 3), all three of any length, and labels (batch,).
+    """Writes a module of uint8 images (batch, height, width, 3), all three of any length, and labels (batch,) as ONNX.
 
     Raises ``UserError`` with the tracer's first line for a network that cannot be traced.
     """
     try:
-        import onnx  # noqa: F401 - torch says it at length when one of them is missing
+        import onnx  # noqa: F401 - torch's own message is long if one of them is missing
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(f"export needs {error.name}: pip install -r requirements-extra.txt") from None
@@ -65,18 +75,18 @@ def write_onnx(module: nn.Module, path: Path, sides: tuple[str, ...] = (), outpu
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            # not optimised here: onnxruntime does that when it loads the file
+            # not optimised here: onnxruntime does so when it loads the file
             torch.onnx.export(
                 module, (images, *labels), path, dynamo=True, opset_version=OPSET, optimize=False, verbose=False,
                 external_data=False, input_names=["images", *sides], output_names=[output], dynamic_shapes=shapes,
             )  # fmt: skip
-    except Exception as error:  # noqa: BLE001 - the exporter's errors come in many kinds
+    except Exception as error:  # noqa: BLE001 - the exporter raises many kinds of errors
         lines = [line for line in str(error.__cause__ or error).splitlines() if line.strip()] or [type(error).__name__]
         raise UserError(f"the network cannot be exported: {lines[0][:200]}") from None
 
 
-def session(path: Path):
-    """onnxruntime on the CPU. Raises ``UserError`` where it is not installed or refuses the file."""
+def session(path: Path) -> Runner:
+    """Opens a file in onnxruntime on the CPU. Raises ``UserError`` if that is not installed."""
     try:
         import onnxruntime
     except ImportError:
@@ -89,14 +99,14 @@ def session(path: Path):
 
 @dataclass
 class Photo:
-    """One test image. image: uint8 (H, W, 3). labels: what the model is given beside it."""
+    """One test image. image: uint8 (H, W, 3). labels: the model's further inputs."""
 
     image: np.ndarray
     labels: dict[str, np.ndarray]
 
 
-def photos(test, sides: tuple[str, ...], most: int | None = None) -> Iterator[Photo]:
-    """The images of a test set's list in order, as they are in their files."""
+def photos(test: TestSet, sides: tuple[str, ...], most: int | None = None) -> Iterator[Photo]:
+    """Yields the images of a test set's list in order, as they are in their files."""
     records = test.loader.records
     images = ImageList(records, None)
     columns = {"cam_label": records.cam_labels, "view_label": records.view_labels}
@@ -105,50 +115,51 @@ def photos(test, sides: tuple[str, ...], most: int | None = None) -> Iterator[Ph
         yield Photo(pixels, {name: columns[name][row : row + 1] for name in sides})
 
 
-def run(runner, photo: Photo) -> np.ndarray:
-    """(D,) from a session."""
+def exported_feature(runner: Runner, photo: Photo) -> np.ndarray:
+    """Returns the exported file's feature of an image, (D,)."""
     return runner.run(None, {"images": photo.image[None], **photo.labels})[0][0]
 
 
 @torch.no_grad()
-def compare(deployed: Deployed, runner, resizer, tests: list, resize: str) -> tuple[float, float]:
-    """The largest differences on some photographs: of a feature from the same pixels, and of a resized pixel.
+def compare(
+    deployed: Deployed, runner: Runner, resizer: Runner, tests: list[TestSet], resize: str
+) -> tuple[float, float]:
+    """Returns the largest differences on some photographs: of a feature from the same pixels, and of a resized pixel.
 
-    resizer: a session of the resize alone, beside what evaluation does (``resize``, a word of INPUT.RESIZE).
+    runner, resizer: sessions of the whole file and of the resize alone. resize: evaluation's, a word of INPUT.RESIZE.
     """
-    pre, ours = deployed.preprocess, make_resizer(resize, is_train=False)
+    pre, resize_image = deployed.preprocess, make_resizer(resize, is_train=False)
     height, width = (side + pre.margin for side in pre.size)
     edge, features, pixels = pre.margin // 2, 0.0, 0.0
-    from PIL import Image
-
     for test in tests:
         for photo in photos(test, deployed.sides, CHECKED):
-            wanted = ours(Image.fromarray(photo.image), (height, width))
-            found = resizer.run(None, {"images": photo.image[None]})[0][0]
-            cut = wanted[:, edge : edge + pre.size[0], edge : edge + pre.size[1]].numpy().astype(np.float32)
-            pixels = max(pixels, float(np.abs(found - cut).max()))
-            same = Photo(wanted.permute(1, 2, 0).contiguous().numpy(), photo.labels)
-            labels = (torch.from_numpy(same.labels[name]) for name in deployed.sides)
-            theirs = nn.functional.normalize(deployed(torch.from_numpy(same.image)[None], *labels))[0].numpy()
-            mine = run(runner, same)
-            features = max(features, float(np.abs(mine / max(np.linalg.norm(mine), 1e-12) - theirs).max()))
+            expected = resize_image(Image.fromarray(photo.image), (height, width))
+            exported = resizer.run(None, {"images": photo.image[None]})[0][0]
+            cut = expected[:, edge : edge + pre.size[0], edge : edge + pre.size[1]].numpy().astype(np.float32)
+            pixels = max(pixels, float(np.abs(exported - cut).max()))
+            resized = Photo(expected.permute(1, 2, 0).contiguous().numpy(), photo.labels)
+            labels = (torch.from_numpy(resized.labels[name]) for name in deployed.sides)
+            feature = nn.functional.normalize(deployed(torch.from_numpy(resized.image)[None], *labels))[0].numpy()
+            exported = exported_feature(runner, resized)
+            unit = exported / max(float(np.linalg.norm(exported)), 1e-12)
+            features = max(features, float(np.abs(unit - feature).max()))
     return features, pixels
 
 
-def features_of(runner, test, sides: tuple[str, ...]) -> Tensor:
-    """Features of a test set's list by the exported file, from the files' own pixels. (N, D)."""
-    return torch.from_numpy(np.stack([run(runner, photo) for photo in photos(test, sides)]))
+def exported_features(runner: Runner, test: TestSet, sides: tuple[str, ...]) -> Tensor:
+    """Returns the exported file's features of a test set's list, from the image files' own pixels, (N, D)."""
+    return torch.from_numpy(np.stack([exported_feature(runner, photo) for photo in photos(test, sides)]))
 
 
 @torch.no_grad()
-def speed_ratio(deployed: Deployed, runner, batch: int = 8, repeats: int = 3) -> float:
-    """How many times faster onnxruntime is than PyTorch, each at its best of some runs on images of the test size."""
+def speed_ratio(deployed: Deployed, runner: Runner, batch: int = 8, repeats: int = 3) -> float:
+    """Returns how many times as fast onnxruntime is as PyTorch: the best of some runs each, at the test size."""
     size = deployed.preprocess.size
     images = torch.randint(0, 256, (batch, *size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = {name: np.zeros(batch, np.int64) for name in deployed.sides}
     tensors = [torch.from_numpy(value) for value in labels.values()]
 
-    def best(work) -> float:
+    def best(work: Callable[[], object]) -> float:
         times = []
         for _ in range(repeats + 1):  # the first warms up
             began = time.perf_counter()
@@ -161,12 +172,13 @@ def speed_ratio(deployed: Deployed, runner, batch: int = 8, repeats: int = 3) ->
 
 
 def sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file in hexadecimal."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def describe(cfg, deployed: Deployed, width: int, folder: Path) -> dict[str, Any]:
-    """The content of ``model.json``."""
+def model_card(cfg: CfgNode, deployed: Deployed, width: int, folder: Path) -> dict[str, Any]:
+    """Returns the content of ``model.json``, less the report of the check."""
     pre = deployed.preprocess
     return {
         "model": cfg.MODEL.NAME,
@@ -192,13 +204,12 @@ def describe(cfg, deployed: Deployed, width: int, folder: Path) -> dict[str, Any
     }
 
 
-def export(cfg, out: Path) -> dict[str, Any]:
-    """Writes and checks; returns the differences, the scores of both and the ratio of speeds.
+def export(cfg: CfgNode, out: Path) -> dict[str, Any]:
+    """Checks and writes the files; returns the differences, the scores of both and the ratio of speeds.
 
-    Raises ``UserError`` for a network that cannot be traced and for a file that does not do what the model does.
+    Raises ``UserError`` for a network that cannot be traced and for a file whose results differ from the model's.
     """
     from safetensors.torch import save_file
-
 
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is a file, not a folder")
@@ -218,7 +229,7 @@ def export(cfg, out: Path) -> dict[str, Any]:
                 f"not exported: a resized pixel differs by {pixels:g} grey levels, the limit is {PIXEL_LIMIT:g}"
             )
         before = evaluate(deployed.model, tests, settings, torch.device("cpu"))
-        after = {t.name: score(t, features_of(runner, t, deployed.sides), settings).metrics for t in tests}
+        after = {t.name: score(t, exported_features(runner, t, deployed.sides), settings).metrics for t in tests}
         changed = [name for name in after if after[name].get("Rank-1") != before[name].get("Rank-1")]
         if changed:
             one, two = (scores[changed[0]]["Rank-1"] for scores in (before, after))
@@ -229,7 +240,7 @@ def export(cfg, out: Path) -> dict[str, Any]:
         }  # fmt: skip
         width = int(runner.get_outputs()[0].shape[1])
         save_file({k: v.contiguous() for k, v in deployed.model.state_dict().items()}, folder / "model.safetensors")
-        (folder / "model.json").write_text(json.dumps(describe(cfg, deployed, width, folder) | report, indent=2) + "\n")
+        write_json(folder / "model.json", model_card(cfg, deployed, width, folder) | report)
         out.mkdir(parents=True, exist_ok=True)
         for file in ("model.onnx", "model.safetensors", "model.json"):
             shutil.copyfile(folder / file, out / f".{file}")
@@ -238,7 +249,7 @@ def export(cfg, out: Path) -> dict[str, Any]:
 
 
 class Resize(nn.Module):
-    """The resize alone, for the check."""
+    """The resize alone, which the check compares with evaluation's."""
 
     def __init__(self, preprocess: nn.Module):
         super().__init__()
@@ -248,9 +259,8 @@ class Resize(nn.Module):
         return self.preprocess.resized(images)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The command."""
-
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command."""
     example = "--config_file configs/transreid/market1501.yml --out exported TEST.WEIGHT transformer_120.pth"
     parser = make_parser("python -m tools.export", __doc__, example, settings=True)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the files go")

@@ -1,9 +1,9 @@
-"""Features of any images: ``python -m tools.extract --config_file F --images I --out DIR TEST.WEIGHT W``.
+"""Extracts features of any images: ``python -m tools.extract --config_file F --images I --out DIR TEST.WEIGHT W``.
 
-I is a folder, a text file of a path a line, or a .csv or .tsv table with a column ``path`` and, where known, ``pid``,
+I is a folder, a text file with a path per line, or a .csv or .tsv table with a column ``path`` and, if known, ``pid``,
 ``camid``, ``viewid`` (numbers from 0, as training counted them, where the model uses side information) and a crop box
 ``x1``, ``y1``, ``x2``, ``y2``. DIR gets ``features.npy`` (images, width) float32, ``rows.csv``, ``meta.json``, and
-``skipped.csv`` with what could not be read. The same command goes on where it was killed, to the same bytes. Several
+``skipped.csv`` with what could not be read. After a kill the same command continues, to the same bytes. Several
 processes (torchrun) share the batches.
 """
 
@@ -12,13 +12,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
+from yacs.config import CfgNode
 
 from configs import load_config
 from datasets.batches import one_thread
@@ -41,24 +42,26 @@ from utils.scoring.blocks import Progress
 log = logging.getLogger("lineup")
 
 FLUSH_SECONDS = 5.0
-"""What a kill can cost, at most."""
+"""How much work a kill can cost, at most."""
 
 
 def list_hash(records: Records, carried: Carried) -> str:
-    """SHA-256 of a list's paths and columns: what must not change when work goes on."""
-    found = hashlib.sha256()
+    """Returns the SHA-256 of a list's paths and columns, which must not change when an extraction continues."""
+    digest = hashlib.sha256()
     for row in table_rows(records, carried):
-        found.update("\0".join(row).encode(errors="surrogateescape") + b"\n")
-    return found.hexdigest()
+        digest.update("\0".join(row).encode(errors="surrogateescape") + b"\n")
+    return digest.hexdigest()
 
 
 def table_rows(records: Records, carried: Carried) -> Iterator[tuple[str, ...]]:
-    """The path of each image and its columns, as ``rows.csv`` has them."""
+    """Yields the path of each image and its columns, as ``rows.csv`` has them."""
     yield from zip(records.paths, *(carried[name] for name in CARRIED if name in carried), strict=True)
 
 
-def loaded(records: Records, extractor: Extractor, batches: list[np.ndarray], workers: int, pin: bool):
-    """(rows asked for, ``Batch`` of those that can be read) one after another."""
+def loaded(
+    records: Records, extractor: Extractor, batches: list[np.ndarray], workers: int, pin: bool
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Yields the rows of each batch, and the ``Batch`` of those that can be read."""
     images = ImageList(records, extractor.transform)
     loader = DataLoader(
         images, batch_sampler=[rows.tolist() for rows in batches], num_workers=workers, collate_fn=images.collate,
@@ -70,7 +73,7 @@ def loaded(records: Records, extractor: Extractor, batches: list[np.ndarray], wo
 def fill(
     writer: FeatureWriter, records: Records, extractor: Extractor, workers: int = 0, pin: bool = False
 ) -> tuple[int, float]:
-    """Extracts what is still to do of this process's batches; returns how many images that were, and the seconds.
+    """Extracts what is left of this process's batches; returns the number of images and the seconds that it took.
 
     Batches are rows in order, the same for any number of processes and after any kill.
     """
@@ -78,43 +81,46 @@ def fill(
     batches = [np.arange(top, min(top + size, len(records))) for top in range(0, len(records), size)]
     batches = [rows for rows in batches[rank() :: world_size()] if (writer.done[rows] == OPEN).any()]
     began = flushed = time.monotonic()
-    held: tuple[Batch, torch.Tensor] | None = None
+    previous: tuple[Batch, torch.Tensor] | None = None
     with Progress(sum(map(len, batches)), "features", "image") as progress:
         for rows, batch in loaded(records, extractor, batches, workers, pin):
             feats = extractor.features(batch.images, batch.cam_labels, batch.view_labels) if len(batch) else None
             for message in batch.broken:
                 log.warning("skipped: %s", message)
             writer.write(np.empty(0, np.int64), np.empty((0, extractor.width)), np.setdiff1d(rows, batch.rows.numpy()))
-            if held:  # written while a GPU works on this batch
-                keep(writer, records, *held)
-            held = (batch, feats) if len(batch) else None
+            if previous:  # written while a GPU works on this batch
+                keep(writer, records, *previous)
+            previous = None if feats is None else (batch, feats)
             if time.monotonic() - flushed > FLUSH_SECONDS:
                 writer.flush()
                 flushed = time.monotonic()
             progress.add(len(rows))
-        if held:
-            keep(writer, records, *held)
+        if previous:
+            keep(writer, records, *previous)
     writer.flush()
     return sum(map(len, batches)), time.monotonic() - began
 
 
 def keep(writer: FeatureWriter, records: Records, batch: Batch, feats: torch.Tensor) -> None:
+    """Writes the features of a batch. Raises ``UserError`` if one is not finite."""
     rows, values = batch.rows.numpy(), feats.cpu().numpy()
     finite(values, f"{records.paths[int(rows[0])]} or one of the {len(rows) - 1} after it")
     writer.write(rows, values, np.empty(0, np.int64))
 
 
 def reason(records: Records, row: int) -> str:
-    """Why an image was skipped."""
+    """Returns why an image was skipped."""
     try:
         load_image(records.paths[row], None if records.boxes is None else records.boxes[row])
     except BadImage as error:
         return str(error)
-    return "could not be read when it was its turn"
+    return "could not be read during the extraction"
 
 
-def extract(cfg, images: str | Path, out: Path, config_file: str = "", space: str = IMAGE) -> dict[str, Any]:
-    """Extracts or goes on with it; returns the content of ``meta.json``."""
+def extract_to_folder(
+    cfg: CfgNode, images: str | Path, out: Path, config_file: str = "", space: str = IMAGE
+) -> dict[str, Any]:
+    """Extracts features, or continues an extraction that was stopped; returns the content of ``meta.json``."""
     try:
         return _extract(cfg, images, out, config_file, space)
     finally:
@@ -122,7 +128,7 @@ def extract(cfg, images: str | Path, out: Path, config_file: str = "", space: st
         close_logging()
 
 
-def _extract(cfg, images: str | Path, out: Path, config_file: str, space: str) -> dict[str, Any]:
+def _extract(cfg: CfgNode, images: str | Path, out: Path, config_file: str, space: str) -> dict[str, Any]:
     weight_file(cfg)  # before any work
     records, carried = read_image_list(images)
     if out.exists() and not out.is_dir():
@@ -145,7 +151,7 @@ def _extract(cfg, images: str | Path, out: Path, config_file: str, space: str) -
     before = int((writer.done != OPEN).sum())
     if before:
         log.info("%d of %d images were done before", before, len(records))
-    barrier()  # all have counted before one goes on
+    barrier()  # every process has counted before one writes
     count, seconds = fill(writer, records, extractor, cfg.DATALOADER.NUM_WORKERS, pinned(cfg))
     done = gather_objects((count, seconds))
     if is_main():
@@ -163,9 +169,8 @@ def _extract(cfg, images: str | Path, out: Path, config_file: str, space: str) -
     return read_json(out / META)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The command."""
-
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command."""
     example = "--config_file configs/quickstart.yml --images photos/ --out features TEST.WEIGHT resnet10_12.pth"
     parser = make_parser("python -m tools.extract", __doc__, example, settings=True)
     parser.add_argument("--images", type=Path, required=True, metavar="FOLDER|LIST.txt|TABLE.csv")
@@ -176,7 +181,7 @@ def main(argv: list[str] | None = None) -> None:
     )  # fmt: skip
     args = parser.parse_args(argv)
     cfg = load_config(args.config_file, args.opts)
-    extract(cfg, args.images, args.out, args.config_file, TEXT if args.for_text else IMAGE)
+    extract_to_folder(cfg, args.images, args.out, args.config_file, TEXT if args.for_text else IMAGE)
 
 
 if __name__ == "__main__":

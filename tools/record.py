@@ -1,56 +1,50 @@
-"""Writes a finished run into ``results/``: ``python -m tools.record runs/NAME``; ``--tables`` fills the pages.
+"""Writes a finished training run into ``results/``, or fills the pages' tables: ``python -m tools.record runs/NAME``.
 
-One CSV per method holds method, YAML, data, seed, commit, numbers, time and machine. Tables in README and docs stand
-between ``<!-- results METHOD -->`` and ``<!-- end -->`` and are made from the CSV.
+One CSV per method holds method, YAML, data, seed, commit, numbers, time and machine. Tables in README and docs are
+between ``<!-- results METHOD -->`` and ``<!-- end -->``; ``--tables`` makes them from the CSV files.
 """
 
 from __future__ import annotations
 
 import csv
-import io
-import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from processor.finished import METRICS, FinishedRun
 from utils.commands import make_parser, run_command
 from utils.errors import UserError
-from utils.files import write_atomically
+from utils.files import write_csv, write_text
 
 COLUMNS = (
     "method", "config", "data", "seed", "mAP_untrained", "mAP", "Rank-1", "Rank-5", "Rank-10", "minutes", "commit",
     "machine",
 )  # fmt: skip
+SHOWN_COLUMNS = ("config", "data", "seed", "mAP_untrained", "mAP", "Rank-1", "minutes", "machine", "commit")
+FIGURES = ("mAP", "Rank-1", "Rank-5", "Rank-10")
 ROOT = Path(__file__).resolve().parents[1]
 MARKS = re.compile(r"(<!-- results (?P<method>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def rows_of(run: Path, data: str = "") -> list[dict[str, str]]:
-    """A row for each test set of a finished run; ``UserError`` when the folder holds none.
+def rows_of(folder: Path, data: str = "") -> list[dict[str, str]]:
+    """Returns a row for each test set of a finished training run; raises ``UserError`` for any other folder.
 
     data: what to call the test set, its own name when empty.
     """
-    try:
-        metrics = json.loads((run / "metrics.json").read_text())
-        metrics = metrics.get("training", metrics)  # a test in the same folder came after
-        rows, method = metrics["results"], metrics["method"]
-    except (OSError, ValueError, KeyError):
-        raise UserError(f"{run}: no metrics.json of a finished training run") from None
+    run = FinishedRun.load(folder).training
+    if run is None or not run.method or run.seconds is None:
+        raise UserError(f"{folder}: no {METRICS} of a finished training run")
     shared = {
-        "method": method,
-        "config": Path(metrics["config_file"]).as_posix(),
-        "seed": str(metrics["seed"]),
-        "minutes": f"{metrics['seconds'] / 60:.1f}",
-        "commit": metrics["commit"][:10],
-        "machine": metrics["machine"],
-    }
-    before = [entry for entry in metrics["history"] if entry["epoch"] == 0]
-    start = f"{100 * before[0]['mAP']:.1f}" if before and "mAP" in before[0] and len(rows) == 1 else ""
-    values = ("mAP", "Rank-1", "Rank-5", "Rank-10")
-    found = []
-    for name, row in rows.items():
-        numbers = {v: f"{100 * row[v]:.1f}" for v in values if v in row}
-        found.append({**shared, "data": data or name, "mAP_untrained": start} | numbers)
-    return found
+        "method": run.method, "config": Path(run.config_file).as_posix(), "seed": str(run.seed),
+        "minutes": f"{run.seconds / 60:.1f}", "commit": run.commit[:10], "machine": run.machine,
+    }  # fmt: skip
+    untrained = [entry["mAP"] for entry in run.history if entry["epoch"] == 0 and "mAP" in entry]
+    start = f"{100 * untrained[0]:.1f}" if untrained and len(run.results) == 1 else ""
+    rows = []
+    for name, row in run.results.items():
+        numbers = {figure: f"{100 * row[figure]:.1f}" for figure in FIGURES if figure in row}
+        rows.append({**shared, "data": data or name, "mAP_untrained": start} | numbers)
+    return rows
 
 
 def append(rows: list[dict[str, str]], folder: Path) -> None:
@@ -58,44 +52,40 @@ def append(rows: list[dict[str, str]], folder: Path) -> None:
     for row in rows:
         path = folder / f"{row['method']}.csv"
         kept = [r for r in read(path) if any(r[k] != row[k] for k in ("config", "data", "seed"))]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*kept, row])
-        write_atomically(path, lambda handle, text=text: handle.write(text.getvalue().encode()))
+        write_csv(path, COLUMNS, [[r.get(column, "") for column in COLUMNS] for r in [*kept, row]])
 
 
 def read(path: Path) -> list[dict[str, str]]:
+    """Returns the rows of a method's CSV; none if there is no such file."""
     if not path.exists():
         return []
     with open(path, newline="", encoding="utf-8") as handle:
         return list(csv.DictReader(handle))
 
 
-def table(rows: list[dict[str, str]]) -> str:
-    """A Markdown table of a method's rows."""
-    head = ("config", "data", "seed", "mAP untrained", "mAP", "Rank-1", "minutes", "machine", "commit")
-    keys = ("config", "data", "seed", "mAP_untrained", "mAP", "Rank-1", "minutes", "machine", "commit")
-    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
-    lines += ["| " + " | ".join(f"`{r[k]}`" if k in ("config", "commit") else r[k] for k in keys) + " |" for r in rows]
+def markdown_table(rows: list[dict[str, str]]) -> str:
+    """Returns a Markdown table of a method's rows."""
+    cells = [[name.replace("_", " ") for name in SHOWN_COLUMNS], ["---"] * len(SHOWN_COLUMNS)]
+    cells += [[f"`{r[k]}`" if k in ("config", "commit") else r[k] for k in SHOWN_COLUMNS] for r in rows]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join(lines) + "\n"
 
 
 def fill_tables(results: Path, pages: list[Path]) -> None:
-    """Replaces what stands between the marks of each page."""
+    """Replaces the tables between the marks of each page."""
     for page in pages:
         text = page.read_text(encoding="utf-8")
-        new = MARKS.sub(lambda m: m[1] + table(read(results / f"{m['method']}.csv")) + m[3], text)
+        new = MARKS.sub(lambda m: m[1] + markdown_table(read(results / f"{m['method']}.csv")) + m[3], text)
         if new != text:
-            write_atomically(page, lambda handle, new=new: handle.write(new.encode()))
+            write_text(page, new)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The command."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command."""
     parser = make_parser("python -m tools.record", __doc__, "runs/quickstart", "--tables")
     parser.add_argument("runs", nargs="*", type=Path, help="OUTPUT_DIR of finished training runs")
-    parser.add_argument("--data", default="", help="what to call the data in the table, where its name would mislead")
-    parser.add_argument("--tables", action="store_true", help="make the tables of README.md and docs/ from results/")
+    parser.add_argument("--data", default="", help="name of the data in the table, if its own would mislead")
+    parser.add_argument("--tables", action="store_true", help="fill the tables of README.md and docs/ from results/")
     args = parser.parse_args(argv)
     for run in args.runs:
         append(rows_of(run, args.data), ROOT / "results")

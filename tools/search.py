@@ -1,32 +1,37 @@
-"""The nearest gallery images of queries: ``python -m tools.search --query Q --gallery G --out found.jsonl``.
+"""Finds the nearest gallery images of queries: ``python -m tools.search --query Q --gallery G --out found.jsonl``.
 
 G is a folder of tools.extract, or a .npy file of features (images, width); it is memory-mapped, so it may be larger
-than the memory. Q is the same, or image files, whose features TEST.WEIGHT gives. With a prompt model and a gallery
-extracted with --for_text, ``--text`` searches with sentences. The result is JSON lines (a query each, nearest first;
-on standard output without --out) or an .npz (``indices`` and ``distances``, (queries, k)), and a page with thumbnails.
+than the memory. Q is the same, or image files, whose features TEST.WEIGHT gives. With a prompt model, ``--text``
+searches with sentences: in a gallery extracted with --for_text or, without --gallery, in that of the configuration's
+test sets. The search is exact unless an index is asked for. The result is JSON lines (a query each, nearest first; on
+standard output without --out), an .npz (``indices`` and ``distances``, (queries, k)) or a .csv, and a page with
+thumbnails.
 """
 
 from __future__ import annotations
 
-import io
+import argparse
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from yacs.config import CfgNode
 
 from configs import load_config
+from datasets.loaders import TestSet, make_dataloader
 from datasets.storage.decoding import BadImage, load_image
-from processor.extractor import IMAGE, TEXT, make_extractor
-from tools.pages.page import shot, with_pixels, write_page
+from processor.extractor import IMAGE, TEXT, Extractor, make_extractor
+from tools.pages.page import write_page
+from tools.pages.shots import QUERY, RIGHT, UNKNOWN, WRONG, load_thumbnails, shot
 from utils.commands import make_parser, run_command
 from utils.errors import UserError
 from utils.feature_files import META, PLAN, Features
-from utils.files import write_atomically
+from utils.files import write_atomically, write_csv, write_lines
 from utils.scoring.approximate import approximate_search, make_index, recall
 from utils.scoring.blocks import free_memory
 from utils.scoring.search import METRICS, search
@@ -34,45 +39,94 @@ from utils.scoring.search import METRICS, search
 log = logging.getLogger("lineup")
 
 ON_PAGE = (100, 20)
-"""Queries, and images of each, that a page shows at most."""
+"""Queries, and images of each, on a page, at most."""
 
 BOX = ("x1", "y1", "x2", "y2")
 
-Told = dict[str, Any]
+Columns = dict[str, Any]
+"""What is known of an image or a query, by column."""
+
+
+class Gallery(Protocol):
+    """What is searched: features (G, D), what each row is, and how the features were made."""
+
+    path: Path
+    array: np.ndarray
+    meta: dict[str, Any]
+
+    def __len__(self) -> int: ...
+
+    def rows(self, numbers: Iterable[int]) -> dict[int, dict[str, str]]: ...
+
+
+class TestSetGallery:
+    """The gallery images of the configuration's test sets, in the space that a prompt model's text and images share."""
+
+    __test__ = False
+
+    def __init__(self, cfg: CfgNode, extractor: Extractor):
+        tests = make_dataloader(cfg, training=False).tests
+        self.path = Path(", ".join(test.name for test in tests))
+        self.array = np.concatenate([gallery_features(test, extractor) for test in tests])
+        self.columns = [columns for test in tests for columns in gallery_columns(test)]
+        self.meta = {"model_hash": extractor.model_hash, "space": TEXT, "distance": "cosine"}
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def rows(self, numbers: Iterable[int]) -> dict[int, dict[str, str]]:
+        """Returns the columns of some rows by number."""
+        return {number: self.columns[number] for number in numbers if number >= 0}
+
+
+def gallery_features(test: TestSet, extractor: Extractor) -> np.ndarray:
+    """Returns the features of a test set's gallery, (G, D)."""
+    batches = (extractor.features(batch.images, batch.cam_labels, batch.view_labels) for batch in test.loader)
+    feats = np.concatenate([batch.cpu().numpy() for batch in batches])
+    return feats if test.same_list else feats[len(test.query) :]
+
+
+def gallery_columns(test: TestSet) -> list[dict[str, str]]:
+    """Returns what is known of each image of a test set's gallery."""
+    records = test.query if test.same_list else test.gallery
+    return [
+        {"path": str(path), "pid": str(pid), "camid": str(camid), "dataset": test.name}
+        for path, pid, camid in zip(records.paths, records.original_pids(), records.original_camids(), strict=True)
+    ]
 
 
 @dataclass
-class Queries:
+class SearchQueries:
     """Features (Q, D), and what each is: ``path`` and columns, ``text``, or ``row``; a message per bad image."""
 
     feats: np.ndarray
-    told: list[Told]
+    columns: list[Columns]
     skipped: list[str] = field(default_factory=list)
 
 
-def refuse_other_model(ours: str, gallery: Features, force: bool) -> None:
-    theirs = gallery.meta.get("model_hash", "")
-    if ours and theirs and ours != theirs and not force:
+def refuse_other_model(query_hash: str, gallery: Gallery, force: bool) -> None:
+    """Raises ``UserError`` if query and gallery are known to be of different models, unless forced."""
+    gallery_hash = gallery.meta.get("model_hash", "")
+    if query_hash and gallery_hash and query_hash != gallery_hash and not force:
         raise UserError(
-            f"{gallery.path}: made with another model or setting ({theirs[:12]}) than the query ({ours[:12]}); their "
-            "distances mean nothing (--force searches all the same)"
+            f"{gallery.path}: made with another model or setting ({gallery_hash[:12]}) than the query "
+            f"({query_hash[:12]}); their distances mean nothing (--force searches all the same)"
         )
 
 
-def from_features(path: Path, gallery: Features, force: bool) -> Queries:
-    """Queries that were extracted before."""
-    given = Features(path)
-    refuse_other_model(given.meta.get("model_hash", ""), gallery, force)
-    rows = given.rows(range(len(given)))
-    return Queries(given.array, [{"row": i} | rows[i] for i in range(len(given))])
+def from_features(path: Path, gallery: Gallery, force: bool) -> SearchQueries:
+    """Reads queries that were extracted before."""
+    features = Features(path)
+    refuse_other_model(features.meta.get("model_hash", ""), gallery, force)
+    rows = features.rows(range(len(features)))
+    return SearchQueries(features.array, [{"row": i} | rows[i] for i in range(len(features))])
 
 
-def from_images(cfg, paths: list[str], gallery: Features, force: bool) -> Queries:
-    """Queries from image files; those that cannot be read are skipped. Raises ``UserError`` where none is left."""
-
+def from_images(cfg: CfgNode, paths: list[str], gallery: Gallery, force: bool) -> SearchQueries:
+    """Makes queries from image files and skips those that cannot be read. Raises ``UserError`` if none can be."""
     extractor = make_extractor(cfg, gallery.meta.get("space", IMAGE))
     refuse_other_model(extractor.model_hash, gallery, force)
-    feats, told, skipped = [], [], []
+    feats, columns, skipped = [], [], []
     for start in range(0, len(paths), extractor.batch_size):
         images = []
         for path in paths[start : start + extractor.batch_size]:
@@ -81,179 +135,218 @@ def from_images(cfg, paths: list[str], gallery: Features, force: bool) -> Querie
             except BadImage as error:
                 skipped.append(str(error))
             else:
-                told.append({"path": path})
+                columns.append({"path": path})
         feats.append(extractor(images))
-    if not told:
+    if not columns:
         raise UserError(f"--query: none of the {len(paths)} images could be read; the first: {skipped[0]}")
-    return Queries(np.concatenate(feats), told, skipped)
+    return SearchQueries(np.concatenate(feats), columns, skipped)
 
 
-def from_sentences(cfg, sentences: list[str], gallery: Features, force: bool) -> Queries:
-    """Queries from sentences. Raises ``UserError`` for models and galleries that know no text."""
-
-    extractor = make_extractor(cfg, TEXT)
+def from_sentences(extractor: Extractor, sentences: list[str], gallery: Gallery, force: bool) -> SearchQueries:
+    """Makes queries from sentences. Raises ``UserError`` for a gallery whose features do not compare with text."""
     if gallery.meta.get("space", TEXT) != TEXT:
         raise UserError(f"{gallery.path}: no sentence compares with its features; extract them with --for_text")
     refuse_other_model(extractor.model_hash, gallery, force)
-    return Queries(extractor.sentences(sentences), [{"text": words} for words in sentences])
+    return SearchQueries(extractor.sentences(sentences), [{"text": sentence} for sentence in sentences])
 
 
-def make_queries(args, gallery: Features) -> Queries:
-    """What --query or --text names."""
+def open_inputs(args: argparse.Namespace) -> tuple[SearchQueries, Gallery]:
+    """Opens what --query or --text, and --gallery, name."""
     if bool(args.query) == bool(args.text):
         raise UserError("give either --query or --text")
+    if not args.gallery and not args.text:
+        raise UserError("--gallery: name a folder of tools.extract or a .npy file; only --text can do without")
     first = Path(args.query[0]) if args.query else None
-    if first and (first.suffix in (".npy", ".npz") or first.is_dir()):
+    gallery = Features(args.gallery) if args.gallery else None
+    if first and gallery and (first.suffix in (".npy", ".npz") or first.is_dir()):
         if len(args.query) > 1:
             raise UserError(f"--query: {first} holds features; give it alone, or image files")
         if first.is_dir() and not any((first / name).exists() for name in (META, PLAN)):
             raise UserError(f"--query: {first} is a folder without features; run tools.extract on it first")
-        return from_features(first, gallery, args.force)
-    if not args.config_file:
+        return from_features(first, gallery, args.force), gallery
+    if not args.config_file and not args.opts:
         raise UserError("--config_file and TEST.WEIGHT must name the model for images and sentences as queries")
-
     cfg = load_config(args.config_file, args.opts)
-    if args.text:
-        return from_sentences(cfg, args.text, gallery, args.force)
-    return from_images(cfg, args.query, gallery, args.force)
+    if gallery and args.query:
+        return from_images(cfg, args.query, gallery, args.force), gallery
+    extractor = make_extractor(cfg, TEXT)
+    searched = gallery or TestSetGallery(cfg, extractor)
+    return from_sentences(extractor, args.text, searched, args.force), searched
 
 
-def hits(indices: np.ndarray, distances: np.ndarray, rows: dict[int, dict[str, str]]) -> list[Told]:
-    """One query's list, (k,) each, as JSON has it. rows: columns by gallery row."""
+def hits(indices: np.ndarray, distances: np.ndarray, rows: dict[int, dict[str, str]]) -> list[Columns]:
+    """Returns one query's list, from (k,) each, as JSON has it. rows: columns by gallery row."""
     pairs = ((int(row), float(value)) for row, value in zip(indices, distances, strict=True) if row >= 0)
     return [{"rank": n, "distance": value, "row": row} | rows[row] for n, (row, value) in enumerate(pairs, 1)]
 
 
-def lines(queries: Queries, indices: np.ndarray, distances: np.ndarray, gallery: Features) -> Iterator[str]:
-    """A line of JSON for each query."""
-    rows = gallery.rows(np.unique(indices).tolist())
-    for told, places, values in zip(queries.told, indices, distances, strict=True):
-        yield json.dumps({"query": told, "found": hits(places, values, rows)}) + "\n"
+@dataclass(frozen=True)
+class Matches:
+    """The result of a search: (Q, k) gallery rows, nearest first, and their distances."""
+
+    queries: SearchQueries
+    gallery: Gallery
+    indices: np.ndarray
+    distances: np.ndarray
+
+    def lists(self) -> Iterator[tuple[Columns, list[Columns]]]:
+        """Yields each query and its list."""
+        rows = self.gallery.rows(np.unique(self.indices).tolist())
+        for query, indices, distances in zip(self.queries.columns, self.indices, self.distances, strict=True):
+            yield query, hits(indices, distances, rows)
+
+    def json_lines(self) -> Iterator[str]:
+        """Yields a line of JSON for each query."""
+        for query, matches in self.lists():
+            yield json.dumps({"query": query, "found": matches}) + "\n"
+
+    def table(self) -> tuple[list[str], Iterator[list]]:
+        """Returns the columns and rows of a CSV file: query, rank, distance, row, and what is known of the image."""
+        known = list(next(iter(self.gallery.rows([int(self.indices.flat[0])]).values()), {}))
+        columns = ["query", "rank", "distance", "row", *known]
+        return columns, (
+            [query_title(query), *(hit.get(name, "") for name in columns[1:])]
+            for query, matches in self.lists() for hit in matches
+        )  # fmt: skip
 
 
-def box_of(told: Told) -> np.ndarray | None:
-    return np.array([int(float(told[name])) for name in BOX]) if all(told.get(name) for name in BOX) else None
+def query_title(columns: Columns) -> str:
+    """Returns what a query is called: its sentence, its path or its row."""
+    return columns.get("text") or columns.get("path") or f"row {columns['row']}"
 
 
-def write_search_page(
-    path: Path, queries: Queries, indices: np.ndarray, distances: np.ndarray, gallery: Features, how: str
-) -> int:
-    """A page of the first queries and places; returns how many thumbnails could not be read."""
+def box_of_columns(columns: Columns) -> np.ndarray | None:
+    """Returns the crop box in an image's columns, None without one."""
+    if not all(columns.get(name) for name in BOX):
+        return None
+    return np.array([int(float(columns[name])) for name in BOX])
 
+
+def match_shot(query: Columns, hit: Columns) -> dict[str, Any]:
+    """Returns the shot of one match of a query."""
+    kind = UNKNOWN
+    if query.get("pid") and hit.get("pid"):
+        kind = RIGHT if query["pid"] == hit["pid"] else WRONG
+    label = f"{hit['distance']:.3f}" if hit.get("path") else f"row {hit['row']}, {hit['distance']:.3f}"
+    description = f"place {hit['rank']}, distance {hit['distance']:.3f}"
+    return shot(hit.get("path", ""), kind, label, description, box_of_columns(hit))
+
+
+def write_search_page(path: Path, matches: Matches, how: str) -> int:
+    """Writes a page of the first queries and places; returns how many thumbnails could not be read."""
     count, places = ON_PAGE
-    indices, distances = indices[:count, :places], distances[:count, :places]
-    rows = gallery.rows(np.unique(indices).tolist())
-
-    def found(told: Told, hit: Told):
-        known = told.get("pid") and hit.get("pid")
-        judged = int(told["pid"] == hit["pid"]) if known else 3
-        label = f"{hit['distance']:.3f}" if hit.get("path") else f"row {hit['row']}, {hit['distance']:.3f}"
-        words = f"place {hit['rank']}, distance {hit['distance']:.3f}"
-        return shot(hit.get("path", ""), judged, label, words, box_of(hit))
-
-    shown = []
-    for told, *places in zip(queries.told, indices, distances, strict=False):
-        title = told.get("text") or told.get("path") or f"row {told['row']}"
-        title = title.encode(errors="replace").decode()  # file names need not be UTF-8
-        query = shot(told.get("path", ""), 2, "", title, box_of(told))
-        one = [found(told, hit) for hit in hits(*places, rows)]
-        shown.append({"title": title, "query": query, "lists": [{"name": f"nearest to {title}", "shots": one}]})
-    failed = with_pixels(shown)
+    shown = Matches(
+        SearchQueries(matches.queries.feats[:count], matches.queries.columns[:count]), matches.gallery,
+        matches.indices[:count, :places], matches.distances[:count, :places],
+    )  # fmt: skip
+    rows = []
+    for query, hits_of_query in shown.lists():
+        title = query_title(query).encode(errors="replace").decode()  # file names need not be UTF-8
+        shots = [match_shot(query, hit) for hit in hits_of_query]
+        rows.append({
+            "title": title, "query": shot(query.get("path", ""), QUERY, "", title, box_of_columns(query)),
+            "lists": [{"name": f"nearest to {title}", "shots": shots}],
+        })  # fmt: skip
+    failed = load_thumbnails(rows)
     lead = (
-        f"{len(queries.told)} queries in {len(gallery)} images of {gallery.path}, the first {len(shown)} shown. {how}"
+        f"{len(matches.queries.columns)} queries in {len(matches.gallery)} images of {matches.gallery.path}, "
+        f"the first {len(rows)} shown. {how}"
     )
-    judged = any(one["kind"] in ("right", "wrong") for row in shown for one in row["lists"][0]["shots"])
-    write_page(path, "search.html", title="Search", lead=lead, rows=shown, judged=judged)
+    judged = any(one["kind"] in ("right", "wrong") for row in rows for one in row["lists"][0]["shots"])
+    write_page(path, "search.html", title="Search", lead=lead, rows=rows, judged=judged)
     return failed
 
 
-def output(args, queries: Queries, indices: np.ndarray, distances: np.ndarray, gallery: Features) -> None:
-    """Writes --out, or the lines on standard output where no file was asked for."""
+def write_matches(args: argparse.Namespace, matches: Matches) -> None:
+    """Writes --out, or lines on standard output if no file was asked for."""
     if args.out and args.out.suffix == ".npz":
-        write_atomically(args.out, lambda handle: np.savez(handle, indices=indices, distances=distances))
+        arrays = {"indices": matches.indices, "distances": matches.distances}
+        write_atomically(args.out, lambda handle: np.savez(handle, **arrays))
+    elif args.out and args.out.suffix == ".csv":
+        write_csv(args.out, *matches.table())
     elif args.out:
-
-        def write(handle) -> None:
-            text = io.TextIOWrapper(handle, "utf-8", write_through=True)
-            text.writelines(lines(queries, indices, distances, gallery))
-            text.detach()
-
-        write_atomically(args.out, write)
+        write_lines(args.out, matches.json_lines())
     elif not args.page:
-        sys.stdout.writelines(lines(queries, indices, distances, gallery))
+        sys.stdout.writelines(matches.json_lines())
 
 
-def index_file(gallery: Features) -> Path | None:
-    """Where the index of an extraction is kept, by what it was made of."""
-    if not gallery.meta:
+def index_file(gallery: Gallery) -> Path | None:
+    """Returns where the index of an extraction is kept, by what it was made of; None if it is not kept."""
+    if "list_hash" not in gallery.meta:
         return None
     return gallery.path / f"ivf_{gallery.meta['model_hash'][:8]}_{gallery.meta['list_hash'][:8]}.faiss"
 
 
-def run(args) -> None:
-    """The search that the arguments ask for."""
-    gallery = Features(args.gallery)
-    queries = make_queries(args, gallery)
+def find_matches(args: argparse.Namespace, queries: SearchQueries, gallery: Gallery) -> tuple[Matches, str]:
+    """Searches; returns the matches and a sentence that says how exact they are."""
     metric = args.metric or gallery.meta.get("distance", METRICS[0])
-    as_they_are = args.raw or gallery.meta.get("unit_length") is False
-    unit = bool(args.text) or metric == "cosine" or not as_they_are
+    unscaled = args.raw or gallery.meta.get("unit_length") is False
+    unit = bool(args.text) or metric == "cosine" or not unscaled
     memory = int(args.memory * 1e9) or free_memory() // 4
-    told, how = sys.stdout if args.out or args.page else sys.stderr, "Exact."
+    if not args.index:
+        indices, distances = search(queries.feats, gallery.array, args.k, metric, unit, memory)
+        return Matches(queries, gallery, indices, distances), f"Exact. Distances are {metric}."
+    index = make_index(gallery.array, unit, index_file(gallery) if unit else None)
+    indices, distances = approximate_search(queries.feats, index, args.k, metric, unit)
+    share = recall(queries.feats, gallery.array, indices, metric, unit, memory)
+    how = f"FAISS, {index.nprobe} of {index.nlist} lists: recall {share:.4f} of the exact {indices.shape[1]} nearest."
+    return Matches(queries, gallery, indices, distances), f"{how} Distances are {metric}."
+
+
+def run_search(args: argparse.Namespace) -> None:
+    """Runs the search that the arguments ask for."""
+    queries, gallery = open_inputs(args)
     for message in queries.skipped:
         print(f"skipped: {message}", file=sys.stderr)
+    matches, how = find_matches(args, queries, gallery)
+    notes = sys.stdout if args.out or args.page else sys.stderr
     if args.index:
-
-        index = make_index(gallery.array, unit, index_file(gallery) if unit else None)
-        indices, distances = approximate_search(queries.feats, index, args.k, metric, unit)
-        share = recall(queries.feats, gallery.array, indices, metric, unit, memory)
-        how = (
-            f"FAISS, {index.nprobe} of {index.nlist} lists: recall {share:.4f} of the exact {indices.shape[1]} nearest."
-        )
-        print(how, file=told)
-    else:
-        indices, distances = search(queries.feats, gallery.array, args.k, metric, unit, memory)
-    output(args, queries, indices, distances, gallery)
+        print(how, file=notes)
+    write_matches(args, matches)
     if args.page:
-        failed = write_search_page(args.page, queries, indices, distances, gallery, f"{how} Distances are {metric}.")
-        print(f"{args.page}" + (f": {failed} images could not be read" if failed else ""), file=told)
+        failed = write_search_page(args.page, matches, how)
+        print(f"{args.page}" + (f": {failed} images could not be read" if failed else ""), file=notes)
     skipped = f", {len(queries.skipped)} skipped" if queries.skipped else ""
     where = f"{args.out}: " if args.out else ""
     print(
-        f"{where}the {indices.shape[1]} nearest of {len(gallery)} images for {len(queries.told)} queries{skipped}",
-        file=told,
+        f"{where}the {matches.indices.shape[1]} nearest of {len(gallery)} images for {len(queries.columns)} "
+        f"queries{skipped}",
+        file=notes,
     )
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The command."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command."""
     model = "--config_file configs/quickstart.yml TEST.WEIGHT runs/quickstart/resnet10_12.pth"
+    prompt_model = "--config_file configs/clip_reid/veri_vit_prom.yml TEST.WEIGHT W"
     parser = make_parser(
         "python -m tools.search", __doc__, "--query q.npy --gallery g.npy --k 100 --out topk.npz",
         f"--query a.jpg b.jpg --gallery features --page found.html {model}",
-        '--text "a red car" --gallery features --config_file configs/clip_reid/veri_vit_prom.yml TEST.WEIGHT W',
+        f'--text "a red car" --gallery features {prompt_model}',
+        f'--text "a red car" --k 10 --page cars.html {prompt_model}',
         settings=True,
     )  # fmt: skip
     parser.add_argument("--query", nargs="+", metavar="Q", help="image files, a folder of features, or a .npy file")
     parser.add_argument("--text", nargs="+", metavar="SENTENCE", help="sentences instead")
-    parser.add_argument("--gallery", type=Path, required=True, help="folder of features, or .npy file (images, width)")
-    parser.add_argument("--out", type=Path, help=".jsonl or .npz file to write")
+    parser.add_argument("--gallery", type=Path, help="folder of features, or .npy file (images, width)")
+    parser.add_argument("--out", type=Path, help=".jsonl, .csv or .npz file to write")
     parser.add_argument("--page", type=Path, help="page to write, .html")
     parser.add_argument("--k", type=int, default=100, help="length of the lists (100)")
-    parser.add_argument("--metric", choices=METRICS, help="the gallery's, else euclidean, which is squared")
-    parser.add_argument("--raw", action="store_true", help="take features as they are, not scaled to unit length")
+    parser.add_argument("--metric", choices=METRICS, help="default: the gallery's, else euclidean, which is squared")
+    parser.add_argument("--raw", action="store_true", help="do not scale features to unit length")
     parser.add_argument("--memory", type=float, default=0, metavar="GB", help="working memory (a quarter of the free)")
     parser.add_argument("--index", choices=("faiss",), help="approximate, in memory; prints its recall")
-    parser.add_argument("--force", action="store_true", help="search also where query and gallery are of other models")
+    parser.add_argument("--force", action="store_true", help="search even if query and gallery are of different models")
     args = parser.parse_args(argv)
     if args.memory < 0:
-        raise UserError(f"--memory: {args.memory} is negative")
+        raise UserError(f"--memory: expected at least 0 GB, got {args.memory}")
     if args.k < 1:
-        raise UserError(f"--k: {args.k} is no number of images")
-    if args.out and args.out.suffix not in (".npz", ".jsonl"):
-        raise UserError(f"--out: {args.out} does not end in .npz or .jsonl")
+        raise UserError(f"--k: expected at least 1 image, got {args.k}")
+    if args.out and args.out.suffix not in (".npz", ".jsonl", ".csv"):
+        raise UserError(f"--out: expected a name that ends in .npz, .jsonl or .csv, got {args.out}")
     if args.page and args.page.suffix != ".html":
-        raise UserError(f"--page: {args.page} does not end in .html")
-    run(args)
+        raise UserError(f"--page: expected a name that ends in .html, got {args.page}")
+    run_search(args)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from utils.errors import UserError
 
 
-def make_parser(command: str, purpose: str, *examples: str, settings: bool = False) -> argparse.ArgumentParser:
+def make_parser(command: str, purpose: str | None, *examples: str, settings: bool = False) -> argparse.ArgumentParser:
     """The parser of a command.
 
     command: how it is started, such as ``python -m tools.average``. purpose: the module's docstring. examples: what
@@ -25,7 +25,7 @@ def make_parser(command: str, purpose: str, *examples: str, settings: bool = Fal
     lines = [f"  {command} {example}" for example in examples]
     parser = argparse.ArgumentParser(
         prog=command,
-        description=purpose.replace("``", ""),
+        description=(purpose or "").replace("``", ""),
         epilog="\n".join(["example:" if len(lines) == 1 else "examples:", *lines]) if lines else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -39,7 +39,7 @@ def make_parser(command: str, purpose: str, *examples: str, settings: bool = Fal
     return parser
 
 
-def parse_run(argv: list[str] | None, name: str, purpose: str, example: str) -> argparse.Namespace:
+def parse_run(argv: list[str] | None, name: str, purpose: str | None, example: str) -> argparse.Namespace:
     """Parses the command line of ``train.py`` or ``test.py``: ``config_file`` and ``opts`` (KEY VALUE ...)."""
     parser = make_parser(f"python {name}.py", purpose, example, settings=True)
     parser.add_argument("--local_rank", "--local-rank", default=0, help="accepted and ignored: torchrun decides")

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TextIO
 
 from utils.errors import UserError
 
 
-def write_atomically(path: str | Path, write: Callable[[Any], None]) -> None:
-    """Writes through a temporary file beside ``path``, made durable, then renamed over it."""
+def write_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Writes through a temporary file beside ``path``, made durable, then renamed over it.
+
+    write: puts the content into the open file. Raises ``UserError`` if the folder has no room or cannot be written to.
+    """
     path = Path(path)
     temporary = None
     try:
@@ -35,10 +41,42 @@ def write_atomically(path: str | Path, write: Callable[[Any], None]) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes UTF-8 text through ``write_atomically``."""
-    write_atomically(path, lambda handle: handle.write(text.encode()))
+    """Writes UTF-8 text through ``write_atomically``; file names that are not UTF-8 keep their bytes."""
+    write_lines(path, [text])
+
+
+def write_lines(path: str | Path, lines: Iterable[str]) -> None:
+    """Writes UTF-8 lines, which bring their own line ends, one by one through ``write_atomically``."""
+
+    def write(handle: IO[bytes]) -> None:
+        with as_text(handle) as text:
+            text.writelines(lines)
+
+    write_atomically(path, write)
 
 
 def write_json(path: str | Path, value: Any) -> None:
     """Writes indented JSON and a final line end through ``write_atomically``."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Sequence]) -> None:
+    """Writes a CSV file with a header, row by row through ``write_atomically``."""
+
+    def write(handle: IO[bytes]) -> None:
+        with as_text(handle) as text:
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows(rows)
+
+    write_atomically(path, write)
+
+
+@contextmanager
+def as_text(handle: IO[bytes]) -> Iterator[TextIO]:
+    """Gives a binary file as UTF-8 text; the file stays open."""
+    text = io.TextIOWrapper(handle, "utf-8", "surrogateescape", newline="", write_through=True)
+    try:
+        yield text
+    finally:
+        text.detach()

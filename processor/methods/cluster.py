@@ -10,20 +10,25 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
+from datasets.batches import EpochBatches, TrainLoader
+from datasets.images import Batch
+from datasets.loaders import Data
 from loss.cluster_memory import ClusterMemory, class_means
 from processor.methods.pseudo_labels import Clustering
-from processor.stage import Stage
+from processor.stage import DEFAULT_PERIODS, MakeSolver, Periods, Stage
 from solver import make_solver
 from utils.distributed import gather_rows, world_size
 from utils.errors import UserError
+from utils.methods import builds
 
 
 class ClusterContrast(Stage):
-    """In every epoch: features, clusters of them, a memory of the clusters' means, and contrast with it.
+    """In every epoch extracts features, clusters them, and contrasts images with a memory of the clusters' means.
 
-    loader: training batches, drawn by the clusters that ``clusters`` finds in its list; an image in none sits the epoch
-    out. temperature, momentum, update: of the ``ClusterMemory``, which lives for one epoch.
+    loader: training batches, drawn by the clusters that ``clusters`` finds; an image in none is left out of the epoch.
+    temperature, momentum, update: of the ``ClusterMemory``, which lives for one epoch.
     """
 
     name = "cluster"
@@ -31,60 +36,70 @@ class ClusterContrast(Stage):
     def __init__(
         self,
         model: nn.Module,
-        loader,
-        clusters: Clustering,
         epochs: int,
-        make_solver,
+        *,
+        loader: TrainLoader,
+        clusters: Clustering,
+        make_solver: MakeSolver,
         temperature: float = 0.05,
         momentum: float = 0.2,
         update: str = "mean",
+        periods: Periods = DEFAULT_PERIODS,
     ):
-        super().__init__(model, epochs)
-        self.loader, self.clusters, self.make_solver = loader, clusters, make_solver
+        super().__init__(model, epochs, make_solver=make_solver, periods=periods)
+        self.loader, self.clusters = loader, clusters
         self.temperature, self.momentum, self.update = temperature, momentum, update
-        self.seen: list[tuple[Tensor, Tensor]] = []
+        self.memory: ClusterMemory | None = None
+        self.labels = torch.empty(0, dtype=torch.int64)
+        self.step_features: list[tuple[Tensor, Tensor]] = []
 
     @classmethod
-    def from_cfg(cls, cfg, data, model: nn.Module) -> ClusterContrast:
+    def from_cfg(cls, cfg: CfgNode, data: Data, model: nn.Module) -> ClusterContrast:
         if cfg.CLUSTER.TEMP <= 0:
-            raise UserError(f"CLUSTER.TEMP: {cfg.CLUSTER.TEMP} is not above 0")
-        clusters = Clustering.from_cfg(cfg, data.plain, cfg.SOLVER.IMS_PER_BATCH // world_size())
-        rule = "hard" if cfg.CLUSTER.USE_HARD else "mean"
-        keys = cfg.CLUSTER
-        solver, epochs = partial(make_solver, cfg), cfg.SOLVER.MAX_EPOCHS
-        stage = cls(model, data.train, clusters, epochs, solver, keys.TEMP, keys.MOMENTUM, rule)
-        stage.eval_period, stage.checkpoint_period = cfg.SOLVER.EVAL_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD
-        stage.log_period = cfg.SOLVER.LOG_PERIOD
-        return stage
+            raise UserError(f"CLUSTER.TEMP: {cfg.CLUSTER.TEMP} must be above 0")
+        assert data.train is not None and data.plain is not None, "the method asks for both"
+        return cls(
+            model,
+            cfg.SOLVER.MAX_EPOCHS,
+            loader=data.train,
+            clusters=Clustering.from_cfg(cfg, data.plain, cfg.SOLVER.IMS_PER_BATCH // world_size()),
+            make_solver=partial(make_solver, cfg),
+            temperature=cfg.CLUSTER.TEMP,
+            momentum=cfg.CLUSTER.MOMENTUM,
+            update="hard" if cfg.CLUSTER.USE_HARD else "mean",
+            periods=Periods.from_cfg(cfg.SOLVER),
+        )
 
-    def begin(self) -> None:
-        optimizer, self.scheduler = self.make_solver(self.model)
-        self.optimizers = [optimizer]
-
-    def batches(self, epoch: int):
+    def batches(self, epoch: int) -> EpochBatches:
         feats = self.clusters.features(self.model)
         labels = self.clusters.labels_of(feats)
-        self.remember(feats, torch.from_numpy(labels), next(self.model.parameters()).device)
+        self.remember(feats, torch.from_numpy(labels), self.device)
         self.loader.relabel(labels)
         return self.loader.epoch(epoch)
 
     def remember(self, feats: Tensor, labels: Tensor, device: torch.device) -> None:
-        """A new memory from the clusters' means. feats: (N, D), labels: (N,), -1 for an image in no cluster."""
+        """Makes a new memory from the clusters' means. feats: (N, D), labels: (N,), -1 for an image in no cluster."""
         means = class_means(feats, labels, int(labels.max()) + 1)
         self.memory = ClusterMemory(means, self.temperature, self.momentum, self.update).to(device)
         self.labels = labels.to(device)
 
-    def losses(self, batch) -> dict[str, Tensor]:
-        labels = self.labels[batch.rows]
+    def forward(self, batch: Batch) -> Tensor:
+        """Returns the features, (B, D)."""
         (feats,) = self.net(batch.images, cam_label=batch.cam_labels, view_label=batch.view_labels).feats
-        self.seen.append((feats.detach(), labels))
+        return feats
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        assert self.memory is not None, "batches() makes the memory"
+        labels, feats = self.labels[batch.rows], self.forward(batch)
+        self.step_features.append((feats.detach(), labels))
         return {"contrast": self.memory(feats, labels)}
 
-    def after_step(self, batches: list) -> None:
-        """The memory takes in the step's features, of all processes, so that every process's stays the same."""
-        feats, labels = (gather_rows(torch.cat(column)) for column in zip(*self.seen, strict=True))
+    def after_step(self, batches: list[Batch]) -> None:
+        """Moves the memory by the step's features of all processes, so that it is the same on every rank."""
+        assert self.memory is not None, "batches() makes the memory"
+        feats, labels = (gather_rows(torch.cat(column)) for column in zip(*self.step_features, strict=True))
         self.memory.update(feats, labels)
-        self.seen.clear()
+        self.step_features.clear()
 
     def state_dict(self) -> dict:
         return self.clusters.state_dict()
@@ -93,6 +108,7 @@ class ClusterContrast(Stage):
         self.clusters.load_state_dict(state)
 
 
-def cluster(cfg, data, model: nn.Module) -> list[Stage]:
-    """The stages of ``PROCESSOR.NAME: cluster``."""
+@builds("cluster")
+def cluster_stages(cfg: CfgNode, data: Data, model: nn.Module) -> list[Stage]:
+    """Returns the stages of ``PROCESSOR.NAME: cluster``."""
     return [ClusterContrast.from_cfg(cfg, data, model)]

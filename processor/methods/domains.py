@@ -1,9 +1,9 @@
-"""What the adaptation methods share: batches of several domains side by side, and how target images are grouped."""
+"""What the methods of several domains share: batches of all domains side by side, and the groups of target images."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from datasets.images import Batch
 from datasets.records import Records
+from processor.stage import TrainingBatches
 from utils.checkpoint import load_weights, require_complete
 from utils.errors import UserError
 
@@ -20,52 +21,53 @@ log = logging.getLogger("lineup")
 
 
 @dataclass
-class Pairs:
-    """One batch of each domain; their lengths add up."""
+class DomainBatches:
+    """Holds one batch of each domain; its length is the number of images in all of them."""
 
-    parts: list[Batch]
+    batches: list[Batch]
 
     def __len__(self) -> int:
-        return sum(len(part) for part in self.parts)
+        return sum(map(len, self.batches))
 
-    def to(self, device: torch.device) -> Pairs:
-        return Pairs([part.to(device) for part in self.parts])
+    def to(self, device: torch.device) -> DomainBatches:
+        return DomainBatches([batch.to(device) for batch in self.batches])
 
 
-class Zipped:
-    """Epochs of several loaders side by side: ``length`` batches of each, by default as many as the shortest has.
+class ZippedEpochs:
+    """Runs over the epochs of several loaders side by side: ``length`` batches of each.
 
-    epochs: iterables with a length, each giving the same batches whenever it is iterated; a shorter one starts again.
+    epochs: one per domain, each with the same batches whenever it is iterated; a shorter one starts again. length: by
+    default that of the shortest.
     """
 
-    def __init__(self, epochs: list, length: int | None = None):
-        self.epochs, self.length = epochs, min(len(epoch) for epoch in epochs) if length is None else length
+    def __init__(self, epochs: Sequence[TrainingBatches], length: int | None = None):
+        self.epochs, self.length = epochs, min(map(len, epochs)) if length is None else length
 
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self) -> Iterator[Pairs]:
-        streams = [repeated(epoch) for epoch in self.epochs]
+    def __iter__(self) -> Iterator[DomainBatches]:
+        streams = [endless(epoch) for epoch in self.epochs]
         for _ in range(self.length):
-            yield Pairs([next(stream) for stream in streams])
+            yield DomainBatches([next(stream) for stream in streams])
 
 
-def repeated(epoch) -> Iterator[Batch]:
-    """The batches over and over."""
+def endless(epoch: TrainingBatches) -> Iterator[Batch]:
+    """Yields the batches of an epoch over and over."""
     while True:
         yield from epoch
 
 
 def target_groups(records: Records, how: str, num_instances: int) -> np.ndarray:
-    """The group of every target image, -1 for none. (N,) int64.
+    """Returns the group of every target image, (N,) int64, -1 for an image in none.
 
-    how: ``tracklet`` (an identity under one camera, as a tracker gives them; those with fewer than K = num_instances
-    images are left out) or ``identity`` (true labels: what adaptation is not supposed to have).
+    how: ``tracklet`` (an identity under one camera, as a tracker delivers it; those with fewer than K = num_instances
+    images are left out) or ``identity`` (the true labels, which adaptation is not supposed to have).
     """
     if how == "identity":
         return records.pids
-    pairs = records.pids * (records.camids.max(initial=0) + 1) + records.camids
-    _, groups, counts = np.unique(pairs, return_inverse=True, return_counts=True)
+    tracklets = records.pids * (records.camids.max(initial=0) + 1) + records.camids
+    _, groups, counts = np.unique(tracklets, return_inverse=True, return_counts=True)
     large = counts >= num_instances
     if large.sum() < 2:
         raise UserError(
@@ -77,7 +79,7 @@ def target_groups(records: Records, how: str, num_instances: int) -> np.ndarray:
 
 
 def load_start(model: nn.Module, key: str, path: str) -> None:
-    """Loads the checkpoint that a method starts from, where ``key`` names one."""
+    """Loads the checkpoint that a method starts from. key, path: the setting that names it; '' loads nothing."""
     if not path:
         return
     if not Path(path).is_file():

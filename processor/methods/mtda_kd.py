@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 import loss
+from datasets.loaders import Data, TrainLoader
 from datasets.options import names_of
 from loss.distillation import margin_total
 from loss.dmmd import SIGMAS
@@ -22,12 +24,13 @@ from model import make_model
 from model.networks.torchreid import PREFIX, RESNETS, head_of
 from model.output import ReIDOutput
 from processor.methods.dmmd import dmmd_terms
-from processor.methods.domains import Pairs, Zipped, load_start, target_groups
-from processor.stage import Stage
+from processor.methods.domains import DomainBatches, ZippedEpochs, load_start, target_groups
+from processor.stage import DEFAULT_PERIODS, LossFunction, MakeSolver, Periods, Stage
 from solver import make_solver
 from utils.checkpoint import as_tensors, load_weights, require_complete
 from utils.distributed import gather_rows, is_distributed
 from utils.errors import UserError
+from utils.methods import builds
 
 log = logging.getLogger("lineup")
 
@@ -41,7 +44,7 @@ def style_terms(
     batch: int,
     log_euclid: bool = False,
 ) -> dict[str, Tensor]:
-    """What ``KD.STYLE`` distils, by name. student (B, d), teacher (B, D); maps (B, n) of four stages each."""
+    """Returns the terms of ``KD.STYLE`` by name. student (B, d), teacher (B, D); maps (B, n) of four stages each."""
     terms = {}
     if style != "only_feats":
         terms["outputs"] = loss.dissimilarity_distillation(student, teacher, log_euclid)
@@ -51,40 +54,41 @@ def style_terms(
 
 
 @dataclass
-class Turn:
-    """One update: a source batch and a batch of the target whose turn it is."""
+class TargetBatch:
+    """One update's images: a source batch and a batch of one target. target: the number of that target."""
 
-    pairs: Pairs
+    pair: DomainBatches
     target: int
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.pair)
 
-    def to(self, device: torch.device) -> Turn:
-        return Turn(self.pairs.to(device), self.target)
+    def to(self, device: torch.device) -> TargetBatch:
+        return TargetBatch(self.pair.to(device), self.target)
 
 
-class Turns:
-    """The updates of one epoch: ``sweeps`` passes, each with ``per_sweep`` updates made by ``sweep(number)``."""
+class TargetBatches:
+    """The updates of one epoch: ``sweeps`` passes of ``per_sweep`` updates each, which ``sweep(number)`` yields."""
 
-    def __init__(self, sweep, sweeps: int, per_sweep: int):
+    def __init__(self, sweep: Callable[[int], Iterator[TargetBatch]], sweeps: int, per_sweep: int):
         self.sweep, self.sweeps, self.per_sweep = sweep, sweeps, per_sweep
 
     def __len__(self) -> int:
         return self.sweeps * self.per_sweep
 
-    def __iter__(self) -> Iterator[Turn]:
+    def __iter__(self) -> Iterator[TargetBatch]:
         for number in range(self.sweeps):
             yield from self.sweep(number)
 
 
 class Distillation(Stage):
-    """The student's updates, one target and its teacher at a time.
+    """Trains a student on one target and its teacher per update.
 
-    teachers: one per target, in its order; ``drifting`` runs them in training mode, as released. alternation: ``batch``
-    takes turns for every batch, ``full`` after a whole pass. order: ``fixed``, ``random`` or ``shift`` (the target
-    nearest to the source first, by the overall term of D-MMD). sweeps: passes per epoch; the schedule counts them.
-    weights: of target, source and adaptation terms. gather: dissimilarities and D-MMD over all processes' batches.
+    source, targets: training loaders. teachers: one per target, in their order; ``drifting`` runs them in training
+    mode, as the released code does. num_instances: K of the batches. alternation: ``batch`` changes the target after
+    every batch, ``full`` after a whole pass. order: of the targets: ``fixed``, ``random`` or ``shift`` (the nearest to
+    the source first, by the overall term of D-MMD). sweeps: passes per epoch, which the schedule counts. weights: of
+    the target, source and adaptation terms. gather: compute dissimilarities and D-MMD over all processes' batches.
     """
 
     name = "mtda_kd"
@@ -92,12 +96,13 @@ class Distillation(Stage):
     def __init__(
         self,
         model: nn.Module,
-        teachers: Sequence[nn.Module],
-        source,
-        targets: Sequence,
-        loss_function,
         epochs: int,
-        make_solver,
+        *,
+        teachers: Sequence[nn.Module],
+        source: TrainLoader,
+        targets: Sequence[TrainLoader],
+        loss_function: LossFunction,
+        make_solver: MakeSolver,
         num_instances: int,
         seed: int = 0,
         style: str = "only_outputs",
@@ -108,21 +113,21 @@ class Distillation(Stage):
         drifting: bool = False,
         log_euclid: bool = False,
         gather: bool = False,
+        periods: Periods = DEFAULT_PERIODS,
     ):
-        super().__init__(model, epochs)
-        self.gather = gather
+        super().__init__(model, epochs, make_solver=make_solver, periods=periods)
         self.teachers, self.drifting = nn.ModuleList(teachers), drifting
-        self.source, self.targets, self.loss_function, self.make_solver = source, targets, loss_function, make_solver
+        self.source, self.targets, self.loss_function = source, targets, loss_function
         self.num_instances, self.seed, self.style, self.log_euclid = num_instances, seed, style, log_euclid
-        self.alternation, self.order, self.sweeps = alternation, order, sweeps
+        self.alternation, self.order, self.sweeps, self.gather = alternation, order, sweeps, gather
         self.on_target, self.on_source, self.on_shift = weights
         self.teachers.requires_grad_(False).train(drifting)
 
     @classmethod
-    def from_cfg(cls, cfg, data, model: nn.Module) -> Distillation:
+    def from_cfg(cls, cfg: CfgNode, data: Data, model: nn.Module) -> Distillation:
         refuse_conflicts(cfg)
         load_start(model, "KD.STUDENT_WEIGHT", cfg.KD.STUDENT_WEIGHT)
-        teachers = [make_teacher(cfg, path, data) for path in cfg.KD.TEACHER.WEIGHTS]
+        teachers = [make_target_teacher(cfg, path, data) for path in cfg.KD.TEACHER.WEIGHTS]
         if not cfg.KD.WEIGHT_DA and hasattr(model, "classifier"):
             model.classifier.requires_grad_(False)  # no term uses it
         if cfg.KD.MULTI_HEAD:
@@ -132,15 +137,16 @@ class Distillation(Stage):
         for target in data.targets:
             groups = "identity" if cfg.DMMD.GROUPS == "identity" else "tracklet"
             target.relabel(target_groups(target.records, groups, cfg.DATALOADER.NUM_INSTANCE))
-        stage = cls(
+        assert data.train is not None, "the method asks for it"
+        return cls(
             model,
-            teachers,
-            data.train,
-            data.targets,
-            loss.make_loss(cfg, data.num_classes),
             cfg.SOLVER.MAX_EPOCHS,
-            partial(make_solver, cfg),
-            cfg.DATALOADER.NUM_INSTANCE,
+            teachers=teachers,
+            source=data.train,
+            targets=data.targets,
+            loss_function=loss.make_loss(cfg, data.num_classes),
+            make_solver=partial(make_solver, cfg),
+            num_instances=cfg.DATALOADER.NUM_INSTANCE,
             seed=cfg.SOLVER.SEED,
             style=cfg.KD.STYLE,
             alternation=cfg.KD.ALTERNATION,
@@ -150,121 +156,132 @@ class Distillation(Stage):
             drifting=cfg.KD.TEACHER.MODE == "train",
             log_euclid=cfg.KD.LOG_EUCLID,
             gather=cfg.SOLVER.GATHER,
+            periods=Periods.from_cfg(cfg.SOLVER),
         )
-        stage.eval_period, stage.checkpoint_period = cfg.SOLVER.EVAL_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD
-        stage.log_period = cfg.SOLVER.LOG_PERIOD
-        return stage
 
     def modules(self) -> dict[str, nn.Module]:
         return {"model": self.model} | ({"teachers": self.teachers} if self.drifting else {})
 
     def begin(self) -> None:
-        self.teachers.to(self.device())
-        optimizer, self.scheduler = self.make_solver(self.model)
-        self.optimizers = [optimizer]
+        self.teachers.to(self.device)
+        super().begin()
 
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+    # ---------------------------------------------------------------- the order of the targets
 
-    # ---------------------------------------------------------------- whose turn it is
-
-    def batches(self, epoch: int) -> Turns:
+    def batches(self, epoch: int) -> TargetBatches:
         source, targets = self.source.epoch(epoch), [target.epoch(epoch) for target in self.targets]
-        longest = max(len(target) for target in targets)
+        longest = max(map(len, targets))
         if self.alternation == "batch":
-            side_by_side = Zipped([source, *targets], length=longest)
-            return Turns(lambda n: self.by_batch(side_by_side, epoch, n), self.sweeps, longest * len(targets))
-        pairs = [Zipped([source, target]) for target in targets]
-        return Turns(lambda n: self.one_by_one(pairs, epoch), 1, sum(len(pair) for pair in pairs))
+            side_by_side = ZippedEpochs([source, *targets], length=longest)
+            return TargetBatches(
+                lambda sweep: self.by_batch(side_by_side, epoch, sweep), self.sweeps, longest * len(targets)
+            )
+        pairs = [ZippedEpochs([source, target]) for target in targets]
+        return TargetBatches(lambda _: self.one_by_one(pairs, epoch), 1, sum(map(len, pairs)))
 
-    def by_batch(self, side_by_side: Zipped, epoch: int, sweep: int) -> Iterator[Turn]:
+    def by_batch(self, side_by_side: ZippedEpochs, epoch: int, sweep: int) -> Iterator[TargetBatch]:
+        """Yields an update for every target before the next batches of all domains."""
         rng = np.random.default_rng([self.seed, epoch, sweep])
-        for batch in side_by_side:
-            source, *targets = batch.parts
-            for i in self.ordered(rng, lambda b=batch: self.shifts(b)):
-                yield Turn(Pairs([source, targets[i]]), i)
+        for domains in side_by_side:
+            source, *targets = domains.batches
+            for i in self.ordered(rng, partial(self.shifts, domains)):
+                yield TargetBatch(DomainBatches([source, targets[i]]), i)
 
-    def one_by_one(self, pairs: list[Zipped], epoch: int) -> Iterator[Turn]:
+    def one_by_one(self, pairs: list[ZippedEpochs], epoch: int) -> Iterator[TargetBatch]:
+        """Yields all updates for one target before those for the next."""
         rng = np.random.default_rng([self.seed, epoch])
-        for i in self.ordered(rng, lambda: [np.mean([self.shifts(b)[0] for b in pair]) for pair in pairs]):
-            for batch in pairs[i]:
-                yield Turn(batch, i)
+        for i in self.ordered(rng, lambda: [np.mean([self.shifts(b)[0] for b in pair]).item() for pair in pairs]):
+            for pair in pairs[i]:
+                yield TargetBatch(pair, i)
 
-    def ordered(self, rng: np.random.Generator, shifts) -> list[int]:
-        """The targets' order. shifts: gives each target's distance to the source, if it is needed."""
+    def ordered(self, rng: np.random.Generator, shifts: Callable[[], list[float]]) -> list[int]:
+        """Returns the targets' numbers in their order. shifts: computes each target's distance to the source."""
         if self.order == "random":
             return rng.permutation(len(self.targets)).tolist()
         return np.argsort(shifts(), kind="stable").tolist() if self.order == "shift" else [*range(len(self.targets))]
 
     @torch.no_grad()
-    def shifts(self, batch: Pairs) -> list[float]:
-        """The overall term of D-MMD between the student's source features and those of each target's batch."""
+    def shifts(self, domains: DomainBatches) -> list[float]:
+        """Returns the overall term of D-MMD between the student's features of the source and of each target."""
         training = self.model.training
-        source, *targets = (self.model.eval()(part.to(self.device()).images) for part in batch.parts)
+        source, *targets = (self.model.eval()(batch.to(self.device).images) for batch in domains.batches)
         self.model.train(training)
         return [float(loss.dmmd(source, target, self.num_instances, SIGMAS)[2]) for target in targets]
 
     def set_rates(self, epoch: int, step: int, steps: int) -> None:
         per_sweep = max(steps // self.sweeps, 1)
-        if step % per_sweep == 0:
+        if self.scheduler is not None and step % per_sweep == 0:
             sweep = min(step // per_sweep, self.sweeps - 1)
             self.scheduler.step(self.sweeps * (epoch - 1) + sweep + 1)
 
     # ---------------------------------------------------------------- one update
 
-    def losses(self, batch: Turn) -> dict[str, Tensor]:
-        source, target = batch.pairs.parts
-        teacher = self.teachers[batch.target]
+    def forward(self, batch: TargetBatch) -> tuple[ReIDOutput | None, ReIDOutput]:
+        """Returns the student's outputs for the source's images, if it sees them, and for the target's."""
+        source, target = batch.pair.batches
         self.use_domain(batch.target)
-        seen = self.net(source.images, label=source.pids) if self.sees_source() else None
-        ours = self.net(target.images)
-        terms = {f"target_{k}": self.on_target * v for k, v in self.distil(ours, teacher, target.images).items()}
+        of_source = self.net(source.images, label=source.pids) if self.sees_source() else None
+        return of_source, self.net(target.images)
+
+    def losses(self, batch: TargetBatch) -> dict[str, Tensor]:
+        source, target = batch.pair.batches
+        teacher = self.teachers[batch.target]
+        of_source, of_target = self.forward(batch)
+        distilled = self.distil(of_target, teacher, target.images)
+        terms = {f"target_{name}": self.on_target * term for name, term in distilled.items()}
         if self.on_source:
-            found = self.distil(seen, teacher, source.images)
-            terms |= {f"source_{k}": self.on_source * v for k, v in found.items()}
+            assert of_source is not None, "sees_source"
+            distilled = self.distil(of_source, teacher, source.images)
+            terms |= {f"source_{name}": self.on_source * term for name, term in distilled.items()}
         elif self.drifting:
-            look(teacher, source.images)
+            teacher_output(teacher, source.images)  # its running statistics follow the source too, as released
         if self.on_shift:
-            adapted = self.loss_function(seen, source.pids)
-            feats = seen.feats[0], ours.feats[0]
+            assert of_source is not None, "sees_source"
+            adapted = self.loss_function(of_source, source.pids)
+            feats = of_source.feats[0], of_target.feats[0]
             adapted |= dmmd_terms(*feats, self.num_instances, (1.0, 1.0, 1.0), SIGMAS, self.gather)
-            terms |= {f"da_{k}": self.on_shift / 100 * v for k, v in adapted.items()}
+            terms |= {f"da_{name}": self.on_shift / 100 * term for name, term in adapted.items()}
         return terms
 
     def sees_source(self) -> bool:
-        """Released runs pass source batches through the student for their running statistics even if no term does."""
+        """Returns whether source images pass through the student.
+
+        Released runs do that for its running statistics even if no term needs it.
+        """
         return bool(self.on_source or self.on_shift or self.drifting)
 
-    def distil(self, ours: ReIDOutput, teacher: nn.Module, images: Tensor) -> dict[str, Tensor]:
-        theirs = look(teacher, images)
-        feats = ours.feats[0], theirs.feats[0]
+    def distil(self, student: ReIDOutput, teacher: nn.Module, images: Tensor) -> dict[str, Tensor]:
+        """Returns the distillation terms of the student's output for some images."""
+        target = teacher_output(teacher, images)
+        feats = student.feats[0], target.feats[0]
         if self.gather:
-            feats = tuple(gather_rows(f) for f in feats)
-        return style_terms(self.style, *feats, ours.maps, theirs.maps, len(images), self.log_euclid)
+            feats = gather_rows(feats[0]), gather_rows(feats[1])
+        return style_terms(self.style, *feats, student.maps, target.maps, len(images), self.log_euclid)
 
     def use_domain(self, index: int) -> None:
+        """Chooses the student's head of a target, if it has one per target."""
         if hasattr(self.model, "use_domain"):
             self.model.use_domain(index)
 
 
 @torch.no_grad()
-def look(teacher: nn.Module, images: Tensor) -> ReIDOutput:
-    """What a teacher shows: its feature (of retrieval, unless it runs in training mode), stage maps if it has any."""
+def teacher_output(teacher: nn.Module, images: Tensor) -> ReIDOutput:
+    """Returns a teacher's feature (of retrieval, unless it is in training mode) and stage maps if it has any."""
     if hasattr(teacher, "outputs"):
         return teacher.outputs(images)
     out = teacher(images)
     return ReIDOutput(scores=[], feats=[out]) if isinstance(out, Tensor) else out
 
 
-def refuse_conflicts(cfg) -> None:
-    """Raises ``UserError`` where teachers and targets do not match, or stage maps are asked of what has none."""
+def refuse_conflicts(cfg: CfgNode) -> None:
+    """Raises ``UserError`` if teachers and targets do not match, or a network has no stage maps to distil."""
     if cfg.KD.MULTI_HEAD and is_distributed():
-        raise UserError("KD.MULTI_HEAD trains one head at a time and runs as one process; start without torchrun")
+        raise UserError("KD.MULTI_HEAD trains one head per update and runs as one process; start it without torchrun")
     weights, targets = cfg.KD.TEACHER.WEIGHTS, names_of(cfg.DATASETS.TARGETS)
     if len(weights) != len(targets):
         raise UserError(
-            f"KD.TEACHER.WEIGHTS: {len(weights)} files for {len(targets)} DATASETS.TARGETS; one teacher per target, in "
-            "their order"
+            f"KD.TEACHER.WEIGHTS: {len(weights)} files for {len(targets)} DATASETS.TARGETS; name one teacher per "
+            "target, in their order"
         )
     if cfg.KD.STYLE == "only_outputs":
         return
@@ -272,21 +289,21 @@ def refuse_conflicts(cfg) -> None:
         if name.removeprefix(PREFIX) not in RESNETS or not name.startswith(PREFIX):
             raise UserError(
                 f"KD.STYLE {cfg.KD.STYLE!r} and {key} {name!r} cannot go together: only the torchreid ResNets have "
-                "matching stages; KD.STYLE 'only_outputs' takes any"
+                "matching stages; KD.STYLE 'only_outputs' works with every network"
             )
     if cfg.MODEL.MAPS != "student":
-        raise UserError(f"KD.STYLE {cfg.KD.STYLE!r} needs MODEL.MAPS 'student', which is {cfg.MODEL.MAPS!r}")
+        raise UserError(f"KD.STYLE {cfg.KD.STYLE!r} needs MODEL.MAPS 'student', not {cfg.MODEL.MAPS!r}")
 
 
-def make_teacher(cfg, path: str, data) -> nn.Module:
-    """A teacher of the architecture ``KD.TEACHER.NAME`` with the weights of a file, whose head decides the head.
+def make_target_teacher(cfg: CfgNode, path: str, data: Data) -> nn.Module:
+    """Makes a teacher of the architecture ``KD.TEACHER.NAME`` with the weights and the kind of head of a file.
 
-    SPCL files have one batch norm per domain (``BN_S``, ``BN_T``); the target's is taken. Raises ``UserError`` for a
-    file of another architecture.
+    SPCL files have one batch norm per domain (``BN_S``, ``BN_T``), of which the target's is taken. Raises ``UserError``
+    for a file of another architecture.
     """
     state, _ = as_tensors(path)
     if any(".BN_T." in key for key in state):
-        log.info("%s: has a batch norm per domain (BN_S, BN_T); the target's is taken", path)
+        log.info("%s has a batch norm per domain (BN_S, BN_T); the target's is used", path)
     teacher = cfg.clone()
     teacher.defrost()
     teacher.MODEL.NAME, teacher.KD.MULTI_HEAD = cfg.KD.TEACHER.NAME, False
@@ -305,6 +322,7 @@ def make_teacher(cfg, path: str, data) -> nn.Module:
     return model
 
 
-def mtda_kd(cfg, data, model: nn.Module) -> list[Stage]:
-    """The stages of ``PROCESSOR.NAME: mtda_kd``."""
+@builds("mtda_kd")
+def mtda_kd_stages(cfg: CfgNode, data: Data, model: nn.Module) -> list[Stage]:
+    """Returns the stages of ``PROCESSOR.NAME: mtda_kd``."""
     return [Distillation.from_cfg(cfg, data, model)]

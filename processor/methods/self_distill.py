@@ -8,23 +8,26 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from datasets.images import Batch
-from datasets.loaders import Source
+from datasets.loaders import Data, Source
 from loss.cluster_memory import ClusterMemory, class_means
 from loss.self_distillation import entry_distillation, identity_distillation, soft_share
 from loss.triplet import triplet
 from model import ReIDOutput
+from model.networks.ssdvit import SSDViT
 from processor.evaluate import extract_features
-from processor.methods.domains import Pairs, Zipped
-from processor.stage import Stage
+from processor.methods.domains import DomainBatches, ZippedEpochs
+from processor.stage import DEFAULT_PERIODS, MakeSolver, Periods, Stage
 from solver import make_solver
 from utils.distributed import gather_rows
+from utils.methods import builds
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is minimised for one source; fields are the keys of the same names under ``SSD``.
+    """The terms that are minimised for one source; fields are the keys of the same names under ``SSD``.
 
     margin: of the triplet terms. gather: mine the hardest pairs over the batches of all processes.
     """
@@ -40,7 +43,7 @@ class Recipe:
     gather: bool = False
 
     @classmethod
-    def from_cfg(cls, cfg) -> Recipe:
+    def from_cfg(cls, cfg: CfgNode) -> Recipe:
         return cls(
             mode=cfg.SSD.MODE,
             temperature=cfg.SSD.TEMPERATURE,
@@ -55,16 +58,16 @@ class Recipe:
 
     @property
     def siamese(self) -> bool:
-        """Whether the strong view has a term of its own; without one it only moves the memory."""
+        """Whether the strong view has a term; without one it only moves the memory."""
         return self.mode != "off"
 
     @property
     def reuses_features(self) -> bool:
-        """Whether the memory moves by the features of the step; else by those of a pass after it, as published."""
+        """Whether the memory moves by the step's features; else by those of a pass after it, as published."""
         return self.mode == "logits"
 
     def triplets(self, tri: Tensor, rb: Tensor, labels: Tensor) -> Tensor:
-        """The published pair of triplet terms, or the last block's alone without distillation. -> scalar."""
+        """Returns the published pair of triplet terms as a scalar, or the last block's alone without distillation."""
         if self.gather:
             tri, rb, labels = gather_rows(tri), gather_rows(rb), gather_rows(labels)
         last = triplet(tri, labels, self.margin)
@@ -83,135 +86,148 @@ class Recipe:
         epoch: int,
         epochs: int,
     ) -> dict[str, Tensor]:
-        """Named, weighted terms of one source, whose sum is its total.
+        """Returns named, weighted terms of one source, whose sum is its total.
 
         weak: ``[tri, rb, bn_x, bn_x_rb]`` of the weak view, (B, D) each. strong: ``bn_x`` of the strong view, None
-        where it is not ``siamese``. labels, strong_labels: (B,). epoch: from 1.
+        unless ``siamese``. labels, strong_labels: (B,). epoch: from 1.
         """
         tri, rb, feats, feats_random = weak
         on_memory, on_triplet, on_block, on_view = self.loss_weights
         terms = {"memory": memory(feats, labels), "triplet": on_triplet * self.triplets(tri, rb, labels)}
         if self.siamese:
+            assert strong is not None, "siamese"
             terms["memory"] = 0.5 * terms["memory"] + 0.5 * memory(strong, strong_labels)
         terms["memory"] = on_memory * terms["memory"]
         options = {
             "alpha": soft_share(epoch, epochs, self.alpha), "temperature": self.temperature, "weight": self.weight,
         }  # fmt: skip
         if self.mode == "released":
+            assert strong is not None, "siamese"
             by_block, by_view = entry_distillation(feats, feats_random, strong, labels, strong_labels, **options)
             terms |= {"block": on_block * by_block, "view": on_view * by_view}
         if self.mode == "logits":
-            own = memory.logits(feats)
-            terms["block"] = on_block * identity_distillation(own, memory.logits(feats_random), labels, **options)
+            assert strong is not None, "siamese"
+            logits = memory.logits(feats)
+            terms["block"] = on_block * identity_distillation(logits, memory.logits(feats_random), labels, **options)
             if self.paired_views:
-                terms["view"] = on_view * identity_distillation(own, memory.logits(strong), labels, **options)
+                terms["view"] = on_view * identity_distillation(logits, memory.logits(strong), labels, **options)
         return terms
 
 
 class SelfDistillation(Stage):
-    """A batch of each view of each source per step; one memory per source, moved after it.
+    """Trains with a batch of each view of each source per step, and one memory per source that moves after it.
 
     sources: with the loaders of their views. recipe: what is minimised. iterations: steps of an epoch. temperature,
-    momentum: of the memories, which are filled with the untrained network's features before the first epoch.
+    momentum: of the memories, which hold the untrained network's features before the first epoch.
     """
 
     name = "self_distill"
 
     def __init__(
         self,
-        model: nn.Module,
+        model: SSDViT,
+        epochs: int,
+        *,
         sources: Sequence[Source],
         recipe: Recipe,
-        epochs: int,
-        make_solver,
+        make_solver: MakeSolver,
         iterations: int,
         temperature: float = 0.05,
         momentum: float = 0.2,
+        periods: Periods = DEFAULT_PERIODS,
     ):
-        super().__init__(model, epochs)
-        self.sources, self.recipe, self.make_solver, self.iterations = sources, recipe, make_solver, iterations
-        self.last_epoch, self.epoch, self.accuracy = epochs, 0, 0.0
-        self.memories = nn.ModuleList(
+        super().__init__(model, epochs, make_solver=make_solver, periods=periods)
+        self.network, self.sources, self.recipe, self.iterations = model, sources, recipe, iterations
+        self.last_epoch, self.epoch, self.accuracy = epochs, 0, torch.zeros(())
+        self.memory_of = [
             ClusterMemory(torch.zeros(source.num_classes, model.width), temperature, momentum, normalize=False)
             for source in sources
-        )
-        self.seen: list[list[tuple[Tensor, Tensor]]] = []
+        ]
+        self.memories = nn.ModuleList(self.memory_of)
+        self.step_features: list[list[tuple[Tensor, Tensor]]] = []
 
     @classmethod
-    def from_cfg(cls, cfg, data, model: nn.Module) -> SelfDistillation:
-        stage = cls(
+    def from_cfg(cls, cfg: CfgNode, data: Data, model: SSDViT) -> SelfDistillation:
+        return cls(
             model,
-            data.sources,
-            Recipe.from_cfg(cfg),
             cfg.SOLVER.MAX_EPOCHS,
-            partial(make_solver, cfg),
-            cfg.SSD.ITERS,
-            cfg.SSD.MEMORY_TEMPERATURE,
-            cfg.SSD.MEMORY_MOMENTUM,
+            sources=data.sources,
+            recipe=Recipe.from_cfg(cfg),
+            make_solver=partial(make_solver, cfg),
+            iterations=cfg.SSD.ITERS,
+            temperature=cfg.SSD.MEMORY_TEMPERATURE,
+            momentum=cfg.SSD.MEMORY_MOMENTUM,
+            periods=Periods.from_cfg(cfg.SOLVER),
         )
-        stage.eval_period, stage.checkpoint_period = cfg.SOLVER.EVAL_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD
-        stage.log_period = cfg.SOLVER.LOG_PERIOD
-        return stage
 
     def modules(self) -> dict[str, nn.Module]:
         return {"model": self.model, "memories": self.memories}
 
-    def begin(self) -> None:
-        optimizer, self.scheduler = self.make_solver(self.model)
-        self.optimizers = [optimizer]
-
     def fill_memories(self) -> None:
-        """Every row becomes its identity's mean feature, under the test transform."""
-        device = next(self.model.parameters()).device
-        for memory, source in zip(self.memories, self.sources, strict=True):
-            feats = extract_features(self.model, source.plain, device, call=self.model.class_feature)
+        """Sets every row to its identity's mean feature under the test transform."""
+        for memory, source in zip(self.memory_of, self.sources, strict=True):
+            feats = extract_features(self.network, source.plain, self.device, call=self.network.class_feature)
             labels = torch.from_numpy(source.plain.records.pids)
             memory.features.copy_(class_means(feats, labels, source.num_classes))
 
-    def batches(self, epoch: int) -> Zipped:
-        if epoch == 1:  # later ones have them from the epoch before or from the restart
+    def batches(self, epoch: int) -> ZippedEpochs:
+        if epoch == 1:  # later epochs have them from the epoch before or from the restart
             self.fill_memories()
         self.epoch = epoch
-        return Zipped([view.epoch(epoch) for source in self.sources for view in source.views], self.iterations)
+        return ZippedEpochs([view.epoch(epoch) for source in self.sources for view in source.views], self.iterations)
 
-    def views(self, batch: Pairs) -> list[tuple[Batch, Batch]]:
-        """The weak and the strong batch of each source."""
+    def views(self, batch: DomainBatches) -> list[tuple[Batch, Batch]]:
+        """Returns the weak and the strong batch of each source."""
         if self.recipe.paired_views:
-            return [(part, replace(part, images=part.views[0], views=())) for part in batch.parts]
-        return list(zip(batch.parts[::2], batch.parts[1::2], strict=True))
+            return [(both, replace(both, images=both.views[0], views=())) for both in batch.batches]
+        return list(zip(batch.batches[::2], batch.batches[1::2], strict=True))
 
-    def losses(self, batch: Pairs) -> dict[str, Tensor]:
+    def forward(self, batch: DomainBatches) -> list[tuple[ReIDOutput, ReIDOutput | None]]:
+        """Returns the outputs for the weak and, if ``siamese``, the strong view of each source."""
+        outputs = []
+        for weak, strong in self.views(batch):
+            of_weak = self.net(weak.images, label=weak.pids)
+            outputs.append((of_weak, self.net(strong.images, label=strong.pids) if self.recipe.siamese else None))
+        return outputs
+
+    def losses(self, batch: DomainBatches) -> dict[str, Tensor]:
         totals: dict[str, Tensor] = {}
-        views, seen, right = self.views(batch), [], []
-        for memory, (weak, strong) in zip(self.memories, views, strict=True):
-            ours: ReIDOutput = self.net(weak.images, label=weak.pids)
-            theirs = self.net(strong.images, label=strong.pids).feats[2] if self.recipe.siamese else None
-            terms = self.recipe.terms(memory, ours.feats, weak.pids, theirs, strong.pids, self.epoch, self.last_epoch)
+        views, strong_features, accuracies = self.views(batch), [], []
+        for memory, (weak, strong), (of_weak, of_strong) in zip(
+            self.memory_of, views, self.forward(batch), strict=True
+        ):
+            feats = None if of_strong is None else of_strong.feats[2]
+            terms = self.recipe.terms(memory, of_weak.feats, weak.pids, feats, strong.pids, self.epoch, self.last_epoch)
             for name, term in terms.items():
-                totals[name] = totals.get(name, 0) + term / len(views)
-            right.append((memory.logits(ours.feats[2].detach()).argmax(1) == weak.pids).float().mean())
-            if self.recipe.reuses_features and theirs.requires_grad:
-                seen.append((theirs.detach(), strong.pids))
-        self.accuracy = torch.stack(right).mean()
-        if seen:
-            self.seen.append(seen)
+                totals[name] = totals[name] + term / len(views) if name in totals else term / len(views)
+            accuracies.append((memory.logits(of_weak.feats[2].detach()).argmax(1) == weak.pids).float().mean())
+            if self.recipe.reuses_features:
+                assert feats is not None, "siamese"
+                strong_features.append((feats.detach(), strong.pids))
+        self.accuracy = torch.stack(accuracies).mean()
+        if strong_features:
+            self.step_features.append(strong_features)
         return totals
 
     def logs(self) -> dict[str, float]:
         return {"acc": float(self.accuracy)}
 
     @torch.no_grad()
-    def after_step(self, batches: list[Pairs]) -> None:
-        """Moves the memories, alike on all processes: by every process's strong views in rank order."""
+    def after_step(self, batches: list[DomainBatches]) -> None:
+        """Moves the memories by every process's strong views in rank order, so that they are the same on every rank."""
         if not self.recipe.reuses_features:
             strong = [[view for _, view in self.views(batch)] for batch in batches]
-            self.seen = [[(self.model(view.images).feats[2], view.pids) for view in views] for views in strong]
-        for seen in self.seen:
-            for memory, (feats, labels) in zip(self.memories, seen, strict=True):
+            self.step_features = [
+                [(self.network(view.images).feats[2], view.pids) for view in views] for views in strong
+            ]
+        for strong_features in self.step_features:
+            for memory, (feats, labels) in zip(self.memory_of, strong_features, strict=True):
                 memory.update(gather_rows(feats), gather_rows(labels))
-        self.seen = []
+        self.step_features = []
 
 
-def self_distill(cfg, data, model: nn.Module) -> list[Stage]:
-    """The stages of ``PROCESSOR.NAME: self_distill``."""
+@builds("self_distill")
+def self_distill_stages(cfg: CfgNode, data: Data, model: nn.Module) -> list[Stage]:
+    """Returns the stages of ``PROCESSOR.NAME: self_distill``."""
+    assert isinstance(model, SSDViT), "the method's network"
     return [SelfDistillation.from_cfg(cfg, data, model)]

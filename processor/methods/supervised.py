@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 import loss
+from datasets.batches import EpochBatches, TrainLoader
+from datasets.images import Batch
+from datasets.loaders import Data
 from datasets.transforms.imagenet import make_mixup
 from model import ReIDOutput
-from processor.stage import Stage
+from processor.stage import DEFAULT_PERIODS, LossFunction, MakeSolver, Periods, Stage
 from solver import make_solver
 from utils.distributed import is_distributed, world_size
 from utils.errors import UserError
+from utils.methods import builds
+
+Mixup = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(images, labels (B,)) -> mixed images, and the share of each class in them (B, C)."""
 
 
 class Centers(nn.Module):
-    """The centers of the center loss, one row per identity, and their own plain SGD.
+    """The centers of the center loss, one row per identity, trained by a plain SGD of their own.
 
     weight: of the center term. The term's weight acts on the features only: the centers' gradient is divided by it
     again (Wen et al., ECCV 2016, as the strong baseline has it).
@@ -32,24 +42,27 @@ class Centers(nn.Module):
         self.centers = nn.Parameter(torch.randn(num_class, width))
 
     def optimizer(self) -> torch.optim.Optimizer:
+        """Returns the centers' optimizer."""
         return torch.optim.SGD(self.parameters(), lr=self.lr)
 
     def forward(self, feats: Tensor, labels: Tensor) -> Tensor:
         return self.weight * loss.center(feats, labels, self.centers)
 
     def rescale_gradient(self) -> None:
+        """Divides the gradient by the term's weight and averages it over the processes."""
         grad = self.centers.grad
+        assert grad is not None, "called after backward"
         grad.div_(self.weight)
         if is_distributed():
-            torch.distributed.all_reduce(grad)
+            dist.all_reduce(grad)
             grad.div_(world_size())
 
 
 class Supervised(Stage):
-    """Identity and metric terms over one or several parts.
+    """Trains with identity and metric terms over one or several parts.
 
-    freeze_epochs: first epochs in which only the classifiers learn and everything else is in evaluation mode. mixup:
-    (images, labels) -> mixed images, (B, C) targets.
+    loss_function: of the terms. centers: of the center loss, None without it. freeze_epochs: first epochs in which only
+    the classifiers learn and everything else is in evaluation mode. mixup: mixes the images of a batch, None without.
     """
 
     name = "supervised"
@@ -57,42 +70,48 @@ class Supervised(Stage):
     def __init__(
         self,
         model: nn.Module,
-        loader,
-        loss_function,
         epochs: int,
-        make_solver,
+        *,
+        loader: TrainLoader,
+        loss_function: LossFunction,
+        make_solver: MakeSolver,
         centers: Centers | None = None,
         freeze_epochs: int = 0,
-        mixup=None,
+        mixup: Mixup | None = None,
+        periods: Periods = DEFAULT_PERIODS,
     ):
-        super().__init__(model, epochs)
+        super().__init__(model, epochs, make_solver=make_solver, periods=periods)
         self.freeze_epochs, self.frozen = freeze_epochs, False
-        self.loader, self.loss_function, self.make_solver, self.centers = loader, loss_function, make_solver, centers
-        self.mixup = mixup
-        self.accuracy = 0.0
+        self.loader, self.loss_function, self.centers, self.mixup = loader, loss_function, centers, mixup
+        self.accuracy = torch.zeros(())
 
     @classmethod
-    def from_cfg(cls, cfg, data, model: nn.Module) -> Supervised:
+    def from_cfg(cls, cfg: CfgNode, data: Data, model: nn.Module) -> Supervised:
         centers = None
         if "center" in cfg.MODEL.METRIC_LOSS_TYPE:
             centers = Centers(data.num_classes, model.width, cfg.SOLVER.CENTER_LOSS_WEIGHT, cfg.SOLVER.CENTER_LR)
-        loss_function = loss.make_loss(cfg, data.num_classes)
-        mixup = make_mixup(cfg, data.num_classes)
-        frozen = cfg.SOLVER.FREEZE_EPOCHS
-        solver, epochs = partial(make_solver, cfg), cfg.SOLVER.MAX_EPOCHS
-        stage = cls(model, data.train, loss_function, epochs, solver, centers, frozen, mixup)
-        stage.eval_period, stage.checkpoint_period = cfg.SOLVER.EVAL_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD
-        stage.log_period = cfg.SOLVER.LOG_PERIOD
-        return stage
+        assert data.train is not None, "the method asks for it"
+        return cls(
+            model,
+            cfg.SOLVER.MAX_EPOCHS,
+            loader=data.train,
+            loss_function=loss.make_loss(cfg, data.num_classes),
+            make_solver=partial(make_solver, cfg),
+            centers=centers,
+            freeze_epochs=cfg.SOLVER.FREEZE_EPOCHS,
+            mixup=make_mixup(cfg, data.num_classes),
+            periods=Periods.from_cfg(cfg.SOLVER),
+        )
 
     def modules(self) -> dict[str, nn.Module]:
         return {"model": self.model} | ({"centers": self.centers} if self.centers else {})
 
     def begin(self) -> None:
-        optimizer, self.scheduler = self.make_solver(self.model)
-        self.optimizers = [optimizer] + ([self.centers.optimizer()] if self.centers else [])
+        super().begin()
+        if self.centers:
+            self.optimizers.append(self.centers.optimizer())
 
-    def batches(self, epoch: int):
+    def batches(self, epoch: int) -> EpochBatches:
         return self.loader.epoch(epoch)
 
     def set_rates(self, epoch: int, step: int, steps: int) -> None:
@@ -102,18 +121,25 @@ class Supervised(Stage):
             for name, child in self.model.named_children():
                 child.train(name.startswith("classifier"))
 
-    def outputs(self, batch) -> ReIDOutput:
-        """What the losses are computed from."""
+    def mixed(self, batch: Batch) -> tuple[Batch, Tensor]:
+        """Returns the batch and its targets, with mixed images where there is a mixup."""
+        if not self.mixup:
+            return batch, batch.pids
+        images, targets = self.mixup(batch.images, batch.pids)
+        return replace(batch, images=images), targets
+
+    def outputs(self, batch: Batch) -> ReIDOutput:
+        """Returns what the losses are computed from."""
         return self.net(batch.images, label=batch.pids, cam_label=batch.cam_labels, view_label=batch.view_labels)
 
-    def losses(self, batch) -> dict[str, Tensor]:
-        targets = batch.pids
-        if self.mixup:
-            images, targets = self.mixup(batch.images, batch.pids)
-            batch = replace(batch, images=images)
+    def forward(self, batch: Batch) -> ReIDOutput:
+        return self.outputs(self.mixed(batch)[0])
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        batch, targets = self.mixed(batch)
         out = self.outputs(batch)
-        shown = out.scores[0] if out.i2t_logits is None else out.i2t_logits
-        self.accuracy = (shown.detach().argmax(1) == batch.pids).float().mean()
+        scores = out.scores[0] if out.i2t_logits is None else out.i2t_logits
+        self.accuracy = (scores.detach().argmax(1) == batch.pids).float().mean()
         terms = self.loss_function(out, targets)
         if self.centers:
             terms["center"] = self.centers(out.feats[0], batch.pids)
@@ -126,11 +152,12 @@ class Supervised(Stage):
         if self.frozen:
             for name, parameter in self.model.named_parameters():
                 if not name.startswith("classifier"):
-                    parameter.grad = None  # the optimizer passes over it: no decay, no momentum
+                    parameter.grad = None  # the optimizer skips it: no decay, no momentum
         if self.centers:
             self.centers.rescale_gradient()
 
 
-def supervised(cfg, data, model: nn.Module) -> list[Stage]:
-    """The stages of ``PROCESSOR.NAME: supervised``."""
+@builds("supervised")
+def supervised_stages(cfg: CfgNode, data: Data, model: nn.Module) -> list[Stage]:
+    """Returns the stages of ``PROCESSOR.NAME: supervised``."""
     return [Supervised.from_cfg(cfg, data, model)]

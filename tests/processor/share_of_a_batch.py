@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
 import loss
 from configs import load_config
+from datasets.images import Batch
 from model import make_model
 from processor.methods.supervised import Supervised
 from processor.trainer import Trainer
@@ -36,23 +36,23 @@ def main(folder: Path) -> None:
     model = make_model(cfg, 4)
     images, labels = torch.randn(8, 3, 64, 32), torch.arange(4).repeat_interleave(2)
     share = slice(rank() * 8 // world_size(), (rank() + 1) * 8 // world_size())
-    batch = SimpleNamespace(images=images[share], pids=labels[share], camids=None, viewids=None)
+    nothing = torch.zeros_like(labels[share])
+    batch = Batch(images[share], labels[share], nothing, nothing, nothing)
 
     def make_solver(module):
         optimizer = make_optimizer(cfg, module)
         return optimizer, make_scheduler(cfg, optimizer)
 
-    stage = Supervised(model, None, loss.make_loss(cfg, 4), 1, make_solver)
+    stage = Supervised(model, 1, loader=None, loss_function=loss.make_loss(cfg, 4), make_solver=make_solver)
     trainer = Trainer(device=cpu, dtype=torch.float32, folder=folder, model_name="", fingerprint={})
-    stage.begin()
-    trainer._wrap(stage)
+    trainer.start_stage(stage)
     model.train()
-    trainer._update(stage, [batch], "here")
+    trainer.step(stage, [batch], "here")
     watched = next(n for n, _ in model.named_buffers() if n.endswith("running_mean"))
     norms = model.get_buffer(watched)
     norms += rank()  # as without SYNC_BN, where every process has statistics of its own
     trainer.evaluate = lambda model: {"norms": gather_objects(norms.clone())}
-    trainer._evaluate(stage, 1)
+    trainer.evaluate_stage(stage, 1)
     seen = trainer.progress.history[-1]["norms"]
     assert all(torch.equal(s, seen[0]) for s in seen), "processes evaluate different models"
     if is_main():

@@ -15,8 +15,9 @@ from configs import load_config
 from datasets.images import Batch
 from loss import DINOLoss
 from model import make_model
-from processor.methods.dino import DINO, Ranges, make_teacher
+from processor.methods.dino import DINO, Ranges, make_following_teacher
 from processor.trainer import Trainer
+from solver.optimizer import matrices_and_vectors
 from utils.distributed import gather_objects, is_main, rank, start, stop, world_size
 
 SETTINGS = [
@@ -43,17 +44,19 @@ def main(folder: Path) -> None:
     model = make_model(load_config(opts=SETTINGS), 1).double()
     function = DINOLoss(16, 5, 0.04, 0.04, 0, 2).double()
     ranges = Ranges(rate=(0.1, 0.1), decay=(0.0, 0.0), momentum=0.5)
-    stage = DINO(model, make_teacher(model), None, function, 2, lambda groups: torch.optim.SGD(groups, lr=0.1), ranges)
+    stage = DINO(
+        model, 2, teacher=make_following_teacher(model), loader=None, loss_function=function,
+        make_solver=lambda module: (torch.optim.SGD(matrices_and_vectors(module, 0.0), lr=0.1), None), ranges=ranges,
+    )  # fmt: skip
     trainer = Trainer(device=torch.device("cpu"), dtype=torch.float32, folder=folder, model_name="", fingerprint={})
-    stage.begin()
-    trainer._wrap(stage)
+    trainer.start_stage(stage)
     model.train()
     stage.teacher.train()
     stage.epoch = 2  # the prototypes move
     losses, batch = [], slice_of_crops()
     for step in range(2):
         stage.set_rates(1, step, 2)
-        value = trainer._update(stage, [batch], "here")["loss"]
+        value = trainer.step(stage, [batch], "here")["loss"]
         losses.append(sum(gather_objects(value)) / world_size())
     if is_main():
         grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

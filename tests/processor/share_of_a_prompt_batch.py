@@ -60,20 +60,19 @@ def main(folder: Path) -> None:
     images, labels = torch.randn(13, 3, 64, 32), torch.arange(13) % 5
     views = torch.randn(2, 8, 3, 64, 32)
     pairs = torch.arange(8) // 2
-    data = SimpleNamespace(plain=Loader(images, labels), num_classes=5, train=None)
+    data = SimpleNamespace(plain=Loader(images, labels), num_classes=5, train=[])
     trainer = Trainer(device=cpu, dtype=torch.float32, folder=folder, model_name="", fingerprint={})
     second = TuneEncoder.from_cfg(cfg, data, model)
     found = {}
     for stage in (LearnPrompts.from_cfg(cfg, data, model), second):
-        stage.begin()
-        trainer._wrap(stage)
+        trainer.start_stage(stage)
         model.train()
         if stage is second:
             columns = (share(column) for column in (pairs, pairs % 2, pairs, pairs))
             batch = Batch(share(images[:8]), *columns, views=tuple(share(view) for view in views))
         else:
             batch = next(iter(stage.batches(1)))
-        terms = trainer._update(stage, [batch], "here")
+        terms = trainer.step(stage, [batch], "here")
         means = {k: sum(t[k] for t in gather_objects(terms)) / world_size() for k in terms}
         grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
         found[stage.name] = {"terms": {k: torch.tensor(v) for k, v in means.items()}, "grads": grads}

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from configs import load_config
 from datasets.loaders import Source
 from model import make_model
-from processor.methods.domains import Pairs
+from processor.methods.domains import DomainBatches
 from processor.methods.self_distill import Recipe, SelfDistillation
 from processor.trainer import Trainer
 from solver import make_optimizer, make_scheduler
@@ -44,17 +44,18 @@ def main(folder: Path) -> None:
             return optimizer, make_scheduler(cfg, optimizer)
 
         sources = [Source(name, 8, [], None) for name in ("a", "b")]
-        stage = SelfDistillation(model, sources, Recipe.from_cfg(cfg), 4, make_solver, 1)
+        stage = SelfDistillation(
+            model, 4, sources=sources, recipe=Recipe.from_cfg(cfg), make_solver=make_solver, iterations=1
+        )
         for memory in stage.memories:
             memory.features.copy_(F.normalize(torch.randn(8, 32)))
-        parts = [slice_of(seed) for seed in range(4)]
-        parts = [replace(part, pids=(part.pids + seed) % 8) for seed, part in enumerate(parts)]
+        batches = [slice_of(seed) for seed in range(4)]
+        batches = [replace(batch, pids=(batch.pids + seed) % 8) for seed, batch in enumerate(batches)]
         trainer = Trainer(device=cpu, dtype=torch.float32, folder=folder, model_name="", fingerprint={})
-        stage.begin()
+        trainer.start_stage(stage)
         stage.epoch = 2
-        trainer._wrap(stage)
         model.train()
-        trainer._update(stage, [Pairs(parts)], "here")
+        trainer.step(stage, [DomainBatches(batches)], "here")
         if is_main():
             grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
             memories = dict(stage.memories.named_buffers())

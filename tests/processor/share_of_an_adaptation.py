@@ -17,8 +17,8 @@ from datasets.images import Batch
 from model import make_model
 from processor.methods.cluster import ClusterContrast
 from processor.methods.dmmd import DMMD
-from processor.methods.domains import Pairs
-from processor.methods.mtda_kd import Distillation, Turn
+from processor.methods.domains import DomainBatches
+from processor.methods.mtda_kd import Distillation, TargetBatch
 from processor.trainer import Trainer
 from solver import make_optimizer, make_scheduler
 from utils.distributed import is_main, rank, start, stop, world_size
@@ -41,7 +41,7 @@ def slice_of(seed: int) -> Batch:
 def clustering(make_solver) -> ClusterContrast:
     """The stage of cluster contrast with a memory of 8 clusters."""
     model = make_model(load_config(opts=[*SETTINGS, "PROCESSOR.NAME", "cluster"]), 0).double()
-    stage = ClusterContrast(model, None, None, 1, make_solver)
+    stage = ClusterContrast(model, 1, loader=None, clusters=None, make_solver=make_solver)
     feats = torch.randn(16, model.width, generator=torch.Generator().manual_seed(3)).double()
     stage.remember(feats, torch.arange(8).repeat_interleave(2), torch.device("cpu"))
     return stage
@@ -56,7 +56,7 @@ def main(folder: Path) -> None:
         optimizer = make_optimizer(cfg, module)
         return optimizer, make_scheduler(cfg, optimizer)
 
-    pairs = Pairs([slice_of(1), slice_of(2)])
+    pair = DomainBatches([slice_of(1), slice_of(2)])
     for name in ("cluster", "dmmd", "mtda_kd"):
         torch.manual_seed(0)
         model, teacher = make_model(cfg, 8).double(), make_model(cfg, 8).double()
@@ -65,19 +65,22 @@ def main(folder: Path) -> None:
             stage, batch = clustering(make_solver), slice_of(1)
             model = stage.model
         elif name == "dmmd":
-            stage, batch = DMMD(model, None, None, terms, 1, make_solver, 2, warmup=0, gather=True), pairs
+            stage, batch = DMMD(
+                model, 1, source=None, target=None, loss_function=terms, make_solver=make_solver, num_instances=2,
+                warmup=0, gather=True,
+            ), pair  # fmt: skip
             stage.epoch = 1
         else:
             weights = (1.0, 1.0, 100.0)
             stage = Distillation(
-                model, [teacher], None, [None], terms, 1, make_solver, 2, weights=weights, gather=True
-            )
-            batch = Turn(pairs, 0)
+                model, 1, teachers=[teacher], source=None, targets=[None], loss_function=terms, make_solver=make_solver,
+                num_instances=2, weights=weights, gather=True,
+            )  # fmt: skip
+            batch = TargetBatch(pair, 0)
         trainer = Trainer(device=torch.device("cpu"), dtype=torch.float32, folder=folder, model_name="", fingerprint={})
-        stage.begin()
-        trainer._wrap(stage)
+        trainer.start_stage(stage)
         model.train()
-        trainer._update(stage, [batch], "here")
+        trainer.step(stage, [batch], "here")
         if is_main():
             grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
             if name == "cluster":

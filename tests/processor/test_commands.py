@@ -33,7 +33,7 @@ def trained(tmp_path_factory):
 def test_testing_a_checkpoint_gives_the_training_run_s_numbers(trained, tmp_path, capsys):
     root, folder = trained
     assert call("test", options(root, tmp_path, TEST__WEIGHT=folder / "transformer_1.pth")) == 0
-    tested, run = (json.loads((f / "metrics.json").read_text()) for f in (tmp_path, folder))
+    tested, run = (json.loads(path.read_text()) for path in (tmp_path / "test_metrics.json", folder / "metrics.json"))
     assert tested["results"] == run["results"]
     assert "Rank-10" in capsys.readouterr().out
 
@@ -50,21 +50,23 @@ def test_a_flip_reranking_and_expansion_run_on_request(trained, tmp_path):
     changes = {"TEST__FLIP": True, "TEST__RE_RANKING": True, "TEST__RERANK": (4, 2, 0.3), "TEST__ROC": True}
     changes |= {"TEST__QUERY_EXPANSION": (1, 2, 3.0), "TEST__WEIGHT": folder / "transformer_1.pth"}
     assert call("test", options(root, tmp_path, **changes)) == 0
-    assert any(k.startswith("TAR@FAR") for k in json.loads((tmp_path / "metrics.json").read_text())["mean"])
+    assert any(k.startswith("TAR@FAR") for k in json.loads((tmp_path / "test_metrics.json").read_text())["mean"])
 
 
 def test_a_test_in_the_run_s_own_folder_keeps_what_training_wrote(trained, tmp_path, capsys):
     root, _ = trained
     folder = tmp_path / "run"
     assert call("train", options(root, folder, SOLVER__MAX_EPOCHS=1)) == 0
-    run = json.loads((folder / "metrics.json").read_text())
+    run = (folder / "metrics.json").read_bytes()
     changes = {"TEST__WEIGHT": folder / "transformer_1.pth", "TEST__FLIP": True}
     for _ in range(2):
         assert call("test", options(root, folder, **changes)) == 0
-        assert json.loads((folder / "metrics.json").read_text())["training"] == run
+        assert (folder / "metrics.json").read_bytes() == run
+    tested = (folder / "test_metrics.json").read_bytes()
     assert call("train", options(root, folder, SOLVER__MAX_EPOCHS=1)) == 0
     assert "finished already" in capsys.readouterr().out
-    assert record.rows_of(folder)[0]["mAP"] == f"{100 * run['mean']['mAP']:.1f}"
+    assert ((folder / "metrics.json").read_bytes(), (folder / "test_metrics.json").read_bytes()) == (run, tested)
+    assert record.rows_of(folder)[0]["mAP"] == f"{100 * json.loads(run)['mean']['mAP']:.1f}"
 
 
 class Malicious:
@@ -148,7 +150,7 @@ def test_a_mistake_ends_with_one_line_and_code_2(mistake, trained, tmp_path, cap
     log = tmp_path / "out" / "log.txt"
     if log.exists() and mistake != "non-finite loss":
         assert "stage supervised" not in log.read_text()  # told before any training
-    assert not list(tmp_path.glob("out/*.pth")) and not list(tmp_path.glob("out/metrics.json"))
+    assert not list(tmp_path.glob("out/*.pth")) and not list(tmp_path.glob("out/*metrics.json"))
 
 
 def weight_files(tmp_path: Path, trained) -> dict[str, tuple[Path, list[str]]]:
@@ -175,7 +177,7 @@ def test_a_bad_weight_file_ends_with_one_line(kind, trained, tmp_path, capsys):
     assert call("test", options(trained[0], tmp_path / "out", TEST__WEIGHT=path)) == 2
     line = one_line(capsys)
     assert all(word in line for word in words) and path.name in line, line
-    assert not (tmp_path / "owned").exists() and not (tmp_path / "out" / "metrics.json").exists()
+    assert not (tmp_path / "owned").exists() and not (tmp_path / "out" / "test_metrics.json").exists()
 
 
 def test_a_weight_file_of_another_setting_is_refused(trained, tmp_path, capsys):

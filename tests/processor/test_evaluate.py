@@ -173,7 +173,7 @@ def test_training_and_testing_write_the_file(tmp_path):
     assert call("test", [*words, "TEST.MAX_MEMORY_GB", "0.001"]) == 0
     trained, tested = ((tmp_path / name / "per_query.csv").read_bytes() for name in ("run", "test"))
     assert trained == tested
-    result = json.loads((tmp_path / "test" / "metrics.json").read_text())["mean"]
+    result = json.loads((tmp_path / "test" / "test_metrics.json").read_text())["mean"]
     found = rows(tested)
     assert len(found) == result["queries"]
     assert np.mean([float(row["AP"]) for row in found if row["valid"] == "1"]) == pytest.approx(result["mAP"], abs=1e-6)

@@ -188,7 +188,7 @@ def test_the_cosine_per_step_moves_within_an_epoch_from_0_to_its_floor():
         SOLVER__MAX_EPOCHS=10, SOLVER__COSINE_FLOOR=1e-4,
     )  # fmt: skip
     optimizer = make_optimizer(cfg, nn.Linear(2, 2))
-    stage = Stage(nn.Linear(2, 2), 10)
+    stage = Stage(nn.Linear(2, 2), 10, make_solver=None)
     stage.scheduler = make_scheduler(cfg, optimizer)
     found = []
     for epoch in range(1, 11):

@@ -45,7 +45,7 @@ def test_the_mean_over_splits_of_trained_runs(tmp_path, capsys):
     assert out[1].startswith("split0 (split 0, seed 1234)") and out[2].startswith("split1 (split 1, seed 1234)")
     found = [json.loads((run / "metrics.json").read_text())["results"]["prid"]["mAP"] for run in runs]
     assert float(out[3].split()[1]) == pytest.approx(50 * sum(found), abs=0.06)
-    with pytest.raises(UserError, match="split0, copy: all of split 0, seed 1234; one of them is enough"):
+    with pytest.raises(UserError, match="split0, copy: all of split 0, seed 1234; name one of them"):
         (tmp_path / "copy").mkdir()
         for name in ("metrics.json", "config.yml"):
             (tmp_path / "copy" / name).write_text((runs[0] / name).read_text())
@@ -56,5 +56,5 @@ def test_runs_that_do_not_belong_together_or_are_not_finished_are_refused(tmp_pa
     one, other = finished(tmp_path / "a", mAP=0.5), finished(tmp_path / "b", **{"Recall@1": 0.5})
     with pytest.raises(UserError, match="no common values: mAP on prid and Recall@1 on prid"):
         average.main([str(one), str(other)])
-    with pytest.raises(UserError, match="no metrics.json of a finished run"):
+    with pytest.raises(UserError, match="no metrics.json or test_metrics.json of a finished run"):
         average.main([str(tmp_path)])

@@ -50,7 +50,7 @@ def test_two_seeds_of_one_setting_do_not_differ_and_a_better_setting_does(tmp_pa
     one, two = (finished(tmp_path / f"s{i}", aps(i), SEED=i) for i in (1, 2))
     compare.main([str(one), str(two)])
     told = capsys.readouterr().out
-    assert "no significant difference" in told and "luck of the queries" in told
+    assert "no significant difference" in told and "choice of queries" in told
     better = finished(tmp_path / "long", aps(3, 0.1), SEED=1, MAX_EPOCHS=40)
     compare.main([str(one), str(better)])
     told = capsys.readouterr().out
@@ -91,7 +91,7 @@ def test_figures_that_are_no_mean_over_queries_are_left_out(tmp_path, capsys):
 def test_mistakes_are_one_line(tmp_path):
     one = finished(tmp_path / "one", aps(1))
     for match, folder in (
-        ("one run only", one),
+        ("expected two or more runs", one),
         ("no metrics.json", tmp_path),
         ("not tested on the same queries of market1501: 79 and 80", finished(tmp_path / "short", aps(1)[1:])),
     ):

@@ -22,7 +22,7 @@ from processor.extractor import Extractor, make_extractor
 from tests.runs import TORCHRUN, start_process
 from tests.tiny import CLIP, MSVIT, config, options
 from tools import extract as command
-from tools.extract import extract
+from tools.extract import extract_to_folder
 from utils.checkpoint import load_weights
 from utils.errors import UserError
 from utils.feature_files import Features
@@ -73,7 +73,7 @@ def test_features_are_those_of_the_evaluation(market, weight, tmp_path):
     assert extractor([]).shape == (0, found.shape[1])
     with open(tmp_path / "list.csv", "w", newline="") as handle:
         csv.writer(handle).writerows([("path", "pid", "camid"), *zip(paths, records.pids, records.camids, strict=True)])
-    meta = extract(cfg, tmp_path / "list.csv", tmp_path / "out")
+    meta = extract_to_folder(cfg, tmp_path / "list.csv", tmp_path / "out")
     written = Features(tmp_path / "out")
     assert isinstance(written.array, np.memmap) and written.array.dtype == np.float32
     np.testing.assert_allclose(written.array, found, atol=1e-6)
@@ -127,7 +127,7 @@ def test_both_kinds_of_side_information_are_left_out_and_that_is_said(market, tm
     cfg = settings(market, tmp_path, tmp_path / "both.pth", MODEL__SIE_VIEW=True)
     torch.save(make_model(cfg, 4, 2, 3).state_dict(), cfg.TEST.WEIGHT)
     extractor = make_extractor(cfg)
-    assert extractor.sides == () and "does not tell cameras from views in its 6 rows" in caplog.text
+    assert extractor.sides == () and "has 6 rows for cameras and views together" in caplog.text
     image = np.random.default_rng(0).integers(0, 256, (40, 20, 3), dtype=np.uint8)
     np.testing.assert_array_equal(extractor([image], [1], [1]), extractor([image]))
     bare = {key: value for key, value in torch.load(cfg.TEST.WEIGHT).items() if "sie_embed" not in key}
@@ -142,7 +142,7 @@ def test_a_killed_extraction_goes_on_to_the_same_bytes(market, weight, tmp_path)
         shutil.copy(path, tmp_path / "images")
     damaged = sorted((tmp_path / "images").iterdir())[7]
     damaged.write_bytes(damaged.read_bytes()[:200])
-    extract(settings(market, tmp_path, weight), tmp_path / "images", tmp_path / "whole")
+    extract_to_folder(settings(market, tmp_path, weight), tmp_path / "images", tmp_path / "whole")
     kill = (  # as the third batch is about to be written
         "import os, signal, sys; from tools import extract as e; e.FLUSH_SECONDS = 0; keep, calls = e.keep, []\n"
         "def dies(*args):\n    calls.append(1); len(calls) < 3 or os.kill(os.getpid(), signal.SIGKILL); keep(*args)\n"
@@ -158,7 +158,7 @@ def test_a_killed_extraction_goes_on_to_the_same_bytes(market, weight, tmp_path)
     changes = {"another batch size": {"TEST__IMS_PER_BATCH": 4}, "another model": {"TEST__FLIP": True}}
     for line, change in changes.items():
         with pytest.raises(UserError, match=line):
-            extract(settings(market, tmp_path, weight, **change), tmp_path / "images", tmp_path / "out")
+            extract_to_folder(settings(market, tmp_path, weight, **change), tmp_path / "images", tmp_path / "out")
     command.main([str(word) for word in (*words, *given)])
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     two = start_process(*TORCHRUN, "-m", "tools.extract", *words[:2], "--out", tmp_path / "two", *given)
@@ -175,13 +175,13 @@ def test_finished_work_is_left_alone_and_another_list_is_refused(market, weight,
     images = sorted(map(str, market.rglob("*.jpg")))[:6]
     (tmp_path / "list.txt").write_text("\n".join(images))
     cfg = settings(market, tmp_path, weight)
-    first = extract(cfg, tmp_path / "list.txt", tmp_path / "out")
+    first = extract_to_folder(cfg, tmp_path / "list.txt", tmp_path / "out")
     with monkeypatch.context() as patch:
         patch.setattr(command, "fill", None)
-        assert extract(cfg, tmp_path / "list.txt", tmp_path / "out") == first
+        assert extract_to_folder(cfg, tmp_path / "list.txt", tmp_path / "out") == first
     (tmp_path / "list.txt").write_text("\n".join(images[:5]))
     with pytest.raises(UserError, match="holds features of another list of images"):
-        extract(cfg, tmp_path / "list.txt", tmp_path / "out")
+        extract_to_folder(cfg, tmp_path / "list.txt", tmp_path / "out")
 
 
 def interrupted(*_) -> None:
@@ -192,12 +192,12 @@ def test_killed_while_finishing_it_finishes(market, weight, tmp_path, monkeypatc
     images = sorted(map(str, market.rglob("*.jpg")))[:6]
     (tmp_path / "list.txt").write_text("\n".join([*images, "absent.jpg"]))
     cfg = settings(market, tmp_path, weight)
-    extract(cfg, tmp_path / "list.txt", tmp_path / "whole")
+    extract_to_folder(cfg, tmp_path / "list.txt", tmp_path / "whole")
     with monkeypatch.context() as patch:
         patch.setattr("utils.feature_files.write_table", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            extract(cfg, tmp_path / "list.txt", tmp_path / "out")
-    extract(cfg, tmp_path / "list.txt", tmp_path / "out")
+            extract_to_folder(cfg, tmp_path / "list.txt", tmp_path / "out")
+    extract_to_folder(cfg, tmp_path / "list.txt", tmp_path / "out")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
@@ -231,7 +231,7 @@ def test_mistakes_are_one_line(market, weight, tmp_path):
     }
     for line, call in calls.items():
         with pytest.raises(UserError, match=line):
-            extract(*call)
+            extract_to_folder(*call)
     with pytest.raises(UserError, match="trains no model that a sentence can search"):
         make_extractor(cfg, space="text")
     extractor = Extractor.load("", weight, *words_of(market, tmp_path))

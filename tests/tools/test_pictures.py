@@ -14,7 +14,7 @@ from model import make_model
 from tests.model.families import MODELS
 from tests.runs import call
 from tests.tiny import config, options
-from tools.pictures import KINDS, draw, main, overlaid
+from tools.pictures import KINDS, draw_pictures, main, overlaid
 from tools.report import write_report
 from utils.errors import UserError
 
@@ -34,7 +34,7 @@ def test_each_network_gets_its_pictures(name, market, tmp_path):
     cfg = config(market, tmp_path, **changes)
     data = make_dataloader(cfg, training=False)
     model = make_model(cfg, data.num_classes, data.num_cameras, data.num_views, data.kind).train()
-    pictures = draw(cfg, model, data, torch.device("cpu"), tmp_path, count=3)
+    pictures = draw_pictures(cfg, model, data, torch.device("cpu"), tmp_path, count=3)
     assert {picture.kind for picture in pictures} == FOUND[name] and model.training
     listed = json.loads((tmp_path / "pictures" / "index.json").read_text())
     assert [one["file"] for one in listed] == [picture.file for picture in pictures]

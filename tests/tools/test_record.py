@@ -49,5 +49,5 @@ def test_tables_are_filled_between_their_marks(finished, tmp_path):
 
 
 def test_a_folder_without_a_finished_run_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no metrics.json of a finished training run"):
+    with pytest.raises(UserError, match="no metrics.json or test_metrics.json of a finished run"):
         record.rows_of(tmp_path)

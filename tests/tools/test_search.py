@@ -19,7 +19,7 @@ from processor.extractor import make_extractor
 from tests.browser import PROGRAM, Browser
 from tests.tiny import CLIP, config, options
 from tools import search as command
-from tools.extract import extract
+from tools.extract import extract_to_folder
 from utils.errors import UserError
 from utils.feature_files import Features
 
@@ -34,9 +34,9 @@ def place(market, tmp_path_factory):
     images = sorted((market / "market1501" / "bounding_box_train").iterdir())
     with open(folder / "gallery.csv", "w", newline="") as handle:
         csv.writer(handle).writerows([("path", "pid"), *((path, path.name[:4]) for path in images)])
-    extract(settings(market, folder), folder / "gallery.csv", folder / "gallery")
-    extract(settings(market, folder), market / "market1501" / "query", folder / "query")
-    extract(settings(market, folder, "another"), market / "market1501" / "query", folder / "other")
+    extract_to_folder(settings(market, folder), folder / "gallery.csv", folder / "gallery")
+    extract_to_folder(settings(market, folder), market / "market1501" / "query", folder / "query")
+    extract_to_folder(settings(market, folder, "another"), market / "market1501" / "query", folder / "other")
     return folder
 
 
@@ -210,8 +210,8 @@ def test_mistakes_are_one_line(place, market, given, tmp_path):
         "none of the 1 images could be read": ["--query", "absent.jpg", "--gallery", place / "gallery", *given],
         "'supervised' trains no model that a sentence": ["--text", "a car", "--gallery", place / "gallery", *given],
         "holds features; give it alone": ["--query", place / "query", image, "--gallery", place / "gallery"],
-        "--k: 0 is no number": [*both, "--k", 0],
-        "does not end in .html": [*both, "--page", "x.txt"],
+        "--k: expected at least 1 image, got 0": [*both, "--k", 0],
+        "expected a name that ends in .html, got x.txt": [*both, "--page", "x.txt"],
     }
     for line, words in calls.items():
         with pytest.raises(UserError, match=line) as error:
@@ -227,8 +227,8 @@ def test_a_sentence_searches_a_gallery_of_its_space(market, place, tmp_path, cap
     cfg = config(market, tmp_path, **changes)
     torch.save(make_model(cfg, 5, 2, 1).state_dict(), cfg.TEST.WEIGHT)
     images = market / "market1501" / "query"
-    extract(cfg, images, tmp_path / "gallery", space="text")
-    extract(cfg, images, tmp_path / "mute")
+    extract_to_folder(cfg, images, tmp_path / "gallery", space="text")
+    extract_to_folder(cfg, images, tmp_path / "mute")
     (tmp_path / "any.yml").write_text("OUTPUT_DIR: ''\n")
     given = ["--config_file", tmp_path / "any.yml", *options(market, tmp_path, **changes)]
     sentences = ["a person in red", "an empty street"]

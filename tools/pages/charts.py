@@ -1,6 +1,6 @@
-"""Charts as inline SVG for pages that need no network: text, lines, bars and points, in the page's own colours.
+"""Charts as inline SVG for pages that need no network: text, lines, bars and points, in the page's colours.
 
-Every chart is an image with a name and a description for those who do not see it. Colours come from the page's
+Every chart is an image with a name and a description as alternative text. Colours come from the page's
 variables ``--c0`` to ``--c5``, so that light and dark pages both work.
 """
 
@@ -15,11 +15,11 @@ WIDTH, HEIGHT = 420, 260
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 40
 COLOURS = 6
 MOST_POINTS = 400
-"""Points of a line, at most: more than there are pixels only make the page larger."""
+"""Points of a line, at most: more than there are pixels would only make the page larger."""
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers between ``low`` and ``high``, about ``most`` of them."""
+    """Returns about ``most`` round numbers between ``low`` and ``high``."""
     span = max(high - low, 1e-12)
     raw = span / most
     size = 10 ** np.floor(np.log10(raw))
@@ -29,20 +29,23 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 class Frame:
-    """Axes from data to the drawing: ``x`` and ``y`` turn values into places."""
+    """Maps data to the drawing: ``x`` and ``y`` turn values into coordinates."""
 
     def __init__(self, x_range: tuple[float, float], y_range: tuple[float, float]):
         self.x_range, self.y_range = _opened(x_range), _opened(y_range)
 
     def x(self, value: float) -> float:
+        """Returns the horizontal coordinate of a value."""
         low, high = self.x_range
         return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
+        """Returns the vertical coordinate of a value."""
         low, high = self.y_range
         return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
     def axes(self, x_label: str, y_label: str, x_ticks: Sequence[float] | None = None) -> str:
+        """Returns grid lines, numbers and labels. x_ticks: None for round numbers."""
         out = []
         for value in ticks(*self.y_range, most=5):
             y = self.y(value)
@@ -69,10 +72,10 @@ def line_chart(
     y_label: str,
     y_range: tuple[float, float] | None = None,
 ) -> str:
-    """series: label -> (x, y), up to six. y_range: None for that of the values."""
+    """Draws lines. series: label -> (x, y), up to six. y_range: None for that of the values."""
     xs, ys = (np.concatenate([np.asarray(s[i], float) for s in series.values()]) for i in (0, 1))
     frame = Frame((xs.min(), xs.max()), y_range or (min(ys.min(), 0), ys.max()))
-    body, told = [frame.axes(x_label, y_label)], []
+    body, descriptions = [frame.axes(x_label, y_label)], []
     for i, (label, (x, y)) in enumerate(series.items()):
         some = np.unique(np.linspace(0, len(x) - 1, min(len(x), MOST_POINTS)).astype(int))
         points = " ".join(f"{frame.x(x[j]):.1f},{frame.y(y[j]):.1f}" for j in some)
@@ -83,17 +86,15 @@ def line_chart(
                 for j in some
             ]
         if len(series) > 1:
-            y_place = TOP + 14 + 16 * i
-            body.append(
-                f'<line class="line s{i}" x1="{WIDTH - 130}" x2="{WIDTH - 110}" y1="{y_place - 4}" y2="{y_place - 4}"/>'
-            )
-            body.append(f'<text x="{WIDTH - 104}" y="{y_place}">{escape(label)}</text>')
-        told.append(f"{label} from {y[0]:.3g} at {x[0]:g} to {y[-1]:.3g} at {x[-1]:g}")
-    return drawing(name, f"{y_label} over {x_label}: {'; '.join(told)}.", "".join(body))
+            legend_y, line_y = TOP + 14 + 16 * i, TOP + 10 + 16 * i
+            body.append(f'<line class="line s{i}" x1="{WIDTH - 130}" x2="{WIDTH - 110}" y1="{line_y}" y2="{line_y}"/>')
+            body.append(f'<text x="{WIDTH - 104}" y="{legend_y}">{escape(label)}</text>')
+        descriptions.append(f"{label} from {y[0]:.3g} at {x[0]:g} to {y[-1]:.3g} at {x[-1]:g}")
+    return drawing(name, f"{y_label} over {x_label}: {'; '.join(descriptions)}.", "".join(body))
 
 
 def histogram(values: np.ndarray, edges: np.ndarray, name: str, x_label: str, y_label: str) -> str:
-    """How many values lie between neighbouring edges; the last bin holds its upper edge."""
+    """Draws how many values are between neighbouring edges; the last bin includes its upper edge."""
     counts, _ = np.histogram(values, edges)
     frame = Frame((edges[0], edges[-1]), (0, max(counts.max(), 1)))
     body = [frame.axes(x_label, y_label)]
@@ -103,14 +104,17 @@ def histogram(values: np.ndarray, edges: np.ndarray, name: str, x_label: str, y_
             f'<rect class="bar" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{frame.y(0) - y:.1f}">'
             f"<title>{low:g} to {high:g}: {count}</title></rect>"
         )
-    told = ", ".join(
+    bins = ", ".join(
         f"{low:g} to {high:g}: {count}" for count, low, high in zip(counts, edges, edges[1:], strict=False)
     )
-    return drawing(name, f"{y_label} by {x_label}: {told}.", "".join(body))
+    return drawing(name, f"{y_label} by {x_label}: {bins}.", "".join(body))
 
 
 def scatter(points: np.ndarray, groups: Sequence[int], filled: Sequence[bool], titles: Sequence[str], name: str) -> str:
-    """points: (N, 2) in [0, 1]. groups: number of each point's group, told by colour and shape; filled or a ring."""
+    """Draws points (N, 2) in [0, 1]. groups: the number of each point's group, shown by colour and shape.
+
+    filled: whether each point is filled or a ring. titles: of the points, as tooltips.
+    """
     side, edge, body = WIDTH, 14, []
     for (x, y), group, full, title in zip(points, groups, filled, titles, strict=True):
         cx, cy = edge + x * (side - 2 * edge), edge + (1 - y) * (side - 2 * edge)
@@ -119,15 +123,15 @@ def scatter(points: np.ndarray, groups: Sequence[int], filled: Sequence[bool], t
             f'<path class="point s{group % COLOURS} {"full" if full else "ring"}" '
             f'transform="translate({cx:.1f} {cy:.1f})" d="{shape}"><title>{escape(title)}</title></path>'
         )
-    told = f"{len(points)} images of {len(set(groups))} groups; images that the model finds alike lie close together."
-    return drawing(name, told, "".join(body), side)
+    description = f"{len(points)} images of {len(set(groups))} groups; similar images are close together."
+    return drawing(name, description, "".join(body), side)
 
 
 SHAPES = ("M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z", "M-4 -4h8v8h-8z", "M0 -5L5 4H-5z", "M0 -5L5 0L0 5L-5 0z")
 
 
 def drawing(name: str, description: str, body: str, height: int = HEIGHT) -> str:
-    """The SVG element: an image with a name and a description."""
+    """Returns the SVG element: an image with a name and a description."""
     return (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(name)}. '
         f'{escape(description)}">{body}</svg>'

@@ -11,12 +11,10 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 
+from utils.scoring.judgements import JUNK, RIGHT, WRONG
 from utils.scoring.matching import Pairs
 from utils.scoring.neighbours import smallest
 from utils.scoring.ranking import average_precisions, positive_ranks
-
-RIGHT, WRONG, JUNK = 1, 0, -1
-"""How an image in a list is judged: of the query's identity, of another, or left out of the scores."""
 
 Watcher = Callable[[int, Tensor, Pairs], None]
 

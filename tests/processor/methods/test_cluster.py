@@ -85,7 +85,7 @@ def test_where_no_eps_helps_the_labels_of_the_epoch_before_stay(monkeypatch, cap
     other = Clustering(None, eps=0.5, batch_size=4, num_instances=2)
     other.load_state_dict({"labels": [0, 0, 1, 1, -1, -1]})  # as after a restart
     assert other.labels_of(torch.zeros(6, 2)).tolist() == [0, 0, 1, 1, -1, -1]
-    assert "the labels of the epoch before stay" in caplog.text
+    assert "continues with the last epoch's labels" in caplog.text
 
 
 # ---------------------------------------------------------------- the encoder
@@ -197,7 +197,7 @@ def test_an_epoch_has_its_steps_and_only_images_of_clusters(root, tmp_path, monk
     [
         ({"CLUSTER__EPS": 0.5, "CLUSTER__MIN_SAMPLES": 200}, "CLUSTER.EPS 0.5: neither this nor another eps"),
         ({"SOLVER__IMS_PER_BATCH": 18}, "SOLVER.IMS_PER_BATCH: 18 images a process is no multiple"),
-        ({"CLUSTER__TEMP": 0.0}, "CLUSTER.TEMP: 0.0 is not above 0"),
+        ({"CLUSTER__TEMP": 0.0}, "CLUSTER.TEMP: 0.0 must be above 0"),
         ({"MODEL__REDUCE_FEAT_DIM": True}, "MODEL.REDUCE_FEAT_DIM and PROCESSOR.NAME 'cluster' cannot go together"),
         (BACKBONES["vit"] | {"MODEL__POOLING": "gem"}, "MODEL.POOLING 'gem' and MODEL.NAME 'transformer'"),
         (BACKBONES["clip"] | {"MODEL__SIE_CAMERA": True}, "MODEL.SIE_CAMERA and PROCESSOR.NAME 'cluster'"),

@@ -14,7 +14,7 @@ from PIL import Image
 
 from model import make_model
 from processor import run
-from processor.methods.dino import DINO, follow, make_teacher
+from processor.methods.dino import DINO, follow, make_following_teacher
 from tests.runs import Killed, assert_same_bytes, call, kill_at
 from tests.tiny import config, options
 from utils.checkpoint import backbone_state, load_pretrained, load_weights, read_state
@@ -47,7 +47,7 @@ def test_a_run_leaves_student_teacher_and_a_backbone_file(market, finished, tmp_
     assert {"cls_token", "pos_embed", "patch_embed.proj.weight", "norm.bias"} <= bare.keys()
     tested = options(market, tmp_path, **SMALL, TEST__WEIGHT=folder / "transformer_3.pth")
     assert call("test", tested) == 0
-    alone = json.loads((tmp_path / "metrics.json").read_text())["results"]["market1501"]
+    alone = json.loads((tmp_path / "test_metrics.json").read_text())["results"]["market1501"]
     assert alone["mAP"] == pytest.approx(metrics["results"]["market1501"]["mAP"], abs=1e-6)
 
 
@@ -98,7 +98,7 @@ def test_prototypes_wait_and_everything_else_moves_in_the_first_epochs(market, t
 def test_the_teacher_is_the_average_and_keeps_buffers_of_its_own(market):
     torch.manual_seed(0)
     student = make_model(config(market, "unused", **SMALL), 1)
-    teacher = make_teacher(student)
+    teacher = make_following_teacher(student)
     assert_same_bytes(student.state_dict(), teacher.state_dict())
     before = copy.deepcopy(teacher.state_dict())
     with torch.no_grad():
@@ -114,7 +114,7 @@ def test_the_teacher_drops_nothing_and_sees_the_global_crops_in_training_mode(ma
     changes = {"MODEL__DROP_PATH": 0.9, "MODEL__DROP_OUT": 0.5, "MODEL__ATT_DROP_RATE": 0.5}
     cfg = config(market, "unused", **SMALL | changes)
     student = make_model(cfg, 1)
-    teacher = make_teacher(student).train()
+    teacher = make_following_teacher(student).train()
     crops = [torch.randn(2, 3, 32, 16)] * 2
     assert torch.equal(teacher(crops), teacher(crops))
     assert not torch.equal(student.train()(crops), student(crops))

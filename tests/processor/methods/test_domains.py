@@ -11,7 +11,7 @@ import torch
 from datasets.records import Records
 from processor import run
 from processor.methods.dmmd import DMMD
-from processor.methods.domains import Zipped, target_groups
+from processor.methods.domains import ZippedEpochs, target_groups
 from processor.methods.mtda_kd import Distillation
 from tests.runs import Killed, assert_same_bytes, call, kill_at, weights
 from tests.tiny import config, options
@@ -48,9 +48,9 @@ def distil(source, **changes) -> dict:
 
 
 def test_batches_side_by_side_start_again_where_they_are_shorter():
-    pairs = [batch.parts for batch in Zipped([["a", "b"], ["x", "y", "z"]], length=5)]
+    pairs = [batch.batches for batch in ZippedEpochs([["a", "b"], ["x", "y", "z"]], length=5)]
     assert pairs == [["a", "x"], ["b", "y"], ["a", "z"], ["b", "x"], ["a", "y"]]
-    assert [batch.parts for batch in Zipped([["a", "b"], ["x", "y", "z"]])] == [["a", "x"], ["b", "y"]]
+    assert [batch.batches for batch in ZippedEpochs([["a", "b"], ["x", "y", "z"]])] == [["a", "x"], ["b", "y"]]
 
 
 def test_tracklets_are_one_identity_under_one_camera_with_enough_images():
@@ -106,7 +106,7 @@ def test_distillation_runs_and_its_file_is_a_model_like_any_other(source, tmp_pa
     tested = {**SMALL, "DATASETS__NAMES": "synthetic_b", "TEST__WEIGHT": str(tmp_path / f"{NET}_2.pth")}
     if not changes.get("KD__MULTI_HEAD"):
         assert call("test", options(source[0], tmp_path / "test", **tested)) == 0
-        alone = json.loads((tmp_path / "test" / "metrics.json").read_text())["results"]["synthetic_b"]
+        alone = json.loads((tmp_path / "test" / "test_metrics.json").read_text())["results"]["synthetic_b"]
         assert alone["mAP"] == pytest.approx(metrics["results"]["synthetic_b"]["mAP"], abs=1e-6)
 
 
@@ -146,7 +146,7 @@ def test_frozen_epochs_move_the_classifier_only(source, tmp_path):
     [
         ({"DATASETS__TARGETS": ["synthetic"]}, "DATASETS.TARGETS: synthetic is source and target at once"),
         ({"DATASETS__TARGETS": []}, "DATASETS.TARGETS is empty"),
-        ({"DATASETS__TARGETS": ["synthetic_b", "synthetic_c"]}, "DMMD.BLEND True makes one of several"),
+        ({"DATASETS__TARGETS": ["synthetic_b", "synthetic_c"]}, "DMMD.BLEND True joins several into one"),
         ({"DMMD__SOURCE_WEIGHT": "none.pth"}, "DMMD.SOURCE_WEIGHT: none.pth: no such file"),
         ({"SOLVER__IMS_PER_BATCH": 32}, "a batch of 32 needs 16 identities"),
         ({"DATALOADER__NUM_INSTANCE": 8, "SOLVER__IMS_PER_BATCH": 16}, "0 tracklets have DATALOADER.NUM_INSTANCE 8"),
@@ -189,7 +189,10 @@ def test_the_schedule_counts_sweeps():
         def step(self, number):
             self.steps.append(number)
 
-    stage = Distillation(torch.nn.Linear(1, 1), [], None, [], None, 3, None, 2, sweeps=3)
+    stage = Distillation(
+        torch.nn.Linear(1, 1), 3, teachers=[], source=None, targets=[], loss_function=None, make_solver=None,
+        num_instances=2, sweeps=3,
+    )  # fmt: skip
     stage.scheduler = Recorder()
     for epoch in (1, 2):
         for step in range(12):

@@ -26,7 +26,7 @@ from processor.methods.prompt import (
 )
 from tests.runs import TORCHRUN, Killed, assert_same_bytes, start_process
 from tests.tiny import CLIP_RUN, options
-from tools import text_query
+from tools import search
 from utils.errors import UserError
 
 
@@ -366,27 +366,29 @@ def clip_file(tmp_path_factory):
     return path
 
 
-def test_a_sentence_ranks_the_gallery(market, tmp_path, clip_file, capsys):
+def test_a_sentence_ranks_the_gallery(market, tmp_path, clip_file):
     changes = {"MODEL__PRETRAIN_CHOICE": "imagenet", "MODEL__PRETRAIN_PATH": str(clip_file), "MODEL__SIE_CAMERA": True}
     run.train(config(market, tmp_path, **changes))
     weight = str(tmp_path / "ViT-micro-8_2.pth")
     settings = CLIP_RUN | changes | {"TEST__WEIGHT": weight}
-    capsys.readouterr()
-    words = ["--text", "a person in red", "--top", "5", "--out", str(tmp_path / "found.csv")]
-    text_query.main([*words, *map(str, options(market, tmp_path, **settings))])
-    shown = capsys.readouterr().out.splitlines()
-    rows = list(csv.DictReader((tmp_path / "found.csv").open()))
-    assert len(shown) == len(rows) == 5 and all("bounding_box_test" in row["path"] for row in rows)
-    cosines = [float(row["cosine"]) for row in rows]
-    assert cosines == sorted(cosines, reverse=True)
-    cfg = config(market, tmp_path, **(changes | {"TEST__WEIGHT": weight}))
-    every, other = (text_query.rank_by_text(cfg, sentence) for sentence in ("a person in red", "an empty street"))
-    assert len(every) == 8 and [row[0] for row in every] != [row[0] for row in other]
-    expected(cfg, clip_file, every[0])
+    words = options(market, tmp_path, **settings)
+
+    def ranked(sentence: str, *more) -> list[dict[str, str]]:
+        search.main([str(w) for w in ("--text", sentence, "--out", tmp_path / "found.csv", *more, "--k", 8, *words)])
+        return list(csv.DictReader((tmp_path / "found.csv").open()))
+
+    red, empty = ranked("a person in red", "--page", tmp_path / "page.html"), ranked("an empty street")
+    assert len(red) == len(empty) == 8 and all("bounding_box_test" in row["path"] for row in red)
+    assert [row["rank"] for row in red] == [str(rank) for rank in range(1, 9)]
+    assert [row["distance"] for row in red] == sorted((row["distance"] for row in red), key=float)
+    assert [row["distance"] for row in red] != [row["distance"] for row in empty]
+    assert red[0].keys() == {"query", "rank", "distance", "row", "path", "pid", "camid", "dataset"}
+    assert "a person in red" in (tmp_path / "page.html").read_text()
+    check_nearest(config(market, tmp_path, **(changes | {"TEST__WEIGHT": weight})), clip_file, red[0])
 
 
-def expected(cfg, clip_file, best) -> None:
-    """The best image's cosine by open_clip's own text encoding."""
+def check_nearest(cfg, clip_file, nearest: dict[str, str]) -> None:
+    """Compares the nearest image with open_clip's own text encoding."""
     import open_clip
 
     data = make_dataloader(cfg, training=False)
@@ -398,8 +400,8 @@ def expected(cfg, clip_file, best) -> None:
         text = clip.encode_text(open_clip.tokenize(["a person in red"]))
         feats = image_features(model, data.tests[0].loader, side=True)[len(data.tests[0].query) :]
     cosines = torch.cosine_similarity(feats, text)
-    assert float(cosines.max()) == pytest.approx(best[0], abs=1e-5)
-    assert data.tests[0].gallery.paths[int(cosines.argmax())] == best[2]
+    assert float(cosines.max()) == pytest.approx(1 - float(nearest["distance"]), abs=1e-5)
+    assert data.tests[0].gallery.paths[int(cosines.argmax())] == nearest["path"]
 
 
 def test_what_a_sentence_cannot_search_is_refused(market, tmp_path, clip_file):
@@ -409,11 +411,13 @@ def test_what_a_sentence_cannot_search_is_refused(market, tmp_path, clip_file):
     torch.save({"visual.proj": torch.zeros(3)}, tmp_path / "mute.pt")
     wrong = {
         "'supervised' trains no model that a sentence can search": {"PROCESSOR__NAME": "supervised"},
-        "TEST.WEIGHT: is empty": {"TEST__WEIGHT": ""},
+        "TEST.WEIGHT is empty": {"TEST__WEIGHT": ""},
         "holds no token embedding": {"MODEL__PRETRAIN_PATH": str(tmp_path / "mute.pt")},
         "is not that of the model's text tower": {"MODEL__PRETRAIN_PATH": str(tmp_path / "narrow.pt")},
         "no such file": {"MODEL__PRETRAIN_PATH": "absent.pt"},
     }
     for line, changes in wrong.items():
         with pytest.raises(UserError, match=line):
-            text_query.rank_by_text(config(market, tmp_path, **(good | changes)), "a car")
+            search.main(
+                ["--text", "a car", "--k", "1", *map(str, options(market, tmp_path, **(CLIP_RUN | good | changes)))]
+            )

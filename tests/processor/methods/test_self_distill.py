@@ -21,6 +21,7 @@ from processor.methods.self_distill import Recipe, SelfDistillation
 from tests.runs import Killed, assert_same_bytes, call, kill_at, weights
 from tests.tiny import config, options, write_market
 from utils.errors import UserError
+from utils.methods import METHODS
 
 SMALL = {
     "PROCESSOR__NAME": "self_distill", "MODEL__NAME": "ssdvit", "MODEL__DROP_PATH": 0.1, "MODEL__NO_MARGIN": False,
@@ -87,7 +88,7 @@ def test_several_targets_are_reported_with_their_mean_and_tested_without_the_sou
         "MODEL__PRETRAIN_CHOICE": "imagenet", "MODEL__PRETRAIN_PATH": "absent.pth",
     }  # fmt: skip
     assert call("test", options(tmp_path / "target", tmp_path / "test", **SMALL | absent)) == 0
-    tested = json.loads((tmp_path / "test" / "metrics.json").read_text())
+    tested = json.loads((tmp_path / "test" / "test_metrics.json").read_text())
     assert tested["results"]["synthetic_c"]["mAP"] == pytest.approx(report["targets"]["synthetic_c"]["mAP"], abs=1e-6)
     assert tested["generalisation"]["sources"] == ["market1501", "cuhk_sysu"]
 
@@ -122,7 +123,7 @@ def stage_of(root, folder, **changes) -> SelfDistillation:
     cfg = config(root, folder, **SMALL | {"MODEL__DROP_PATH": 0.0, "SSD__RANDOM_BLOCK": 1} | changes)
     torch.manual_seed(0)
     data = make_dataloader(cfg)
-    stage = run.METHODS["self_distill"](cfg, data, run.make_model(cfg, data.num_classes))[0]
+    stage = METHODS["self_distill"].stages(cfg, data, run.make_model(cfg, data.num_classes))[0]
     stage.begin()
     return stage
 
@@ -169,7 +170,7 @@ def test_the_memory_moves_after_the_step_by_the_strong_views(root, tmp_path, mod
         for feat, label in zip(feats, view.pids, strict=True):
             rows[label] = F.normalize(0.2 * rows[label] + 0.8 * feat, dim=0)
         torch.testing.assert_close(memory.features, rows, rtol=1e-4, atol=1e-5)
-    assert not stage.seen
+    assert not stage.step_features
 
 
 def test_the_weights_of_the_terms_make_every_row_of_the_ablation():

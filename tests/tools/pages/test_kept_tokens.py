@@ -7,14 +7,14 @@ import torch
 
 from model.backbones.msvit import Attention, WindowAttention
 from model.layers.sparse_attention import attention_weights
-from tools.pages.kept_tokens import Stage
+from tools.pages.kept_tokens import WatchedAttention
 
 
 def test_the_marked_tokens_are_those_of_the_asking_ones_window():
     module = WindowAttention(2, Attention((4, 2), 0.5))
-    stage, maps = Stage(module), [torch.randn(3, 4, 8, 6) for _ in range(3)]
+    stage, maps = WatchedAttention(module), [torch.randn(3, 4, 8, 6) for _ in range(3)]
     module(*maps)
-    asking, tokens, shares = stage.looked_at((0.4, 0.7))  # row 3, column 4
+    asking, tokens, shares = stage.kept_for((0.4, 0.7))  # row 3, column 4
     np.testing.assert_allclose(asking * (8, 6), (3.5, 4.5))
     rows, columns = (tokens * (8, 6) - 0.5).T.round().astype(int)
     assert sorted(set(rows)) == [1, 3, 5, 7] and sorted(set(columns)) == [1, 4]

@@ -1,4 +1,4 @@
-"""Where a network looks: attention of transformers, strength of the last map of convolutional networks."""
+"""Shows where a network looks: attention of transformers, energy of the last map of convolutional networks."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from model.backbones.vit import ViT
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """How a transformer's tokens lie. grid: patches (down, across). prefix: tokens before them.
+class TokenLayout:
+    """The order of a transformer's tokens. grid: patches (down, across). prefix: tokens before them.
 
     by_class: the feature is the first token's; else it is the mean of the patches.
     """
@@ -28,24 +28,24 @@ class Tokens:
     by_class: bool
 
 
-def tokens_of(model: nn.Module) -> Tokens | None:
-    """The layout of the model's image tokens; None for networks without a plain grid of patches."""
+def tokens_of(model: nn.Module) -> TokenLayout | None:
+    """Returns the layout of the model's image tokens; None for networks without a plain grid of patches."""
     for module in model.modules():
         if isinstance(module, ViT):
-            return Tokens(module.grid, 1, True)
+            return TokenLayout(module.grid, 1, True)
         if isinstance(module, CLIPViT):
-            return Tokens(module.grid, 1, not module.mean_pooled)
+            return TokenLayout(module.grid, 1, not module.mean_pooled)
         if isinstance(module, TimmBackbone):
             grid = getattr(getattr(module.net, "patch_embed", None), "grid_size", None)
             prefix = getattr(module.net, "num_prefix_tokens", None)
             if grid is None or prefix is None:
                 return None
-            return Tokens(tuple(grid), prefix, getattr(module.net, "global_pool", "") == "token")
+            return TokenLayout((grid[0], grid[1]), prefix, getattr(module.net, "global_pool", "") == "token")
     return None
 
 
 def timm_weights(module: Attention, x: Tensor) -> Tensor:
-    """Attention weights (B, heads, T, T) that timm's fused attention does not hand out. x: (B, T, D)."""
+    """Returns attention weights (B, heads, T, T), which timm's fused attention does not return. x: (B, T, D)."""
     shape = len(x), x.shape[1], 3, module.num_heads, module.head_dim
     q, k, _ = module.qkv(x).reshape(shape).permute(2, 0, 3, 1, 4).unbind(0)
     q, k = module.q_norm(q), module.k_norm(k)
@@ -53,17 +53,17 @@ def timm_weights(module: Attention, x: Tensor) -> Tensor:
 
 
 def torch_weights(module: nn.MultiheadAttention, x: Tensor) -> Tensor:
-    """The same of torch's attention, as open_clip's towers have it. x: (B, T, D)."""
+    """Returns the same for torch's attention, which open_clip's towers use. x: (B, T, D)."""
     width, heads = module.embed_dim, module.num_heads
     bias = None if module.in_proj_bias is None else module.in_proj_bias[: 2 * width]
     both = F.linear(x, module.in_proj_weight[: 2 * width], bias)
-    q, k = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in both.chunk(2, dim=2))
+    q, k = (projected.unflatten(2, (heads, -1)).transpose(1, 2) for projected in both.chunk(2, dim=2))
     return ((width // heads) ** -0.5 * q @ k.transpose(-2, -1)).softmax(-1)
 
 
 @contextmanager
 def hooked(modules: list[nn.Module], hook: Callable, before: bool) -> Iterator[None]:
-    """Inside, ``hook`` is called before or after each of the modules."""
+    """Calls ``hook`` before or after each of the modules, inside the context."""
     handles = [m.register_forward_pre_hook(hook) if before else m.register_forward_hook(hook) for m in modules]
     try:
         yield
@@ -74,72 +74,72 @@ def hooked(modules: list[nn.Module], hook: Callable, before: bool) -> Iterator[N
 
 @torch.no_grad()
 def attentions(model: nn.Module, images: Tensor, **labels: Tensor) -> list[Tensor]:
-    """Weights (B, heads, T, T) of every attention over all tokens of an image, first block first; model in evaluation.
+    """Returns the weights (B, heads, T, T) of every attention over all tokens of an image, first block first.
 
-    Empty where the attention is of another kind. labels: what the model's forward takes besides. JPM's pieces are left
-    out: they hold a part of the tokens each.
+    The model is in evaluation mode. labels: what its forward takes beside the images. Empty if the attention is of
+    another kind. JPM's pieces are left out: each holds only some of the tokens.
     """
-    layout, found = tokens_of(model), []
+    layout, weights = tokens_of(model), []
     if layout is None:
-        return found
+        return weights
     total = layout.prefix + layout.grid[0] * layout.grid[1]
 
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def keep(module: Attention | nn.MultiheadAttention, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0]
         if x.dim() == 3 and x.shape[:2] == (len(images), total):
-            found.append((timm_weights if isinstance(module, Attention) else torch_weights)(module, x))
+            weights.append(timm_weights(module, x) if isinstance(module, Attention) else torch_weights(module, x))
 
     with hooked([m for m in model.modules() if isinstance(m, (Attention, nn.MultiheadAttention))], keep, before=True):
         model(images, **labels)
-    return found
+    return weights
 
 
-def of_feature(weights: Tensor, layout: Tokens) -> Tensor:
-    """From weights (B, T, T) to what the feature takes from each patch, (B, down, across)."""
+def of_feature(weights: Tensor, layout: TokenLayout) -> Tensor:
+    """Returns what the feature takes from each patch, (B, down, across), by weights (B, T, T)."""
     rows = weights[:, 0] if layout.by_class else weights[:, layout.prefix :].mean(1)
     return rows[:, layout.prefix :].unflatten(1, layout.grid)
 
 
-def last_attention(found: list[Tensor], layout: Tokens) -> Tensor:
-    """The last block's attention, mean over heads, as heat (B, down, across)."""
-    return of_feature(found[-1].mean(1), layout)
+def last_attention(weights: list[Tensor], layout: TokenLayout) -> Tensor:
+    """Returns the last block's attention, mean over heads, as heat (B, down, across)."""
+    return of_feature(weights[-1].mean(1), layout)
 
 
-def roll_out(found: list[Tensor], layout: Tokens) -> Tensor:
-    """Attention roll-out (Abnar and Zuidema, ACL 2020, section 3) as heat (B, down, across).
+def roll_out(weights: list[Tensor], layout: TokenLayout) -> Tensor:
+    """Returns attention roll-out (Abnar and Zuidema, ACL 2020, section 3) as heat (B, down, across).
 
     The mean over heads, half of it and half the residual path, multiplied through all blocks.
     """
-    joint = torch.eye(found[0].shape[-1], device=found[0].device).expand(len(found[0]), -1, -1)
-    for weights in found:
-        joint = (0.5 * weights.mean(1) + 0.5 * torch.eye(weights.shape[-1], device=weights.device)) @ joint
+    identity = torch.eye(weights[0].shape[-1], device=weights[0].device)
+    joint = identity.expand(len(weights[0]), -1, -1)
+    for of_block in weights:
+        joint = (0.5 * of_block.mean(1) + 0.5 * identity) @ joint
     return of_feature(joint, layout)
 
 
 @torch.no_grad()
 def last_map(model: nn.Module, images: Tensor, **labels: Tensor) -> Tensor | None:
-    """The last map (B, C, h, w) that any part of a convolutional network gives; model in evaluation.
+    """Returns the last map (B, C, h, w) that any module of a convolutional network gives; model in evaluation mode.
 
-    None where tokens come after it, as behind a transformer's patch embedding.
+    None if tokens follow it, as they follow a transformer's patch embedding.
     """
-    found: list[Tensor | None] = [None]
+    maps: Tensor | None = None
 
     def keep(module: nn.Module, inputs: tuple, output: object) -> None:
+        nonlocal maps
         if isinstance(output, Tensor) and output.dim() == 4 and output[0, 0].numel() > 1:
-            found[0] = output
+            maps = output
         elif isinstance(output, Tensor) and output.dim() == 3:
-            found[0] = None
+            maps = None
 
     with hooked(list(model.modules()), keep, before=False):
         model(images, **labels)
     channels_last = any(
         isinstance(m, TimmBackbone) and getattr(m.net, "output_fmt", "") == "NHWC" for m in model.modules()
     )
-    return (
-        found[0].permute(0, 3, 1, 2) if channels_last and found[0] is not None else found[0]
-    )  # Swin's channels come last
+    return maps.permute(0, 3, 1, 2) if maps is not None and channels_last else maps  # Swin's channels come last
 
 
-def strength(maps: Tensor) -> Tensor:
-    """Mean of the squares over channels (Zagoruyko and Komodakis, ICLR 2017). (B, C, h, w) -> (B, h, w)."""
+def channel_energy(maps: Tensor) -> Tensor:
+    """Returns the mean of the squares over channels (Zagoruyko and Komodakis, ICLR 2017). (B, C, h, w) -> (B, h, w)."""
     return maps.float().square().mean(1)

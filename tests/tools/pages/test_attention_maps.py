@@ -11,9 +11,17 @@ from model import make_model
 from model.backbones.vit import ScaleQuery
 from tests.model.families import MODELS
 from tests.tiny import config
-from tools.pages.looking import Tokens, attentions, last_attention, last_map, roll_out, strength, tokens_of
-from tools.pages.looking import timm_weights as of_timm
-from tools.pages.looking import torch_weights as of_torch
+from tools.pages.attention_maps import (
+    TokenLayout,
+    attentions,
+    channel_energy,
+    last_attention,
+    last_map,
+    roll_out,
+    tokens_of,
+)
+from tools.pages.attention_maps import timm_weights as of_timm
+from tools.pages.attention_maps import torch_weights as of_torch
 
 TRANSFORMERS = {"vit": 3, "jpm": 3, "clip vit": 3, "clip vit jpm": 3, "timm vit": 12}
 """Name -> blocks."""
@@ -78,7 +86,7 @@ def test_the_last_map_of_a_convolutional_network(name, tmp_path):
     if name in LAST:
         with torch.no_grad():
             torch.testing.assert_close(found, LAST[name](model, images))
-    heat = strength(found)
+    heat = channel_energy(found)
     assert heat.shape == (2, *found.shape[2:]) and heat.std() > 0
     torch.testing.assert_close(heat[1, 0, 0], found[1, :, 0, 0].square().mean())
 
@@ -88,11 +96,11 @@ def test_roll_out_follows_a_path_through_the_blocks():
     first, second = torch.eye(4).view(1, 1, 4, 4).clone(), torch.eye(4).view(1, 1, 4, 4).clone()
     first[0, 0, 2] = torch.tensor([0.0, 0, 0, 1])
     second[0, 0, 0] = torch.tensor([0.0, 0, 1, 0])
-    heat = roll_out([first, second], Tokens((1, 3), 1, True))
+    heat = roll_out([first, second], TokenLayout((1, 3), 1, True))
     torch.testing.assert_close(heat, torch.tensor([[[0.0, 0.25, 0.25]]]))
 
 
 def test_a_mean_over_patches_asks_for_all_of_them():
     weights = torch.rand(1, 2, 5, 5).softmax(-1)
-    heat = last_attention([weights], Tokens((2, 2), 1, False))
+    heat = last_attention([weights], TokenLayout((2, 2), 1, False))
     torch.testing.assert_close(heat.flatten(), weights.mean(1)[0, 1:].mean(0)[1:])
