@@ -98,15 +98,14 @@ def read_yaml(path: str | Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = tree.pop(BASE, None)
     if base is not None and not isinstance(base, str):
         raise ConfigError(f"{path}: {BASE} must be one file name, not {base!r}")
-    given = read_yaml(path.parent / Path(base).expanduser(), (*chain, path)) if base else {}
+    given: dict[str, Any] = read_yaml(path.parent / Path(base).expanduser(), (*chain, path)) if base else {}
     given.update(_flatten(tree, "", f"in {path}"))
     return given
 
 
-def read_opts(opts: Sequence | None) -> dict[str, Any]:
+def read_opts(opts: Sequence[Any] | None) -> dict[str, Any]:
     """Returns key -> checked value for a flat list of overrides."""
-    opts = list(opts or ())
-    where = "in the overrides"
+    opts, where = list(opts or ()), "in the overrides"
     for word in opts[::2]:
         if isinstance(word, str) and word not in KEYS and "=" in word:
             key, value = word.split("=", 1)

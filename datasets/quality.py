@@ -40,7 +40,7 @@ def examine(image: Image.Image) -> Look:
     grey.thumbnail((LONGEST, LONGEST))
     pixels = np.asarray(grey, np.float64) / 255
     flat = min(pixels.shape) < 3 or pixels.max() - pixels.min() < 1 / 255
-    return Look(1.0 if flat else float(blur_effect(pixels)), thumbnail)
+    return Look(1.0 if flat else float(np.mean(blur_effect(pixels))), thumbnail)
 
 
 def difference_hash(thumbnail: np.ndarray) -> int:
@@ -71,7 +71,7 @@ def near_duplicates(thumbnails: Sequence[np.ndarray]) -> list[tuple[float, int, 
     """Returns (similarity, i, j) of the pairs above ``ALIKE``, the most similar first. thumbnails: uint8 (32, 32)."""
     pairs = []
     for i, j in sorted(candidates(thumbnails)):
-        similarity = float(structural_similarity(thumbnails[i], thumbnails[j], data_range=255))
+        similarity = float(np.mean(structural_similarity(thumbnails[i], thumbnails[j], data_range=255)))
         if similarity > ALIKE:
             pairs.append((similarity, i, j))
     return sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))

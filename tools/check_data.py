@@ -234,12 +234,12 @@ def report(dataset: ReIDDataset, published: Counts, workers: int, sheet: Path | 
     blurred, alike = sampled.blurred(), sampled.alike()
     print("\n".join(quality_lines(sampled, len(sizes), blurred, alike)))
     if sizes:
-        widths, heights = np.array(sizes).T
+        widths, heights = (np.array(sides) for sides in zip(*sizes, strict=True))
         print(f"width {spread(widths)}, height {spread(heights)} (least/median/most)")
     if means:
-        mean = np.mean(means, axis=0, dtype=np.float64)
-        std = np.sqrt(np.maximum(np.mean(squares, axis=0, dtype=np.float64) - mean**2, 0))
-        mean_text, std_text = (", ".join(f"{v:.4f}" for v in row) for row in (mean, std))
+        mean = np.array(means, np.float64).mean(0)
+        std = np.sqrt(np.maximum(np.array(squares, np.float64).mean(0) - mean**2, 0))
+        mean_text, std_text = (", ".join(f"{v:.4f}" for v in row.tolist()) for row in (mean, std))
         print(f'INPUT.PIXEL_MEAN "[{mean_text}]" INPUT.PIXEL_STD "[{std_text}]"')
     extra = {"blurred": blurred, "alike": [cell for pair in alike for cell in pair]}
     if sheet is not None and contact_sheet(dataset, sheet, extra=extra):
