@@ -101,7 +101,7 @@ def test_blurred_images_and_near_duplicates_are_counted_and_shown(tmp_path, caps
     assert code == 0
     assert f"quality of all {len(files)} images: 1 blurred, 2 pairs of near-duplicates" in out
     assert f": {place / files[2]}" in out and "  blur 0." in out
-    first, second = (line for line in out.splitlines() if line.startswith("  alike "))
+    first, second = (line for line in out.splitlines() if line.startswith("  similar "))
     assert f"{place / files[4]} ~ {place / files[-1]} (different identities or splits)" in first
     assert f"{place / files[0]} ~ {place / files[1]}" in second and "different" not in second
     assert "notice: 1 pairs of near-duplicates have different identities or are in training and test" in out
