@@ -1,4 +1,4 @@
-"""Settings that exclude each other, where the keys alone decide: one table, checked when a configuration is loaded."""
+"""Settings that exclude each other, where the configuration alone decides, as tables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from utils.errors import conflict
-from utils.methods import Method, traits_of
+from utils.methods import Method
 
 
 @dataclass(frozen=True)
@@ -22,37 +22,57 @@ class Rule:
     applies: Callable[[CfgNode, Method], Any]
 
 
-RULES = (
-    Rule(
+@dataclass(frozen=True)
+class KeyRule:
+    """Two keys that exclude each other whatever the method. applies: whether they do."""
+
+    first: str
+    second: str
+    why: str
+    applies: Callable[[CfgNode], Any]
+
+
+KEY_RULES = (
+    KeyRule(
         "DATALOADER.DRAFT",
         "DATALOADER.DECODER",
         "torchvision decodes whole images",
-        lambda cfg, method: cfg.DATALOADER.DRAFT and cfg.DATALOADER.DECODER == "torchvision",
+        lambda cfg: cfg.DATALOADER.DRAFT and cfg.DATALOADER.DECODER == "torchvision",
     ),
-    Rule(
+    KeyRule(
         "INPUT.OCCLUSION_MIN",
         "INPUT.OCCLUSION_MAX",
         "the least side of the square is above the greatest",
-        lambda cfg, method: cfg.INPUT.OCCLUSION_MIN > cfg.INPUT.OCCLUSION_MAX,
+        lambda cfg: cfg.INPUT.OCCLUSION_MIN > cfg.INPUT.OCCLUSION_MAX,
     ),
-    *(
-        Rule(
-            f"INPUT.{name}",
-            "DATALOADER.SAMPLER",
-            "mixed images have no identity to mine triplets by; use 'softmax'",
-            lambda cfg, method, name=name: cfg.INPUT[name] and cfg.DATALOADER.SAMPLER != "softmax",
-        )
-        for name in ("MIXUP", "CUTMIX")
+    KeyRule(
+        "INPUT.MIXUP",
+        "DATALOADER.SAMPLER",
+        "mixed images have no identity to mine triplets by; use 'softmax'",
+        lambda cfg: cfg.INPUT.MIXUP and cfg.DATALOADER.SAMPLER != "softmax",
     ),
-    *(
-        Rule(
-            f"INPUT.{name}",
-            "SOLVER.IMS_PER_BATCH",
-            "images are mixed in pairs; use an even number",
-            lambda cfg, method, name=name: cfg.INPUT[name] and cfg.SOLVER.IMS_PER_BATCH % 2,
-        )
-        for name in ("MIXUP", "CUTMIX")
+    KeyRule(
+        "INPUT.CUTMIX",
+        "DATALOADER.SAMPLER",
+        "mixed images have no identity to mine triplets by; use 'softmax'",
+        lambda cfg: cfg.INPUT.CUTMIX and cfg.DATALOADER.SAMPLER != "softmax",
     ),
+    KeyRule(
+        "INPUT.MIXUP",
+        "SOLVER.IMS_PER_BATCH",
+        "images are mixed in pairs; use an even number",
+        lambda cfg: cfg.INPUT.MIXUP and cfg.SOLVER.IMS_PER_BATCH % 2,
+    ),
+    KeyRule(
+        "INPUT.CUTMIX",
+        "SOLVER.IMS_PER_BATCH",
+        "images are mixed in pairs; use an even number",
+        lambda cfg: cfg.INPUT.CUTMIX and cfg.SOLVER.IMS_PER_BATCH % 2,
+    ),
+)
+"""Checked when a configuration is loaded."""
+
+TRAINING_RULES = (
     Rule(
         "DATALOADER.SAMPLER",
         "PROCESSOR.NAME",
@@ -78,22 +98,25 @@ RULES = (
         lambda cfg, method: method.in_order and cfg.DATALOADER.BAD_IMAGES == "skip",
     ),
 )
+"""Checked before training: a user's method is in the table of methods only then, and a test needs none of these."""
 
 
 def refuse_conflicts(cfg: CfgNode) -> None:
-    """Raises ``UserError`` for the first rule of the table that the configuration breaks.
+    """Raises ``UserError`` for the first pair of ``KEY_RULES`` that the configuration sets together."""
+    for rule in KEY_RULES:
+        if rule.applies(cfg):
+            raise conflict(_shown(cfg, rule.first), _shown(cfg, rule.second), rule.why)
 
-    Rules on a method's traits hold for the methods that are in the table by now. A user's method is registered after
-    the configuration was loaded, so the data are checked once more before training.
-    """
-    method = traits_of(cfg.PROCESSOR.NAME)
-    for rule in RULES:
+
+def refuse_training_conflicts(cfg: CfgNode, method: Method) -> None:
+    """Raises ``UserError`` for the first pair of ``TRAINING_RULES`` that the configuration sets together."""
+    for rule in TRAINING_RULES:
         if rule.applies(cfg, method):
             raise conflict(_shown(cfg, rule.first), _shown(cfg, rule.second), rule.why)
 
 
 def _shown(cfg: CfgNode, key: str) -> str:
-    node = cfg
+    value = cfg
     for word in key.split("."):
-        node = node[word]
-    return f"{key} {node!r}"
+        value = value[word]
+    return f"{key} {value!r}"

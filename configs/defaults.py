@@ -107,7 +107,7 @@ MODEL = {
     "MSVIT.BATCH_ERASING": Key(0.4, "MSViT: largest share of an image that erasing inside the network takes; 0: none"),
     "MSVIT.BATCH_ERASING_PROB": Key(0.5, "MSViT: probability of that erasing", min=0, max=1),
     "MSVIT.FREEZE": Key(["stem"], "MSViT: parts that are not trained, of stem, layer1, layer2, layer3; their batch "
-                        "norm goes on counting", type=str, is_list=True,
+                        "norm keeps counting", type=str, is_list=True,
                         choices=("stem", "layer1", "layer2", "layer3")),
     "MSVIT.ACT": Key("relu", "MSViT: relu as published for ReID, or gelu as in its pre-training",
                      choices=("relu", "gelu")),
@@ -278,7 +278,7 @@ SOLVER = {
                      choices=("auto", "fp32", "fp16", "bf16")),
     "CLIP_GRAD": Key(0.0, "largest norm of the gradient; 0: no clipping", min=0),
     "ACCUMULATION": Key(1, "batches whose gradients are summed before a step", min=1),
-    "RESUME": Key("auto", "auto: go on with an unfinished run in OUTPUT_DIR; never: start anew; or a path"),
+    "RESUME": Key("auto", "auto: continue an unfinished run in OUTPUT_DIR; never: start again; or a path"),
     "EVAL_BEFORE": Key(False, "evaluate the untrained model first, to show what training gave"),
     "KEEP_BEST": Key("", "keep the best checkpoint by mAP or Rank-1; empty: only the regular ones",
                      choices=("", "mAP", "Rank-1")),
@@ -306,7 +306,7 @@ TEST = {
     "DIST_MAT": Key("dist_mat.npy", "upstream's file for the distance matrix"),
     "EVAL": Key(False, "upstream's switch for evaluation"),
     "REPORT": Key(False, "write report.html: figures with intervals, curves, ranked galleries, pictures; off, as it "
-                  "reads some images anew"),
+                  "reads some images again"),
     "ROC": Key(False, "report verification rates (TAR at FAR) too"),
     "MAX_MEMORY_GB": Key(0.0, "memory for distances in evaluation, in GB (10^9 bytes); 0: a quarter of what is free "
                          "when it starts", min=0),

@@ -38,16 +38,16 @@ def load_config_with_notes(config_file: str | Path = "", opts: Sequence = ()) ->
 
     The lines name settings that do nothing, or that do here what upstream does not do.
     """
-    given: dict[str, Any] = read_yaml(config_file) if config_file else {}
-    given.update(read_opts(opts))
+    settings: dict[str, Any] = read_yaml(config_file) if config_file else {}
+    settings.update(read_opts(opts))
     cfg = get_cfg_defaults()
-    for name, value in given.items():
+    for name, value in settings.items():
         section, _, leaf = name.rpartition(".")
         (lookup(cfg, section) if section else cfg)[leaf] = value
-    resolve(cfg, given)
+    resolve(cfg, settings)
     refuse_conflicts(cfg)
     cfg.freeze()
-    return cfg, notes(cfg, given)
+    return cfg, notes(cfg, settings)
 
 
 def dump(cfg: CfgNode) -> str:
@@ -98,15 +98,14 @@ def read_yaml(path: str | Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = tree.pop(BASE, None)
     if base is not None and not isinstance(base, str):
         raise ConfigError(f"{path}: {BASE} must be one file name, not {base!r}")
-    given = read_yaml(path.parent / Path(base).expanduser(), (*chain, path)) if base else {}
-    given.update(_flatten(tree, "", f"in {path}"))
-    return given
+    settings: dict[str, Any] = read_yaml(path.parent / Path(base).expanduser(), (*chain, path)) if base else {}
+    settings.update(_flatten(tree, "", f"in {path}"))
+    return settings
 
 
-def read_opts(opts: Sequence | None) -> dict[str, Any]:
+def read_opts(opts: Sequence[Any] | None) -> dict[str, Any]:
     """Returns key -> checked value for a flat list of overrides."""
-    opts = list(opts or ())
-    where = "in the overrides"
+    opts, where = list(opts or ()), "in the overrides"
     for word in opts[::2]:
         if isinstance(word, str) and word not in KEYS and "=" in word:
             key, value = word.split("=", 1)
@@ -120,14 +119,14 @@ def read_opts(opts: Sequence | None) -> dict[str, Any]:
 
 def _flatten(tree: dict, prefix: str, where: str) -> dict[str, Any]:
     """Returns nested sections as dotted keys with checked values; what is left empty in the file is left out."""
-    given = {}
+    settings = {}
     for word, value in tree.items():
         name = f"{prefix}{word}"
         if name in SECTIONS and (value is None or isinstance(value, dict)):
-            given.update(_flatten(value or {}, f"{name}.", where))
+            settings.update(_flatten(value or {}, f"{name}.", where))
         elif _known(name, where) and (value is not None or KEYS[name].default is None):
-            given[name] = coerce(name, value, where)
-    return given
+            settings[name] = coerce(name, value, where)
+    return settings
 
 
 def _known(name: str, where: str) -> str:
@@ -150,18 +149,18 @@ def _hint(name: str) -> str:
 # ---------------------------------------------------------------- meaning
 
 
-def resolve(cfg: CfgNode, given: Iterable[str]) -> None:
+def resolve(cfg: CfgNode, set_keys: Iterable[str]) -> None:
     """Replaces ``auto`` by what it stands for (docs/configuration.md, "What auto stands for").
 
-    cfg: not yet frozen. given: the keys that the YAML or the overrides set; a key left at its default is no evidence.
+    cfg: not yet frozen. set_keys: those of the YAML and the overrides; a key left at its default is no evidence.
     """
-    given, solver = set(given), cfg.SOLVER
+    evidence, solver = set(set_keys), cfg.SOLVER
     clip = is_clip(cfg.MODEL.NAME) or solver.WARMUP_ITERS > 0
     ssl = solver.WARMUP_METHOD == "cosine"
     if cfg.PROCESSOR.NAME == "auto":
-        cfg.PROCESSOR.NAME = "prompt" if any(k.startswith("SOLVER.STAGE1.") for k in given) else "supervised"
+        cfg.PROCESSOR.NAME = "prompt" if any(k.startswith("SOLVER.STAGE1.") for k in evidence) else "supervised"
     if cfg.MODEL.VIT_SMALL == "auto":
-        cfg.MODEL.VIT_SMALL = "deit" if ssl or given & SSL_KEYS else traits_of(cfg.PROCESSOR.NAME).vit_small
+        cfg.MODEL.VIT_SMALL = "deit" if ssl or evidence & SSL_KEYS else traits_of(cfg.PROCESSOR.NAME).vit_small
     if solver.SCHEDULER == "auto":
         multistep = not ssl and (clip or solver.WARMUP_METHOD == "constant")
         solver.SCHEDULER = "multistep" if multistep else "cosine"
@@ -170,11 +169,11 @@ def resolve(cfg: CfgNode, given: Iterable[str]) -> None:
         solver.SCHEDULER_START = first.get(solver.SCHEDULER, 1)
 
 
-def notes(cfg: CfgNode, given: Iterable[str]) -> list[str]:
+def notes(cfg: CfgNode, set_keys: Iterable[str]) -> list[str]:
     """Returns a line for each setting that does nothing, or that is honoured although upstream ignores it."""
     lines = []
     method = cfg.PROCESSOR.NAME
-    for name in given:
+    for name in set_keys:
         if name in INERT:
             lines.append(f"{name} is set and does nothing here: {INERT[name]}")
         elif method in METHODS and lookup(cfg, name) != KEYS[name].default:

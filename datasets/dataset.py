@@ -77,14 +77,14 @@ def merge_splits(spec: DatasetSpec, raw: RawSplits) -> None:
     settle(raw.train, "pid")
     tested = [*raw.query, *raw.gallery]
     settle(tested, "pid")
-    first = 1 + max((row.pid for row in raw.train), default=-1) if spec.restarts else 0
+    first = 1 + max((int(row.pid or 0) for row in raw.train), default=-1) if spec.restarts else 0
     known = {row.path for row in raw.train}
     trained = {row.cam for row in raw.train}
     no_cameras = len(trained) == 1 and {r.cam for r in raw.query} <= {0} and {r.cam for r in raw.gallery} <= {1}
     for row in tested:
         if row.path not in known and row.pid not in (*spec.junk, *spec.distractors):
             known.add(row.path)
-            pid = row.pid + first if spec.restarts else row.pid
+            pid = int(row.pid or 0) + first if spec.restarts else row.pid
             raw.train.append(replace(row, pid=pid, cam=min(trained) if no_cameras else row.cam))
 
 
@@ -130,11 +130,11 @@ def number_splits(raw: RawSplits, folder: Path) -> dict[str, Records]:
     everything = raw.train + tested
     for rows, column in ((raw.train, "pid"), (tested, "pid"), (everything, "cam"), (everything, "view")):
         settle(rows, column)
-    pids = number(row.pid for row in raw.train if row.pid is not None) | {None: -1}
+    pids: dict[Any, int] = number(row.pid for row in raw.train if row.pid is not None) | {None: -1}
     if raw.protocol == "classification":
         test_pids = pids
     elif all(isinstance(row.pid, int) for row in tested):
-        test_pids = {row.pid: row.pid for row in tested}
+        test_pids = {row.pid: row.pid for row in tested if isinstance(row.pid, int)}
     else:
         test_pids = number(row.pid for row in tested)
     numbering = Numbering(

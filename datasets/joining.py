@@ -58,7 +58,7 @@ def _joined(names: Sequence[np.ndarray | None], counts: Sequence[int]) -> np.nda
     if len(names) == 1 and names[0] is None:
         return None
     return np.concatenate(
-        [np.arange(count) if own is None else own[:count] for own, count in zip(names, counts, strict=True)]
+        [np.arange(count) if ids is None else ids[:count] for ids, count in zip(names, counts, strict=True)]
     )
 
 
@@ -73,7 +73,7 @@ def label_as_trained(records: Records, name: str, sources: dict[str, Records]) -
     _, all_cams, all_views = offsets[-1]
     if name not in sources:
         return replace(records, cam_labels=records.camids + all_cams, view_labels=records.viewids + all_views)
-    _, own_cams, own_views = _counts(sources[name])
+    _, trained_cams, trained_views = _counts(sources[name])
     _, cams, views = offsets[list(sources).index(name)]
 
     def label(numbers: np.ndarray, trained: int, offset: int, untrained: int) -> np.ndarray:
@@ -81,8 +81,8 @@ def label_as_trained(records: Records, name: str, sources: dict[str, Records]) -
 
     return replace(
         records,
-        cam_labels=label(records.camids, own_cams, cams, all_cams),
-        view_labels=label(records.viewids, own_views, views, all_views),
+        cam_labels=label(records.camids, trained_cams, cams, all_cams),
+        view_labels=label(records.viewids, trained_views, views, all_views),
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from yacs.config import CfgNode
 
-from configs.conflicts import refuse_conflicts
+from configs.conflicts import refuse_training_conflicts
 from datasets.batches import TestLoader, TrainLoader
 from datasets.catalogue import CATALOGUE
 from datasets.checks import (
@@ -106,7 +106,8 @@ def make_dataloader(cfg: CfgNode, training: bool = True) -> Data:
     there). Raises ``UserError`` with one line for whatever is wrong with the data.
     """
     method = method_of(cfg)
-    refuse_conflicts(cfg)  # by now the table has the methods of EXTRA_MODULES
+    if training:
+        refuse_training_conflicts(cfg, method)
     sets = read_sets(cfg, method, training)
     check_sets(cfg, method, sets, training)
     train = training_list(cfg, method, sets, training)

@@ -14,7 +14,7 @@ from skimage.metrics import structural_similarity
 
 BLURRED = 0.6
 """Images above this ``blur_effect`` (0 sharp, 1 blurred; Crete et al., SPIE 2007) count as blurred."""
-ALIKE = 0.95
+SIMILAR = 0.95
 """Pairs of thumbnails above this structural similarity (Wang et al., IEEE TIP 2004) count as near-duplicates."""
 LONGEST = 256
 """Pixels of the longer side to which larger images are reduced before their blur is measured: what training sees."""
@@ -26,21 +26,21 @@ BUCKET = 32
 
 
 @dataclass(frozen=True)
-class Look:
-    """What is kept of an image. blur: see ``BLURRED``. thumbnail: uint8 (32, 32), grey."""
+class ImageQuality:
+    """The quality of an image. blur: see ``BLURRED``. thumbnail: uint8 (32, 32), grey, to find near-duplicates by."""
 
     blur: float
     thumbnail: np.ndarray
 
 
-def examine(image: Image.Image) -> Look:
+def examine(image: Image.Image) -> ImageQuality:
     """Returns the blur and the thumbnail of an RGB image."""
     grey = image.convert("L")
     thumbnail = np.asarray(grey.resize(THUMBNAIL, Image.Resampling.BILINEAR))
     grey.thumbnail((LONGEST, LONGEST))
     pixels = np.asarray(grey, np.float64) / 255
     flat = min(pixels.shape) < 3 or pixels.max() - pixels.min() < 1 / 255
-    return Look(1.0 if flat else float(blur_effect(pixels)), thumbnail)
+    return ImageQuality(1.0 if flat else float(np.mean(blur_effect(pixels))), thumbnail)
 
 
 def difference_hash(thumbnail: np.ndarray) -> int:
@@ -68,10 +68,10 @@ def candidates(thumbnails: Sequence[np.ndarray]) -> set[tuple[int, int]]:
 
 
 def near_duplicates(thumbnails: Sequence[np.ndarray]) -> list[tuple[float, int, int]]:
-    """Returns (similarity, i, j) of the pairs above ``ALIKE``, the most similar first. thumbnails: uint8 (32, 32)."""
+    """Returns (similarity, i, j) of the pairs above ``SIMILAR``, the most similar first. thumbnails: uint8 (32, 32)."""
     pairs = []
     for i, j in sorted(candidates(thumbnails)):
-        similarity = float(structural_similarity(thumbnails[i], thumbnails[j], data_range=255))
-        if similarity > ALIKE:
+        similarity = float(np.mean(structural_similarity(thumbnails[i], thumbnails[j], data_range=255)))
+        if similarity > SIMILAR:
             pairs.append((similarity, i, j))
     return sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))

@@ -89,10 +89,19 @@ class Records(Sequence[Row]):
     def take(self, rows: Any) -> Records:
         """Returns the rows that an index array, a slice or a mask picks."""
         rows = np.arange(len(self))[rows]
-        columns = {name: getattr(self, name) for name in COLUMNS}
-        columns = {name: None if column is None else column[rows] for name, column in columns.items()}
-        extra = {name: column[rows] for name, column in self.extra.items()}
-        return replace(self, paths=self.paths.take(rows), extra=extra, **columns)
+        return replace(
+            self,
+            paths=self.paths.take(rows),
+            pids=self.pids[rows],
+            camids=self.camids[rows],
+            viewids=self.viewids[rows],
+            domain=self.domain[rows],
+            cam_labels=self.cam_labels[rows],
+            view_labels=self.view_labels[rows],
+            seqs=None if self.seqs is None else self.seqs[rows],
+            boxes=None if self.boxes is None else self.boxes[rows],
+            extra={name: column[rows] for name, column in self.extra.items()},
+        )
 
     def counts(self) -> tuple[int, int, int]:
         """Returns the numbers of identities, images and cameras."""
@@ -127,9 +136,6 @@ class Records(Sequence[Row]):
 SPLITS = ("train", "query", "gallery")
 LONG = 1_000_000
 """From here on no object is held per name. A list of this length comes from a folder, which has each name once."""
-ID_COLUMNS = ("pids", "camids", "viewids", "domain", "cam_labels", "view_labels")
-COLUMNS = (*ID_COLUMNS, "seqs", "boxes")
-ORIGINALS = ("identities", "cameras", "views")
 
 
 def join(lists: Iterable[Records]) -> Records:
@@ -138,18 +144,29 @@ def join(lists: Iterable[Records]) -> Records:
     Original ids stay where all lists spell their numbers the same way.
     """
     lists = list(lists)
-    columns = {name: np.concatenate([getattr(records, name) for records in lists]) for name in ID_COLUMNS}
+    boxes, seqs = None, None
     if any(records.boxes is not None for records in lists):
-        boxes = [np.zeros((len(r), 4), np.int32) if r.boxes is None else r.boxes for r in lists]
-        columns["boxes"] = np.concatenate(boxes)
-    seqs = [records.seqs for records in lists if records.seqs is not None]
-    if len(seqs) == len(lists):
-        shifts = np.cumsum([0, *(column.max(initial=-1) + 1 for column in seqs[:-1])])
-        columns["seqs"] = np.concatenate([column + shift for column, shift in zip(seqs, shifts, strict=True)])
+        boxes = np.concatenate([np.zeros((len(r), 4), np.int32) if r.boxes is None else r.boxes for r in lists])
+    columns = [records.seqs for records in lists if records.seqs is not None]
+    if len(columns) == len(lists):
+        shifts = np.cumsum([0, *(column.max(initial=-1) + 1 for column in columns[:-1])])
+        seqs = np.concatenate([column + shift for column, shift in zip(columns, shifts, strict=True)])
     shared = [name for name in lists[0].extra if all(name in records.extra for records in lists)]
-    extra = {name: np.concatenate([records.extra[name] for records in lists]) for name in shared}
-    originals = {name: shared_names([getattr(records, name) for records in lists]) for name in ORIGINALS}
-    return Records(chain(records.paths for records in lists), **columns, extra=extra, **originals)
+    return Records(
+        paths=chain(records.paths for records in lists),
+        pids=np.concatenate([records.pids for records in lists]),
+        camids=np.concatenate([records.camids for records in lists]),
+        viewids=np.concatenate([records.viewids for records in lists]),
+        domain=np.concatenate([records.domain for records in lists]),
+        cam_labels=np.concatenate([records.cam_labels for records in lists]),
+        view_labels=np.concatenate([records.view_labels for records in lists]),
+        seqs=seqs,
+        boxes=boxes,
+        extra={name: np.concatenate([records.extra[name] for records in lists]) for name in shared},
+        identities=shared_names([records.identities for records in lists]),
+        cameras=shared_names([records.cameras for records in lists]),
+        views=shared_names([records.views for records in lists]),
+    )
 
 
 def shared_names(names: Sequence[np.ndarray | None]) -> np.ndarray | None:

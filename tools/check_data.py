@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from configs import load_config
-from datasets import quality
+from datasets import quality as image_quality
 from datasets.catalogue.spec import Counts
 from datasets.checks import findings
 from datasets.dataset import ReIDDataset, make_dataset
@@ -31,8 +31,9 @@ from tools.pages.sheet import Cell, contact_sheet
 from utils.commands import make_parser, run_command
 
 SHOWN = 5
-SAMPLE = 5_000
-"""Images of a dataset whose blur and likeness are measured, unless --sample says otherwise."""
+SAMPLE, RUN = 2_000, 50
+"""Images of a dataset whose blur and likeness are measured, unless --sample says otherwise, and how many of them stand
+side by side: near-duplicates are often neighbours."""
 
 Box = tuple[int, ...]
 
@@ -41,7 +42,7 @@ Box = tuple[int, ...]
 class Examined:
     """What one file holds: a fault, or the digest of its bytes, its size and the moments of its channels in [0, 1].
 
-    look: its blur and thumbnail, for images of the sample.
+    quality: its blur and thumbnail, for images of the sample.
     """
 
     fault: str = ""
@@ -49,7 +50,7 @@ class Examined:
     size: tuple[int, int] = (0, 0)
     mean: np.ndarray | None = None
     square: np.ndarray | None = None
-    look: quality.Look | None = None
+    quality: image_quality.ImageQuality | None = None
 
 
 def examine(path: str, box: Box | None, sampled: bool) -> Examined:
@@ -70,7 +71,7 @@ def examine(path: str, box: Box | None, sampled: bool) -> Examined:
         size=image.size,
         mean=pixels.mean(0),
         square=(pixels**2).mean(0),
-        look=quality.examine(image) if sampled else None,
+        quality=image_quality.examine(image) if sampled else None,
     )
 
 
@@ -133,24 +134,24 @@ class Sampled:
     """The images whose quality was measured, with the place of each in its list."""
 
     cells: list[Cell] = field(default_factory=list)
-    looks: list[quality.Look] = field(default_factory=list)
+    qualities: list[image_quality.ImageQuality] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
 
     def blurred(self) -> list[Cell]:
         """Returns the blurred images, the worst first, each with its blur."""
-        blurs = np.array([look.blur for look in self.looks])
-        order = np.argsort(-blurs, kind="stable")[: int((blurs > quality.BLURRED).sum())]
+        blurs = np.array([q.blur for q in self.qualities])
+        order = np.argsort(-blurs, kind="stable")[: int((blurs > image_quality.BLURRED).sum())]
         return [self.cells[i].captioned(f"blur {blurs[i]:.2f}") for i in order]
 
-    def alike(self) -> list[tuple[Cell, Cell]]:
+    def near_duplicates(self) -> list[tuple[Cell, Cell]]:
         """Returns the pairs of near-duplicates, those of two identities first, then the most similar first.
 
         Files with the same bytes are reported as copies, not here.
         """
         pairs = []
-        for similarity, i, j in quality.near_duplicates([look.thumbnail for look in self.looks]):
+        for similarity, i, j in image_quality.near_duplicates([q.thumbnail for q in self.qualities]):
             if self.digests[i] != self.digests[j] and self.cells[i].path != self.cells[j].path:
-                caption = f"alike {similarity:.3f}"
+                caption = f"similar {similarity:.3f}"
                 pairs.append((self.cells[i].captioned(caption), self.cells[j].captioned(caption)))
         return sorted(pairs, key=lambda pair: not differ(*pair))
 
@@ -162,32 +163,34 @@ def differ(first: Cell, second: Cell) -> bool:
     return first.records.pids[first.row] != second.records.pids[second.row]
 
 
-def quality_lines(sampled: Sampled, total: int, blurred: list[Cell], alike: list[tuple[Cell, Cell]]) -> list[str]:
+def quality_lines(sampled: Sampled, total: int, blurred: list[Cell], similar: list[tuple[Cell, Cell]]) -> list[str]:
     """Returns the lines on blurred images and near-duplicates. total: images of the dataset."""
     count = len(sampled.cells)
-    part = f"{count:,} of {total:,} images (--sample 0: all)" if count < total else f"all {total:,} images"
-    lines = [f"quality of {part}: {len(blurred):,} blurred, {len(alike):,} pairs of near-duplicates"]
+    images = f"{count:,} of {total:,} images (--sample 0: all)" if count < total else f"all {total:,} images"
+    lines = [f"quality of {images}: {len(blurred):,} blurred, {len(similar):,} pairs of near-duplicates"]
     for cell in blurred[:SHOWN]:
         lines.append(f"  {cell.caption}: {cell.path}")
-    for first, second in alike[:SHOWN]:
+    for first, second in similar[:SHOWN]:
         note = " (different identities or splits)" if differ(first, second) else ""
         lines.append(f"  {first.caption}: {first.path} ~ {second.path}{note}")
-    serious = sum(differ(*pair) for pair in alike)
+    serious = sum(differ(*pair) for pair in similar)
     if serious:
         lines.append(
-            f"warning: {serious:,} pairs of near-duplicates have different identities or are in training and test"
+            f"notice: {serious:,} pairs of near-duplicates have different identities or are in training and test"
         )
     return lines
 
 
 def sample_of(lists: dict[str, Records], sample: int) -> dict[str, np.ndarray]:
-    """Returns split -> (N,) bool: ``sample`` images of all lists together, evenly spaced; 0: every image."""
+    """Returns split -> (N,) bool: ``sample`` images of all lists together, in evenly spaced runs; 0: every image."""
     sizes = [len(records) for records in lists.values()]
     total = sum(sizes)
     chosen = np.ones(total, bool)
     if 0 < sample < total:
         chosen[:] = False
-        chosen[np.linspace(0, total - 1, sample).astype(np.int64)] = True
+        length = min(RUN, sample)
+        for start in np.linspace(0, total - length, sample // length).astype(np.int64):
+            chosen[start : start + length] = True
     return dict(zip(lists, np.split(chosen, np.cumsum(sizes)[:-1]), strict=True))
 
 
@@ -216,9 +219,9 @@ def report(dataset: ReIDDataset, published: Counts, workers: int, sheet: Path | 
             if split == "train" or not len(dataset.train):
                 means.append(image.mean)
                 squares.append(image.square)
-            if image.look is not None:
+            if image.quality is not None:
                 sampled.cells.append(Cell(split, records, row))
-                sampled.looks.append(image.look)
+                sampled.qualities.append(image.quality)
                 sampled.digests.append(image.digest)
     missing = sum(fault.endswith(": missing") for fault in faults)
     print(f"files: {len(sizes):,} read, {missing:,} missing, {len(faults) - missing:,} damaged")
@@ -228,17 +231,17 @@ def report(dataset: ReIDDataset, published: Counts, workers: int, sheet: Path | 
         print(f"  ... and {len(faults) - SHOWN:,} more")
     for line in copies(digests, lists):
         print(f"warning: {line}")
-    blurred, alike = sampled.blurred(), sampled.alike()
-    print("\n".join(quality_lines(sampled, len(sizes), blurred, alike)))
+    blurred, similar = sampled.blurred(), sampled.near_duplicates()
+    print("\n".join(quality_lines(sampled, len(sizes), blurred, similar)))
     if sizes:
-        widths, heights = np.array(sizes).T
+        widths, heights = (np.array(sides) for sides in zip(*sizes, strict=True))
         print(f"width {spread(widths)}, height {spread(heights)} (least/median/most)")
     if means:
-        mean = np.mean(means, axis=0, dtype=np.float64)
-        std = np.sqrt(np.maximum(np.mean(squares, axis=0, dtype=np.float64) - mean**2, 0))
-        mean_text, std_text = (", ".join(f"{v:.4f}" for v in row) for row in (mean, std))
+        mean = np.array(means, np.float64).mean(0)
+        std = np.sqrt(np.maximum(np.array(squares, np.float64).mean(0) - mean**2, 0))
+        mean_text, std_text = (", ".join(f"{v:.4f}" for v in row.tolist()) for row in (mean, std))
         print(f'INPUT.PIXEL_MEAN "[{mean_text}]" INPUT.PIXEL_STD "[{std_text}]"')
-    extra = {"blurred": blurred, "alike": [cell for pair in alike for cell in pair]}
+    extra = {"blurred": blurred, "similar": [cell for pair in similar for cell in pair]}
     if sheet is not None and contact_sheet(dataset, sheet, extra=extra):
         print(f"contact sheet: {sheet}")
     return len(faults)

@@ -6,11 +6,12 @@ import pytest
 import yaml
 
 from configs import ConfigError, dump, get_cfg_defaults, load_config, load_config_with_notes
+from configs.conflicts import refuse_training_conflicts
 from configs.defaults import INERT, KEYS
 from configs.loader import SSL_KEYS, lookup
 from configs.values import coerce
 from utils.errors import UserError
-from utils.methods import METHODS, owners_of, register_method
+from utils.methods import METHODS, method_of, owners_of, register_method
 
 
 @pytest.fixture
@@ -340,6 +341,15 @@ def test_a_method_that_is_registered_after_loading_has_default_traits_until_then
     (["INPUT.OCCLUSION_MIN", 0.5, "INPUT.OCCLUSION_MAX", 0.3], "INPUT.OCCLUSION_MIN 0.5", "INPUT.OCCLUSION_MAX 0.3"),
     (["INPUT.MIXUP", 0.4, "DATALOADER.SAMPLER", "id"], "INPUT.MIXUP 0.4", "DATALOADER.SAMPLER 'id'"),
     (["INPUT.CUTMIX", 0.4, "SOLVER.IMS_PER_BATCH", 5], "INPUT.CUTMIX 0.4", "SOLVER.IMS_PER_BATCH 5"),
+])
+def test_settings_that_exclude_each_other_are_refused_when_loaded(opts, first, second):
+    with pytest.raises(UserError) as error:
+        load_config("", opts)
+    assert str(error.value).startswith(f"{first} and {second} cannot go together: ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("opts", "first", "second"), [
     (["PROCESSOR.NAME", "dino", "DATALOADER.SAMPLER", "id"], "DATALOADER.SAMPLER 'id'", "PROCESSOR.NAME 'dino'"),
     (["PROCESSOR.NAME", "self_distill"], "DATALOADER.SAMPLER 'softmax'", "PROCESSOR.NAME 'self_distill'"),
     (["PROCESSOR.NAME", "self_distill", "DATALOADER.SAMPLER", "multiple_gallery_nocam", "INPUT.PIPELINE", "imagenet"],
@@ -347,8 +357,10 @@ def test_a_method_that_is_registered_after_loading_has_default_traits_until_then
     (["PROCESSOR.NAME", "cluster", "DATALOADER.BAD_IMAGES", "skip"], "DATALOADER.BAD_IMAGES 'skip'",
      "PROCESSOR.NAME 'cluster'"),
 ])
-def test_settings_that_exclude_each_other_are_refused_when_loaded(opts, first, second):
+def test_settings_that_a_method_cannot_train_with_are_refused_before_training(opts, first, second):
+    cfg = load_config("", opts)
     with pytest.raises(UserError) as error:
-        load_config("", opts)
+        refuse_training_conflicts(cfg, method_of(cfg))
     assert str(error.value).startswith(f"{first} and {second} cannot go together: ")
-    assert "\n" not in str(error.value)
+    plain = load_config()
+    refuse_training_conflicts(plain, method_of(plain))

@@ -175,7 +175,7 @@ def test_the_augmentation_of_imagenet_draws_from_the_images_seed_alone(tmp_path)
     assert drawn[0].shape == (3, 32, 16) and torch.equal(drawn[0], drawn[2]) and not torch.equal(drawn[0], drawn[1])
     test = build_transforms(cfg, is_train=False)(photo(64, 64))
     assert test.shape == (3, 32, 16)
-    with pytest.raises(UserError, match="INPUT.AUTO_AUGMENT: 'nonsense'"):
+    with pytest.raises(UserError, match="INPUT.AUTO_AUGMENT: timm has no 'nonsense'"):
         build_transforms(settings(INPUT__PIPELINE="imagenet", INPUT__AUTO_AUGMENT="nonsense"), is_train=True)
 
 
