@@ -137,7 +137,8 @@ def write_shards(dataset: ReIDDataset, out: Path, chosen: dict[str, Any], size: 
         lists = {split: replace(records, paths=paths.take(rows[split])) for split, records in splits.items()}
         more = {"same_list": dataset.same_list, "protocol": dataset.protocol, "shared_ids": dataset.shared_ids}
         with open(partial_home / INDEX, "wb") as handle:
-            np.savez(handle, **packed(lists, home, options=chosen, sizes=sizes, more=more))
+            arrays = packed(lists, home, options=chosen, sizes=sizes, more=more)
+            np.savez(handle, **arrays)  # pyright: ignore[reportArgumentType] - the stub takes any name for a keyword
         partial_home.rename(home)
     except OSError as error:
         raise UserError(f"{home} cannot be written ({error.strerror or error})") from None
