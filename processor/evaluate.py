@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+from yacs.config import CfgNode
 
-from datasets.loaders import TestSet
+from datasets.loaders import TestLoader, TestSet
 from datasets.readers.folders import draw_one_each
 from datasets.records import Records
 from datasets.storage.files import own_name
@@ -39,9 +40,9 @@ PROTOCOLS = ("market1501", "cuhk03", "vehicleid", "retrieval")
 
 @dataclass(frozen=True)
 class Settings:
-    """How features become scores; fields are the keys of the same names under ``TEST``. max_memory: bytes.
+    """How features are scored; fields are the keys of the same names under ``TEST``. max_memory: bytes.
 
-    report: keep of the rankings what a report shows.
+    report: record what a report shows of the rankings.
     """
 
     flip: bool = False
@@ -58,7 +59,7 @@ class Settings:
     report: bool = False
 
     @classmethod
-    def from_cfg(cls, cfg) -> Settings:
+    def from_cfg(cls, cfg: CfgNode) -> Settings:
         if cfg.TEST.MAX_MEMORY_GB < 0:
             raise UserError(f"TEST.MAX_MEMORY_GB: {cfg.TEST.MAX_MEMORY_GB} is negative; 0 is a quarter of what is free")
         k1, k2, weight = cfg.TEST.RERANK
@@ -85,29 +86,34 @@ class Settings:
 
 @torch.no_grad()
 def extract_features(
-    model: nn.Module, loader, device: torch.device, flip: bool = False, call: Callable[..., Tensor] | None = None
+    model: nn.Module,
+    loader: TestLoader,
+    device: torch.device,
+    flip: bool = False,
+    call: Callable[..., Tensor] | None = None,
 ) -> Tensor:
-    """Retrieval features of a list in its order, in full precision. (N, D) float32 on the CPU, alike on all processes.
+    """Returns the retrieval features of a list in its order, (N, D) float32 on the CPU, the same on every rank.
 
-    flip: the mean with the mirrored image's features. call: what gives them, by default the model itself.
-    Raises ``UserError`` naming images whose features are not finite.
+    flip: average with the mirrored image's features. call: computes the features, by default the model itself. Raises
+    ``UserError`` naming images whose features are not finite.
     """
     training, call = model.training, call or model
     model.eval()
     rows, feats = [], []
     for batch in tqdm(loader, desc="features", leave=False, disable=not (is_main() and sys.stderr.isatty())):
         batch = batch.to(device)
-        found = call(batch.images, cam_label=batch.cam_labels, view_label=batch.view_labels)
+        features = call(batch.images, cam_label=batch.cam_labels, view_label=batch.view_labels)
         if flip:
             mirrored = call(batch.images.flip(3), cam_label=batch.cam_labels, view_label=batch.view_labels)
-            found = (found + mirrored) / 2
+            features = (features + mirrored) / 2
         rows.append(batch.rows.cpu())
-        feats.append(found.float().cpu())
+        feats.append(features.float().cpu())
     model.train(training)
-    parts = [p for p in gather_objects((torch.cat(rows), torch.cat(feats)) if rows else None) if p is not None]
-    rows, feats = torch.cat([r for r, _ in parts]), torch.cat([f for _, f in parts])
-    out = torch.empty_like(feats)
-    out[rows] = feats  # features belong to rows of the list, not to the order in which they came
+    gathered = gather_objects((torch.cat(rows), torch.cat(feats)) if rows else None)
+    by_rank = [of_rank for of_rank in gathered if of_rank is not None]
+    values = torch.cat([feats for _, feats in by_rank])
+    out = torch.empty_like(values)
+    out[torch.cat([rows for rows, _ in by_rank])] = values  # in the list's order, not in that of the processes
     bad = (~out.isfinite().all(1)).nonzero().flatten().tolist()
     if bad:
         names = ", ".join(loader.records.paths[i] for i in bad[:2])
@@ -117,9 +123,12 @@ def extract_features(
 
 @dataclass(frozen=True)
 class Scored:
-    """metrics: shares of 1 by name. per_query: ``AP``, ``INP`` (not for retrieval) and ``first_match_rank``, (Q,) each,
-    -1 for a query without a match; those queries are ``query``. ranked: what a report shows of the rankings, if it was
-    asked for and there are any."""
+    """The scores of one test set.
+
+    metrics: shares of 1 by name. query: the queries. per_query: ``AP``, ``INP`` (not for retrieval) and
+    ``first_match_rank`` of each, (Q,), -1 for a query without a match. ranked: what a report shows of the rankings, None
+    if it was not asked for or there are none.
+    """
 
     metrics: dict[str, float]
     query: Records
@@ -128,7 +137,7 @@ class Scored:
 
 
 def score(test: TestSet, feats: Tensor, settings: Settings) -> Scored:
-    """Metrics of one set from the features of its loader's list."""
+    """Scores one set from the features of its loader's list."""
     if test.protocol not in PROTOCOLS:
         raise UserError(f"TEST.PROTOCOL: unknown {test.protocol!r}. Known: {', '.join(PROTOCOLS)}")
     if settings.max_memory is None:
@@ -143,35 +152,36 @@ def score(test: TestSet, feats: Tensor, settings: Settings) -> Scored:
 
 
 def ranking(test: TestSet, qf: Tensor, gf: Tensor, settings: Settings, query: Records, gallery: Records) -> Scored:
-    """CMC, mAP and mINP of query against gallery, after query expansion and with re-ranking where asked for."""
+    """Returns CMC, mAP and mINP of query against gallery, with query expansion and re-ranking if they are set."""
     if settings.expansion:
         times, k, alpha = settings.expansion
-        qf, gf = query_expansion(qf, gf, int(times), int(k), float(alpha))
-    where = (query.pids, gallery.pids, query.camids, gallery.camids)
-    shared = {"same_list": test.same_list, "max_memory": settings.max_memory}
-    seqs = {} if query.seqs is None or gallery.seqs is None else {"q_seqs": query.seqs, "g_seqs": gallery.seqs}
+        expanded = query_expansion(qf, gf, int(times), int(k), float(alpha))
+        qf, gf = (torch.as_tensor(feats) for feats in expanded)
+    labels = (query.pids, gallery.pids, query.camids, gallery.camids)
+    q_seqs, g_seqs = (None, None) if query.seqs is None or gallery.seqs is None else (query.seqs, gallery.seqs)
     watch = RankingRecorder(query, gallery, test.same_list, settings.ap) if settings.report else None
     result = evaluate_features(
-        qf, gf, *where, metric=settings.metric, normalize=settings.normalize, rerank=settings.rerank, ap=settings.ap,
+        qf, gf, *labels, metric=settings.metric, normalize=settings.normalize, rerank=settings.rerank, ap=settings.ap,
         protocol="cuhk03" if test.protocol == "cuhk03" else "market1501", max_rank=settings.max_rank,
-        seed=settings.seed, repeats=settings.repeats, **shared, **seqs,
-        watch=watch,
+        seed=settings.seed, repeats=settings.repeats, q_seqs=q_seqs, g_seqs=g_seqs, same_list=test.same_list,
+        max_memory=settings.max_memory, watch=watch,
     )  # fmt: skip
     metrics = {"mAP": float(result.mAP), "mINP": float(result.mINP)}
     metrics |= {f"Rank-{k}": float(result.cmc[k - 1]) for k in SHOWN_RANKS}
     metrics |= {"queries": int(len(query)), "valid_queries": int(result.num_valid_q)}
     if settings.roc:
-        metrics |= {f"TAR@FAR={far:g}": float(tar) for far, tar in evaluate_roc(qf, gf, *where, **shared).items()}
+        tars = evaluate_roc(qf, gf, *labels, same_list=test.same_list, max_memory=settings.max_memory)
+        metrics |= {f"TAR@FAR={far:g}": float(tar) for far, tar in tars.items()}
     return Scored(metrics, query, result.per_query, watch.ranked(qf, gf, result.cmc) if watch else None)
 
 
 def drawn_gallery(test: TestSet, feats: Tensor, settings: Settings) -> Scored:
-    """VehicleID's protocol: one drawn image per vehicle is the gallery; mean and spread over the draws.
+    """Scores VehicleID's protocol: one drawn image per vehicle is the gallery; mean and deviation over the draws.
 
     The scores of single queries are those of the first draw.
     """
     pids = np.concatenate([test.query.pids, test.gallery.pids])
-    paths = np.array([*test.query.paths, *test.gallery.paths])
+    paths = [*test.query.paths, *test.gallery.paths]
     names = np.array([own_name(path) for path in paths])  # in shards as in folders
     order = np.argsort(names, kind="stable")  # a draw must not depend on how an earlier one split the list
     results = []
@@ -179,9 +189,10 @@ def drawn_gallery(test: TestSet, feats: Tensor, settings: Settings) -> Scored:
         chosen = np.zeros(len(order), bool)
         chosen[list(draw_one_each(pids[order].tolist(), settings.seed + trial))] = True
         g, q = order[chosen], order[~chosen]
-        apart = Records.of(paths[q], pids[q]), Records.of(paths[g], pids[g], np.ones(len(g)))  # no camera in common
-        shown = replace(settings, report=settings.report and trial == 0)
-        results.append(ranking(test, feats[q], feats[g], shown, *apart))
+        query = Records.of([paths[i] for i in q], pids[q])
+        gallery = Records.of([paths[i] for i in g], pids[g], np.ones(len(g)))  # no camera in common
+        of_trial = replace(settings, report=settings.report and trial == 0)
+        results.append(ranking(test, feats[q], feats[g], of_trial, query, gallery))
     rows = [result.metrics for result in results]
     out = {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
     out |= {f"{k} std": float(np.std([row[k] for row in rows])) for k in ("mAP", "Rank-1", "Rank-5")}
@@ -189,31 +200,34 @@ def drawn_gallery(test: TestSet, feats: Tensor, settings: Settings) -> Scored:
 
 
 def retrieval(test: TestSet, qf: Tensor, gf: Tensor, settings: Settings) -> Scored:
-    """Recall@K and, where the set's protocol has them, NMI and mAP; images of one list are never their own match.
+    """Returns Recall@K and, if the set has them, NMI and mAP; images of one list are never their own match.
 
-    A share of the gallery as K is rounded to whole images, one at least.
+    A share of the gallery as K is rounded to whole images, at least one.
     """
-    gallery = () if test.same_list else (gf, test.gallery.pids)
     ks = [k if isinstance(k, int) else max(1, round(len(gf) * float(k.rstrip("%")) / 100)) for k in test.ks]
-    shared = {"max_memory": settings.max_memory}
     watch = RankingRecorder(test.query, test.gallery, test.same_list) if settings.report else None
-    result = evaluate_retrieval(qf, test.query.pids, *gallery, ks=ks, nmi="NMI" in test.also, watch=watch, **shared)
+    gallery = (None, None) if test.same_list else (gf, test.gallery.pids)
+    result = evaluate_retrieval(
+        qf, test.query.pids, *gallery, ks=ks, nmi="NMI" in test.also, max_memory=settings.max_memory, watch=watch
+    )
     metrics = {f"Recall@{name}": float(result.recall[k]) for name, k in zip(test.ks, ks, strict=True)}
-    if "NMI" in test.also:
+    if result.nmi is not None:
         metrics["NMI"] = float(result.nmi)
     if "mAP" in test.also:
         pids = (test.query.pids, test.gallery.pids)
-        ranked = evaluate_features(qf, gf, *pids, metric="cosine", ap=settings.ap, same_list=test.same_list, **shared)
+        ranked = evaluate_features(
+            qf, gf, *pids, metric="cosine", ap=settings.ap, same_list=test.same_list, max_memory=settings.max_memory
+        )
         metrics["mAP"] = float(ranked.mAP)
     per_query = {"first_match_rank": result.first_match_rank}
     return Scored(metrics, test.query, per_query, watch.ranked(qf, gf) if watch else None)
 
 
 def classification(test: TestSet, scores: Tensor) -> Scored:
-    """Shares of images whose class is among the 1 and 5 with the highest scores. scores: (N, classes)."""
+    """Returns the shares of images whose class is among the 1 and 5 with the highest scores. scores: (N, classes)."""
     labels = torch.from_numpy(test.query.pids)
-    own = scores.gather(1, labels[:, None])
-    rank = 1 + (scores > own).sum(1)
+    of_label = scores.gather(1, labels[:, None])
+    rank = 1 + (scores > of_label).sum(1)
     metrics = {f"Top-{k}": float((rank <= k).double().mean()) for k in (1, 5)}
     return Scored(metrics, test.query, {"first_match_rank": rank.numpy()})
 
@@ -230,7 +244,7 @@ def class_scores(model: nn.Module) -> Callable[..., Tensor]:
 def evaluate(
     model: nn.Module, tests: list[TestSet], settings: Settings, device: torch.device, folder: Path | None = None
 ) -> dict[str, dict[str, float]]:
-    """Name of each test set -> its metrics; logs a table. Every process gets the same answer.
+    """Returns the metrics of each test set by its name, the same on every rank, and logs a table.
 
     folder: where the first process writes ``per_query.csv`` (``per_query_NAME.csv`` with several sets), and with
     ``settings.report`` ``ranked.npz``; None: nowhere.
@@ -249,15 +263,15 @@ def evaluate(
         results[test.name] = scored.metrics
         if folder is not None and is_main():
             write_evidence(Path(folder), test.name, len(tests) > 1, scored)
-    for line in table(results, counted):
+    for line in metrics_table(results, counted):
         log.info(line)
     return results
 
 
 def write_evidence(folder: Path, name: str, several: bool, scored: Scored) -> None:
-    """The files of one test set; of an earlier evaluation's, none stays that these do not replace."""
-    table_of_queries = per_query_csv(scored)
-    write_atomically(folder / file_name(PER_QUERY, name, several), lambda handle: handle.write(table_of_queries))
+    """Writes the files of one test set, and removes those of an earlier evaluation that these do not replace."""
+    rows = per_query_csv(scored)
+    write_atomically(folder / file_name(PER_QUERY, name, several), lambda handle: handle.write(rows))
     path = folder / file_name(RANKED, name, several)
     if scored.ranked is None:
         path.unlink(missing_ok=True)
@@ -266,7 +280,7 @@ def write_evidence(folder: Path, name: str, several: bool, scored: Scored) -> No
 
 
 def fits(feats: Tensor, device: torch.device) -> bool:
-    """Whether ``device`` is an accelerator with room for the features four times over and for blocks of distances."""
+    """Returns whether ``device`` is an accelerator with room for four times the features and blocks of distances."""
     if device.type != "cuda":
         return False
     free, _ = torch.cuda.mem_get_info(device)
@@ -274,7 +288,7 @@ def fits(feats: Tensor, device: torch.device) -> bool:
 
 
 def per_query_csv(scored: Scored) -> bytes:
-    """A row per query in the order of the list; scores are empty for a query without a match."""
+    """Returns a CSV file with a row per query in the list's order; scores are empty for a query without a match."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "pid", "camid", "AP", "INP", "first_match_rank", "valid"])
@@ -290,19 +304,19 @@ def per_query_csv(scored: Scored) -> bytes:
 
 
 def means(results: dict[str, dict[str, float]]) -> dict[str, float]:
-    """The mean over test sets of the values that all of them have; the values themselves when there is one set."""
+    """Returns the mean over test sets of the figures that all of them have; of one set, its figures."""
     first, *others = results.values()
     shared = [k for k in first if all(k in r for r in others)]
     return {k: float(np.mean([r[k] for r in results.values()])) for k in shared}
 
 
 def mean_of(tests: list[TestSet], results: dict[str, dict[str, float]]) -> dict[str, float]:
-    """``means`` over the sets that count: all but the source of an adaptation."""
+    """Returns ``means`` over the sets that count: all but the source of an adaptation."""
     return means({test.name: results[test.name] for test in tests if test.in_mean})
 
 
-def table(results: dict[str, dict[str, Any]], counted: list[str] | None = None) -> list[str]:
-    """Lines of a table, in percent. counted: the sets whose mean is the last line; None: all."""
+def metrics_table(results: dict[str, dict[str, Any]], counted: list[str] | None = None) -> list[str]:
+    """Returns the lines of a table, in percent. counted: the sets whose mean is the last line; None: all."""
     columns = [k for k in means(results) if k not in COUNTS]
     counted = list(results) if counted is None else counted
     rows = {**results, **({"mean": means({name: results[name] for name in counted})} if len(counted) > 1 else {})}

@@ -20,7 +20,7 @@ import zlib
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import yaml
@@ -75,7 +75,7 @@ class Metrics:
     weight: str
 
     @classmethod
-    def read(cls, path: Path) -> Metrics:
+    def read(cls, path: Path) -> Self:
         """Raises ``UserError`` naming the file and the entry if the file is damaged."""
         content = _read_json(path)
         return cls(content, **cls._entries(_Entries(path, content)))

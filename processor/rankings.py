@@ -9,7 +9,7 @@ from torch import Tensor
 from datasets.records import Records
 from processor.finished import Ranked
 from utils.scoring.embedding import in_plane, rows_to_show
-from utils.scoring.matching import Pairs
+from utils.scoring.matching import PairBlock
 from utils.scoring.watching import CameraScores, TopLists
 
 MOST_CAMERAS = 40
@@ -32,7 +32,7 @@ class RankingRecorder:
         several = ap and 1 < max(numbers) <= MOST_CAMERAS
         self.cameras = CameraScores(len(query), gallery.camids, ap) if several else None
 
-    def __call__(self, start: int, block: Tensor, pairs: Pairs) -> None:
+    def __call__(self, start: int, block: Tensor, pairs: PairBlock) -> None:
         self.top(start, block, pairs)
         if self.cameras:
             self.cameras(start, block, pairs)

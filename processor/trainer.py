@@ -195,8 +195,11 @@ class Trainer:
 
     def _backward(self, stage: Stage, batch: Any, count: int, last: bool, where: str) -> dict[str, Tensor]:
         """Adds the gradient of one of ``count`` micro-batches; returns its share of the terms and of their sum."""
-        unsynchronised = isinstance(stage.net, DistributedDataParallel) and not last
-        with stage.net.no_sync() if unsynchronised else nullcontext(), quick_attention(self.device, self.dtype):
+        wrapped = stage.net if isinstance(stage.net, DistributedDataParallel) else None
+        with (
+            wrapped.no_sync() if wrapped and not last else nullcontext(),  # synchronises the sum of the micro-batches
+            quick_attention(self.device, self.dtype),
+        ):
             with self._autocast():
                 terms = stage.losses(batch)
             total = reduce(torch.add, terms.values()) / count

@@ -1,4 +1,4 @@
-"""Prints parameters and multiply-adds of a model: ``python -m tools.describe --config_file FILE [KEY VALUE ...]``."""
+"""Prints a model's parameters and multiply-adds: ``python -m tools.describe --config_file FILE [KEY VALUE ...]``."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from configs import load_config
 from datasets.images import ImageList
 from datasets.loaders import TestSet, make_dataloader
 from datasets.transforms.resizing import make_resizer, to_pixels
-from model.deployed import Deployed, make_deployed
+from model.deployed import Deployed, Preprocess, make_deployed
 from processor.evaluate import Settings, evaluate, score
 from processor.trained import tested_model
 from utils.commands import make_parser, run_command
@@ -85,7 +85,7 @@ def write_onnx(module: nn.Module, path: Path, sides: tuple[str, ...] = (), outpu
         raise UserError(f"the network cannot be exported: {lines[0][:200]}") from None
 
 
-def session(path: Path) -> Runner:
+def open_session(path: Path) -> Runner:
     """Opens a file in onnxruntime on the CPU. Raises ``UserError`` if that is not installed."""
     try:
         import onnxruntime
@@ -94,7 +94,8 @@ def session(path: Path) -> Runner:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return session
 
 
 @dataclass
@@ -108,7 +109,7 @@ class Photo:
 def photos(test: TestSet, sides: tuple[str, ...], most: int | None = None) -> Iterator[Photo]:
     """Yields the images of a test set's list in order, as they are in their files."""
     records = test.loader.records
-    images = ImageList(records, None)
+    images = ImageList(records, to_pixels)
     columns = {"cam_label": records.cam_labels, "view_label": records.view_labels}
     for row in range(len(records) if most is None else min(most, len(records))):
         pixels = to_pixels(images.image(row)).permute(1, 2, 0).numpy()
@@ -220,7 +221,7 @@ def export(cfg: CfgNode, out: Path) -> dict[str, Any]:
         folder = Path(name)
         write_onnx(deployed, folder / "model.onnx", deployed.sides)
         write_onnx(Resize(deployed.preprocess), folder / "resize.onnx", output="pixels")
-        runner, resizer = session(folder / "model.onnx"), session(folder / "resize.onnx")
+        runner, resizer = open_session(folder / "model.onnx"), open_session(folder / "resize.onnx")
         features, pixels = compare(deployed, runner, resizer, tests, cfg.INPUT.RESIZE)
         if features > FEATURE_LIMIT:
             raise UserError(f"not exported: a unit feature differs by {features:.1e}, the limit is {FEATURE_LIMIT:g}")
@@ -251,7 +252,7 @@ def export(cfg: CfgNode, out: Path) -> dict[str, Any]:
 class Resize(nn.Module):
     """The resize alone, which the check compares with evaluation's."""
 
-    def __init__(self, preprocess: nn.Module):
+    def __init__(self, preprocess: Preprocess):
         super().__init__()
         self.preprocess = preprocess
 

@@ -19,7 +19,7 @@ import numpy as np
 from markupsafe import Markup
 
 from processor.finished import COUNTS, FinishedRun, Queries, Ranked
-from tools.pages.charts import histogram, line_chart, scatter
+from tools.pages.charts import Series, histogram, line_chart, scatter
 from tools.pages.page import embedded, write_page
 from tools.pages.shots import gallery_shots, load_thumbnails, query_shot
 from utils.bootstrap import bootstrap_means, interval
@@ -153,7 +153,7 @@ def curves(folder: Path, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
         names = [n for n in ("mAP", "Rank-1", "Recall@1", "NMI", "Top-1") if all(n in e for e in entries)]
         epochs = [entry["epoch"] for entry in entries]
         if len(entries) > 1 and names:
-            series = {name: (epochs, [100 * e[name] for e in entries]) for name in names}
+            series: Series = {name: (epochs, [100 * e[name] for e in entries]) for name in names}
             svg = line_chart(series, f"Evaluations in stage {stage}", "epoch", "percent", (0, 100))
             charts.append({"svg": svg, "caption": f"{' and '.join(names)} by epoch, stage {stage}."})
     for name, (steps, values) in scalars(folder / "tensorboard").items():

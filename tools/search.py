@@ -260,8 +260,9 @@ def write_search_page(path: Path, matches: Matches, how: str) -> int:
 def write_matches(args: argparse.Namespace, matches: Matches) -> None:
     """Writes --out, or lines on standard output if no file was asked for."""
     if args.out and args.out.suffix == ".npz":
-        arrays = {"indices": matches.indices, "distances": matches.distances}
-        write_atomically(args.out, lambda handle: np.savez(handle, **arrays))
+        write_atomically(
+            args.out, lambda handle: np.savez(handle, indices=matches.indices, distances=matches.distances)
+        )
     elif args.out and args.out.suffix == ".csv":
         write_csv(args.out, *matches.table())
     elif args.out:

@@ -1,4 +1,4 @@
-"""What every room needs: errors, switches, metrics, re-ranking, checkpoints, distributed helpers, logging."""
+"""Helpers of all packages: errors, switches, metrics, re-ranking, checkpoints, distribution, logging."""
 
 from utils.errors import UserError
 from utils.switches import switch

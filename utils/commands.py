@@ -1,7 +1,7 @@
-"""The one style of the command lines: purpose, examples, and for most a YAML file with overrides behind it.
+"""The common style of the commands: purpose, examples, and for most of them a YAML file with overrides.
 
-A command is a ``main(argv)`` that parses with ``make_parser``, raises ``UserError`` for a user's mistake and is started
-by ``run_command``: one line on standard error and exit code 2, never a traceback.
+A command is a ``main(argv)`` that parses with ``make_parser`` and raises ``UserError`` for a user's mistake.
+``run_command`` starts it and turns such an error into one line on standard error and exit code 2.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from utils.errors import UserError
 
 
 def make_parser(command: str, purpose: str | None, *examples: str, settings: bool = False) -> argparse.ArgumentParser:
-    """The parser of a command.
+    """Returns the parser of a command.
 
-    command: how it is started, such as ``python -m tools.average``. purpose: the module's docstring. examples: what
-    may stand behind the command, shown below the options. settings: it takes ``--config_file FILE`` and, last of all,
+    command: how it is started, such as ``python -m tools.average``. purpose: the module's docstring. examples:
+    arguments, shown below the options. settings: the command takes ``--config_file FILE`` and, last of all,
     ``KEY VALUE ...``, which become ``config_file`` and ``opts``.
     """
     lines = [f"  {command} {example}" for example in examples]
@@ -47,21 +47,21 @@ def parse_run(argv: list[str] | None, name: str, purpose: str | None, example: s
 
 
 def run_command(main: Callable[[], object]) -> None:
-    """Runs a command's ``main`` inside ``reported_errors``."""
+    """Runs a command's ``main`` and reports its errors as ``reported_errors`` does."""
     with reported_errors():
         main()
 
 
 @contextmanager
 def reported_errors() -> Iterator[None]:
-    """Inside, a user's mistake becomes one line on standard error and exit code 2, never a traceback."""
+    """Turns a user's mistake into one line on standard error and exit code 2, inside the context."""
     try:
         yield
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; a training run goes on by the same command", file=sys.stderr)
+        print("interrupted; the same command resumes a training run", file=sys.stderr)
         sys.exit(130)
     except RuntimeError as error:
         line = runtime_mistake(str(error))
@@ -69,22 +69,22 @@ def reported_errors() -> Iterator[None]:
             raise
         print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # the reader of our output has gone
+    except BrokenPipeError:  # the reader of our output has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:  # a full disk, a folder that vanished, no permission
+    except OSError as error:  # a full disk, a folder that was removed, no permission
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         sys.exit(2)
 
 
 def runtime_mistake(message: str) -> str:
-    """The line for torch's errors that are no fault of the code: memory, or another process that has gone."""
+    """Returns the line for torch's errors that are not bugs: no memory, another process that has ended; else ''."""
     if "out of memory" in message:
         return (
             "out of memory on the device: lower SOLVER.IMS_PER_BATCH (with SOLVER.ACCUMULATION) or TEST.IMS_PER_BATCH, "
             "or set MODEL.GRAD_CHECKPOINT True"
         )
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and ("Connection closed" in message or "Connection reset" in message):
-        return "another process of this run has stopped; its own line says why"
+        return "another process of this run has stopped; its message says why"
     return ""

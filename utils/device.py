@@ -1,4 +1,4 @@
-"""Where to compute, in which precision, and with which random numbers."""
+"""Device, precision and random numbers of a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto``: a GPU when there is one, else the CPU. Raises ``UserError`` when what is asked for is absent."""
+    """Returns the device; ``auto`` is a GPU if there is one, else the CPU. Raises ``UserError`` if it is absent."""
     name = name.lower()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -29,20 +29,20 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError:
         raise UserError(f"MODEL.DEVICE: unknown device {name!r}; use auto, cpu or cuda") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("MODEL.DEVICE: 'cuda' is asked for and no GPU is visible here; use 'auto' or 'cpu'")
+        raise UserError("MODEL.DEVICE: 'cuda' needs a GPU, and none is visible here; use 'auto' or 'cpu'")
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", local_rank() % torch.cuda.device_count())
         torch.cuda.set_device(device)
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # what torch was not built for fails an assertion
+    except (RuntimeError, AssertionError) as error:  # an assertion fails for a device that torch was not built for
         reason = str(error).split("\n")[0]
         raise UserError(f"MODEL.DEVICE: {name!r} cannot be used here ({reason}); use 'auto' or 'cpu'") from None
     return device
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """``auto``: fp16 (with a gradient scaler) on a GPU, fp32 on a CPU."""
+    """Returns the type of computation; ``auto`` is fp16 (with a gradient scaler) on a GPU, fp32 on a CPU."""
     if name == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
     if name not in DTYPES:
@@ -54,7 +54,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
 
 @contextmanager
 def quick_attention(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Inside, forward and backward, attention takes the form that is quicker where they run.
+    """Makes attention use its faster implementation on the device, forward and backward, inside the context.
 
     On a CPU in bf16 that is matrix products: the fused kernel's backward takes several times as long at the lengths
     of ReID (``benchmarks/train_step.py`` measures it). Everywhere else nothing changes.
@@ -63,7 +63,7 @@ def quick_attention(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
         yield
         return
     allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # the name says cuda, the flag rules CPUs too
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # named after cuda, but CPUs obey it too
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
@@ -72,23 +72,26 @@ def quick_attention(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 
 
 def seed_everything(seed: int) -> None:
-    """Fixes all random numbers and asks for deterministic kernels where there are any."""
+    """Seeds all random number generators and selects deterministic kernels where they exist."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory that it did not write
+    # nothing here reads memory that it did not write
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue] - no stub
     warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
 
 
 def random_states() -> dict[str, Any]:
-    """All random states of this process, in values that a weights-only read accepts."""
-    kind, keys, position, has_gauss, cached = np.random.get_state()
+    """Returns all random states of this process, in values that a weights-only read accepts."""
+    state = np.random.get_state(legacy=False)
+    assert isinstance(state, dict), "not the legacy form"
+    keys = torch.from_numpy(state["state"]["key"].astype(np.int64))
     states = {
         "python": random.getstate(),
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "numpy": [state["bit_generator"], keys, state["state"]["pos"], state["has_gauss"], state["gauss"]],
         "torch": torch.get_rng_state(),
         "rank": rank(),
     }
@@ -98,6 +101,7 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
+    """Restores what ``random_states`` returned."""
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, keys, *rest = states["numpy"]

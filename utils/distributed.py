@@ -1,4 +1,4 @@
-"""One process or many: ranks, gathering with gradient, and agreeing on things."""
+"""Helpers for one process or many: ranks, gathering with gradient, and shared values."""
 
 from __future__ import annotations
 
@@ -11,43 +11,50 @@ from torch import Tensor, nn
 
 
 def is_distributed() -> bool:
+    """Returns whether this run has a process group."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
+    """Returns this process's number, from 0."""
     return dist.get_rank() if is_distributed() else 0
 
 
 def world_size() -> int:
+    """Returns the number of processes."""
     return dist.get_world_size() if is_distributed() else 1
 
 
 def is_main() -> bool:
+    """Returns whether this is the first process."""
     return rank() == 0
 
 
 def local_rank() -> int:
+    """Returns this process's number on its machine."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def start(device: torch.device) -> None:
-    """Joins the process group that ``torchrun`` announces in the environment; without one, does nothing."""
+    """Joins the process group that ``torchrun`` announces in the environment; does nothing without one."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not is_distributed():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
 def stop() -> None:
+    """Leaves the process group, if there is one."""
     if is_distributed():
         dist.destroy_process_group()
 
 
 def barrier() -> None:
+    """Waits for all processes."""
     if is_distributed():
         dist.barrier()
 
 
 def broadcast_object(value: Any) -> Any:
-    """Rank 0's value on every rank."""
+    """Returns rank 0's value on every rank."""
     if not is_distributed():
         return value
     box = [value]
@@ -56,19 +63,19 @@ def broadcast_object(value: Any) -> Any:
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Rank 0's buffers, such as running statistics, on every rank."""
+    """Copies rank 0's buffers, such as running statistics, to every rank."""
     if is_distributed():
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Every rank's value, in rank order, on every rank."""
+    """Returns every rank's value, in rank order, on every rank."""
     if not is_distributed():
         return [value]
-    found: list[Any] = [None] * world_size()
-    dist.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 class _GatherRows(torch.autograd.Function):
@@ -77,9 +84,9 @@ class _GatherRows(torch.autograd.Function):
         ctx.counts = counts
         padded = rows.new_zeros(max(counts), *rows.shape[1:])
         padded[: len(rows)] = rows
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+        gathered = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(gathered, padded)
+        return torch.cat([of_rank[:count] for of_rank, count in zip(gathered, counts, strict=True)])
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
@@ -89,9 +96,9 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_rows(rows: Tensor, counts: list[int] | None = None) -> Tensor:
-    """Rows of all processes in rank order, with gradient. (B, ...) -> (sum of all B, ...).
+    """Returns the rows of all processes in rank order, with gradient. (B, ...) -> (sum of all B, ...).
 
-    counts: each process's B; None where they are alike. A loss on the gathered rows, averaged over processes as
+    counts: each process's B; None if they are equal. A loss on the gathered rows, averaged over processes as
     ``DistributedDataParallel`` does, has the gradient of one process with the whole batch.
     """
     if world_size() == 1:
@@ -100,7 +107,7 @@ def gather_rows(rows: Tensor, counts: list[int] | None = None) -> Tensor:
 
 
 def share_of(count: int) -> tuple[slice, list[int]]:
-    """This process's rows of ``count`` ones shared out in order, and how many each process has."""
+    """Divides ``count`` rows in order; returns this process's rows, and the number of rows of each process."""
     world = world_size()
     counts = [count // world + (r < count % world) for r in range(world)]
     begin = sum(counts[: rank()])
@@ -122,5 +129,5 @@ class _AllReduce(torch.autograd.Function):
 
 
 def all_reduce_with_grad(value: Tensor) -> Tensor:
-    """Sum over all processes, with gradient."""
+    """Returns the sum over all processes, with gradient."""
     return _AllReduce.apply(value) if world_size() > 1 else value

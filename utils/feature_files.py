@@ -1,47 +1,58 @@
-"""Features of many images in a folder: written piece by piece by several processes, read as one array.
+"""Features of many images in a folder: several processes write them piece by piece, one array is read.
 
-While it is written the folder holds ``features.part.npy``, a byte per row in ``done.part.npy`` and what was asked for
-in ``plan.json``; features reach the disk before the bytes that say so, hence work that is killed goes on where it was.
-Finished, it holds ``features.npy`` (N, D) float32, ``rows.csv`` (``path`` first), ``skipped.csv`` and ``meta.json``,
+While it is written the folder holds ``features.part.npy``, a byte per row in ``done.part.npy`` and what is extracted in
+``plan.json``; features reach the disk before the bytes that say so, hence work that is killed can continue. A finished
+folder holds ``features.npy`` (N, D) float32, ``rows.csv`` (``path`` first), ``skipped.csv`` and ``meta.json``,
 which comes last: a folder without it is not finished.
 """
 
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from utils.errors import UserError
-from utils.files import write_atomically
+from utils.files import write_csv, write_json
 
 FEATURES, ROWS, SKIPPED, META = "features.npy", "rows.csv", "skipped.csv", "meta.json"
 PART, DONE, PLAN = "features.part.npy", "done.part.npy", "plan.json"
 OPEN, KEPT, BAD = 0, 1, 2
-"""A row's byte: still to do, written, its image cannot be read."""
+"""A row's byte: not done, written, its image cannot be read."""
 
-CHUNK = 1 << 14  # rows that are moved at a time
+CHUNK = 1 << 14  # rows that are moved together
 WHAT = {"model_hash": "another model or setting", "list_hash": "another list of images", "batch": "another batch size"}
-"""Entries of a plan that work must share with what it goes on from, and what it says where they differ."""
+"""Entries of a plan that must be the same when work continues, and the words for a difference."""
 
 
 class FeatureWriter:
-    """An array that is filled in any order. One process calls ``begin`` and ``finish``, every one ``open``."""
+    """Fills an array in any order. One process calls ``begin`` and ``finish``, every process ``open``.
+
+    plan: the entries of ``WHAT``, and further ones for ``meta.json``. count, width: shape of the array.
+    """
 
     def __init__(self, folder: Path, plan: dict[str, Any], count: int, width: int):
-        """plan: the entries of ``WHAT``, and any more that belong into ``meta.json``."""
         self.folder, self.plan, self.shape = folder, plan, (count, width)
-        self.features = self.done = None
+        self.features: np.memmap | None = None
+        self._done: np.memmap | None = None
         self.waiting: list[tuple[np.ndarray, int]] = []
 
+    @property
+    def done(self) -> np.memmap:
+        """The byte of every row."""
+        assert self._done is not None, "open() comes first"
+        return self._done
+
     def begin(self) -> bool:
-        """Makes the files or finds those of earlier work; True when that is finished. ``UserError`` if another's."""
+        """Creates the files, or finds those of earlier work; returns True if that is finished.
+
+        Raises ``UserError`` if they belong to another plan.
+        """
         for name in (META, PLAN):
             path = self.folder / name
             if path.exists():
@@ -50,32 +61,36 @@ class FeatureWriter:
                     self.tidy()
                 return name == META
         if (self.folder / FEATURES).exists():
-            raise UserError(f"{self.folder / FEATURES} is there, and no {META} says of what; name another folder")
+            raise UserError(f"{self.folder / FEATURES} exists, and no {META} says of what; name another folder")
         allocate(self.folder / PART, np.float32, self.shape)
         allocate(self.folder / DONE, np.uint8, self.shape[:1])
         write_json(self.folder / PLAN, self.plan)
         return False
 
     def compare(self, path: Path) -> None:
+        """Raises ``UserError`` if a file holds another plan."""
         before = read_json(path)
         for entry, words in WHAT.items():
             if before.get(entry) != self.plan[entry]:
                 raise UserError(f"{self.folder} holds features of {words} ({path.name}); name another folder")
 
     def open(self) -> None:
+        """Maps the files into memory."""
         if (self.folder / PART).exists() or not (self.folder / FEATURES).exists():
             self.features = mapped(self.folder / PART, self.shape, "r+")
-        self.done = mapped(self.folder / DONE, self.shape[:1], "r+")
+        self._done = mapped(self.folder / DONE, self.shape[:1], "r+")
 
     def write(self, rows: np.ndarray, feats: np.ndarray, bad: np.ndarray) -> None:
-        """rows: of the list, their features (B, D); bad: rows of images that cannot be read."""
+        """Writes features. rows: of the list; feats: (B, D) of these; bad: rows of images that cannot be read."""
         if len(rows):
+            assert self.features is not None, "open() comes first"
             self.features[rows] = feats
         self.waiting += [(rows, KEPT), (bad, BAD)]
 
     def flush(self) -> None:
-        """Puts what was written on the disk, then says so."""
+        """Brings what was written to the disk, then the bytes that say so."""
         if self.waiting:
+            assert self.features is not None, "open() comes first"
             self.features.flush()
             for rows, word in self.waiting:
                 self.done[rows] = word
@@ -83,10 +98,10 @@ class FeatureWriter:
             self.waiting.clear()
 
     def finish(self, rows: Iterator[Sequence], columns: Sequence[str], why: Callable[[int], str], **facts: Any) -> int:
-        """Leaves the skipped rows out and writes the tables; returns how many images have features.
+        """Removes the skipped rows and writes the tables; returns how many images have features.
 
-        rows: a row of ``rows.csv`` for each image of the list. why: reason for a skipped one. facts: further entries of
-        ``meta.json``. May be called again after it was killed.
+        rows: a row of ``rows.csv`` for each image of the list. why: returns the reason for a skipped one. facts:
+        further entries of ``meta.json``. May be called again after it was killed.
         """
         self.flush()
         self.open()
@@ -114,20 +129,21 @@ class FeatureWriter:
                 else:
                     bad.append((row[0], why(i)))
 
-        write_table(self.folder / ROWS, columns, used())
-        write_table(self.folder / SKIPPED, ("path", "reason"), bad)
+        write_csv(self.folder / ROWS, columns, used())
+        write_csv(self.folder / SKIPPED, ("path", "reason"), bad)
         meta = {"count": len(kept), "width": width, "skipped": len(bad), **facts, **self.plan}
         write_json(self.folder / META, meta)
         self.tidy()
         return len(kept)
 
     def tidy(self) -> None:
+        """Removes the files of unfinished work."""
         for name in (PLAN, DONE, PART):
             (self.folder / name).unlink(missing_ok=True)
 
 
 def allocate(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
-    """A .npy file of zeros whose room on the disk is taken: a full disk is an error here and not a signal later."""
+    """Creates a .npy file of zeros and reserves its room on the disk: a full disk is an error, not a signal later."""
     array = np.lib.format.open_memmap(path, "w+", dtype, shape)
     if hasattr(os, "posix_fallocate"):
         with open(path, "r+b") as handle:
@@ -135,57 +151,48 @@ def allocate(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
     return array
 
 
-def read_array(path: Path, mode: str = "r") -> np.ndarray:
-    """The memory-mapped array of a .npy file; ``UserError`` when it is none."""
+def read_array(path: Path, mode: Literal["r", "r+"] = "r") -> np.memmap:
+    """Returns the memory-mapped array of a .npy file. Raises ``UserError`` if it is missing or of another kind."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        found = np.load(path, mmap_mode=mode, allow_pickle=False)
+        array = np.load(path, mmap_mode=mode, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(
             f"{path}: not a readable .npy file of numbers, as numpy.save writes them; truncated? ({reason})"
         ) from None
-    if not isinstance(found, np.ndarray):
+    if not isinstance(array, np.memmap):
         raise UserError(f"{path}: must be a .npy file, an .npz holds several arrays")
-    return found
+    return array
 
 
-def mapped(path: Path, shape: tuple[int, ...], mode: str = "r") -> np.ndarray:
-    found = read_array(path, mode)
-    if found.shape != shape:
-        raise UserError(f"{path}: holds {found.shape} numbers and not {shape}: it was truncated or replaced")
-    return found
+def mapped(path: Path, shape: tuple[int, ...], mode: Literal["r", "r+"] = "r") -> np.memmap:
+    """Returns the array of a .npy file of a known shape. Raises ``UserError`` for another one."""
+    array = read_array(path, mode)
+    if array.shape != shape:
+        raise UserError(f"{path}: expected {shape} numbers, got {array.shape}: it was truncated or replaced")
+    return array
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON file. Raises ``UserError`` if it is damaged."""
     try:
         return json.loads(path.read_text())
     except ValueError:
         raise UserError(f"{path}: damaged, not JSON") from None
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    write_atomically(path, lambda handle: handle.write((json.dumps(value, indent=2) + "\n").encode()))
-
-
-def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence]) -> None:
-    def write(handle) -> None:
-        text = io.TextIOWrapper(handle, "utf-8", "surrogateescape", newline="", write_through=True)
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
-        text.detach()
-
-    write_atomically(path, write)
-
-
 class Features:
     """Features to search with or in: a finished extraction's folder, or a .npy file of which nothing else is known.
 
-    array: (N, D), memory-mapped. meta: what ``meta.json`` says, empty for a file. Raises ``UserError`` for what is
+    array: (N, D), memory-mapped. meta: the content of ``meta.json``, empty for a file. Raises ``UserError`` for what is
     damaged, truncated or not finished.
     """
+
+    path: Path
+    array: np.ndarray
+    meta: dict[str, Any]
 
     def __init__(self, path: Path):
         self.path, self.meta = path, {}
@@ -193,31 +200,32 @@ class Features:
             self.array = read_array(path)
             return
         if not (path / META).is_file():
-            unfinished = "; the command that began it goes on with it" if (path / PLAN).exists() else ""
+            unfinished = "; the same command continues it" if (path / PLAN).exists() else ""
             raise UserError(f"{path}: no finished extraction (no {META}){unfinished}")
         self.meta = read_json(path / META)
         if not isinstance(self.meta, dict) or not {"count", "width", *WHAT} <= self.meta.keys():
-            raise UserError(f"{path / META}: not what an extraction of features writes")
+            raise UserError(f"{path / META}: not the file that an extraction of features writes")
         self.array = mapped(path / FEATURES, (self.meta["count"], self.meta["width"]))
 
     def __len__(self) -> int:
         return len(self.array)
 
-    def rows(self, wanted: Iterable[int]) -> dict[int, dict[str, str]]:
-        """The lines of ``rows.csv`` for some rows, by number; empty ones for a file without a table."""
-        wanted = set(wanted)
+    def rows(self, numbers: Iterable[int]) -> dict[int, dict[str, str]]:
+        """Returns lines of ``rows.csv`` by their numbers; empty ones for a file without a table."""
+        numbers = set(numbers)
         if not self.meta:
-            return {row: {} for row in wanted}
-        path, found, count = self.path / ROWS, {}, 0
+            return {row: {} for row in numbers}
+        path, count = self.path / ROWS, 0
+        lines: dict[int, dict[str, str]] = {}
         try:
             with open(path, newline="", encoding="utf-8", errors="surrogateescape") as handle:
                 reader = csv.reader(handle)
                 header = next(reader, ["path"])
                 for count, line in enumerate(reader, 1):
-                    if count - 1 in wanted:
-                        found[count - 1] = dict(zip(header, line, strict=True))
+                    if count - 1 in numbers:
+                        lines[count - 1] = dict(zip(header, line, strict=True))
         except (OSError, ValueError, csv.Error) as error:
             raise UserError(f"{path}: damaged ({error})") from None
         if count != len(self):
             raise UserError(f"{path}: has {count} rows for {len(self)} features: it was truncated or replaced")
-        return found
+        return lines

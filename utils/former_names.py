@@ -1,4 +1,4 @@
-"""Commands that have moved: their former name prints the new one and ends with exit code 2."""
+"""Former names of commands: running one prints the new name and ends with exit code 2."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ FORMER = {
         for name in ("average", "cfs", "compare", "export", "extract", "pictures", "record", "report", "search")
     },
 }
-"""Module that ``python -m`` used to start -> what takes its place."""
+"""Module that ``python -m`` used to start -> what replaces it."""
 
 
 class FormerCommands(MetaPathFinder, InspectLoader):
-    """Finds the former names when nothing else does; running one prints the line."""
+    """Finds the former names if nothing else does; running one prints the line."""
 
     def find_spec(self, fullname: str, path: object, target: object = None) -> ModuleSpec | None:
         return spec_from_loader(fullname, self) if fullname in FORMER else None
@@ -32,6 +32,6 @@ class FormerCommands(MetaPathFinder, InspectLoader):
 
 
 def redirect_former_commands() -> None:
-    """Makes the import system know the former names. Called by the packages that held them."""
+    """Registers the former names with the import system. Called by the packages that had them."""
     if not any(isinstance(finder, FormerCommands) for finder in sys.meta_path):
         sys.meta_path.append(FormerCommands())

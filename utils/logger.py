@@ -1,4 +1,4 @@
-"""Log lines on the terminal and in a file."""
+"""Writes log lines to the terminal and to a file."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from utils.distributed import is_main
 from utils.errors import UserError
 
 
-class _ThroughProgressBar(logging.StreamHandler):
-    """Writes above a running progress bar instead of through it."""
+class _AboveProgressBar(logging.StreamHandler):
+    """Writes above a running progress bar instead of into it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
@@ -21,12 +21,12 @@ class _ThroughProgressBar(logging.StreamHandler):
 
 
 def set_up_logging(folder: str | Path, name: str = "log.txt") -> logging.Logger:
-    """The ``lineup`` logger: the first process writes to the terminal and to ``folder/name``, others only errors."""
+    """Sets up the ``lineup`` logger: the first process logs to terminal and ``folder/name``, others log errors only."""
     log = logging.getLogger("lineup")
     log.propagate = False
     close_logging()
     log.setLevel(logging.INFO if is_main() else logging.ERROR)
-    terminal = _ThroughProgressBar(sys.stdout)
+    terminal = _AboveProgressBar(sys.stdout)
     terminal.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(terminal)
     if is_main():
@@ -43,6 +43,7 @@ def set_up_logging(folder: str | Path, name: str = "log.txt") -> logging.Logger:
 
 
 def close_logging() -> None:
+    """Closes the log file and removes all handlers."""
     log = logging.getLogger("lineup")
     for handler in list(log.handlers):
         log.removeHandler(handler)

@@ -1,4 +1,4 @@
-"""The public metrics of retrieval; the code stands in ``utils/scoring/``."""
+"""The public metrics of retrieval; ``utils/scoring/`` implements them."""
 
 from utils.scoring.metrics import evaluate_features, evaluate_roc, roc
 from utils.scoring.ranking import RankResult, evaluate_rank

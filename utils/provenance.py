@@ -1,4 +1,4 @@
-"""Where a result comes from: commit, library versions and machine."""
+"""Describes where a result comes from: commit, library versions and machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from utils.distributed import world_size
 
 
 def commit() -> str:
-    """The checkout's commit, with a mark when files differ from it; '' where there is no git."""
+    """Returns the checkout's commit, with a ``+`` if files differ from it; '' without git."""
     here = Path(__file__).parent
     try:
         head = subprocess.run(
@@ -28,15 +28,15 @@ def commit() -> str:
     return head + ("+" if dirty.strip() else "")
 
 
-def machine(device) -> str:
-    """What a process computes on: the GPU's name, or cores and architecture."""
+def machine(device: torch.device) -> str:
+    """Returns what a process computes on: the GPU's name, or cores and architecture."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{os.cpu_count()} cores {platform.machine()}"
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """What computed: versions of the parts that change numbers, system and machine."""
+    """Returns the versions of the libraries that affect numbers, the system and the machine."""
     libraries = ("torch", "torchvision", "timm", "open_clip", "numpy", "PIL")
     return {
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""Re-ranking, neighbours and query expansion; the code stands in ``utils/scoring/``."""
+"""Re-ranking, Jaccard distance and query expansion; ``utils/scoring/`` implements them."""
 
 from utils.scoring.reranking import jaccard_distance, query_expansion, re_ranking
 

@@ -1,4 +1,4 @@
-"""The one reader of the key tree's 'on' / 'off' / 'yes' / 'no' words ('no' is true in Python)."""
+"""Reads the key tree's 'on' / 'off' / 'yes' / 'no' words ('no' is true in Python); nothing else does."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ WORDS = {"on": True, "yes": True, "true": True, "off": False, "no": False, "fals
 
 
 def switch(key: str, value: object) -> bool:
-    """The truth of a switch. ``key`` is its dotted name, for the message; an unknown word raises ``UserError``."""
+    """Returns the value of a switch. key: its dotted name, for messages. Raises ``UserError`` for an unknown word."""
     if isinstance(value, bool):
         return value
     word = str(value).strip().lower()

@@ -1,4 +1,4 @@
-"""Nested sections of settings as one table."""
+"""Flattens nested sections of settings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value, tuples as lists."""
+    """Returns all values by dotted key, with tuples as lists."""
     out = {}
     for key, value in node.items():
         if isinstance(value, dict):

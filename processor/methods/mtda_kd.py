@@ -20,9 +20,8 @@ from datasets.loaders import Data, TrainLoader
 from datasets.options import names_of
 from loss.distillation import margin_total
 from loss.dmmd import SIGMAS
-from model import make_model
+from model import ReIDOutput, make_model
 from model.networks.torchreid import PREFIX, RESNETS, head_of
-from model.output import ReIDOutput
 from processor.methods.dmmd import dmmd_terms
 from processor.methods.domains import DomainBatches, ZippedEpochs, load_start, target_groups
 from processor.stage import DEFAULT_PERIODS, LossFunction, MakeSolver, Periods, Stage

@@ -94,19 +94,22 @@ class Clustering:
 
         Raises ``UserError`` if no eps gives clusters that fill a batch and there was no epoch before.
         """
-        labels = broadcast_object(self._search(feats) if is_main() else None)
-        if labels is None and self.last is None:
+        labels: np.ndarray | None = broadcast_object(self._search(feats) if is_main() else None)
+        if labels is None:
+            labels = self._last_labels()
+        self.last = labels
+        self._log_quality(labels)
+        return labels
+
+    def _last_labels(self) -> np.ndarray:
+        if self.last is None:
             raise UserError(
                 f"CLUSTER.EPS {self.eps}: neither this nor another eps gives clusters for a batch of {self.batch_size} "
                 f"images, {self.num_instances} of each; lower SOLVER.IMS_PER_BATCH or CLUSTER.MIN_SAMPLES, or start "
                 "from better weights (MODEL.PRETRAIN_PATH)"
             )
-        if labels is None:
-            log.warning("no eps gives clusters that fill a batch: training continues with the last epoch's labels")
-            labels = self.last
-        self.last = labels
-        self._log_quality(labels)
-        return labels
+        log.warning("no eps gives clusters that fill a batch: training continues with the last epoch's labels")
+        return self.last
 
     def _search(self, feats: Tensor) -> np.ndarray | None:
         """Returns the first clustering that fills a batch, moving eps by the rule; None if no eps gives one."""

@@ -55,10 +55,10 @@ def test_the_list_is_sorted_by_the_cosine_and_read_back(market, files, tmp_path,
 
 
 def test_equal_scores_keep_their_order_and_the_same_network_forgets_nothing(market, files, tmp_path):
-    names, scores = cfs.ranked(["a", "b", "c", "d"], np.array([0.1, 0.5, 0.1, 0.9], np.float32))
+    names, scores = cfs.sorted_by_score(["a", "b", "c", "d"], np.array([0.1, 0.5, 0.1, 0.9], np.float32))
     assert names == ["d", "b", "a", "c"] and scores.tolist() == pytest.approx([0.9, 0.5, 0.1, 0.1])
     before = str(files[0] / "before.pth")
-    _, scores = cfs.score(config(market, tmp_path), before, before, tmp_path / "same.txt")
+    _, scores = cfs.score_images(config(market, tmp_path), before, before, tmp_path / "same.txt")
     assert scores == pytest.approx(np.ones(16), abs=1e-5)
 
 

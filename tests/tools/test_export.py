@@ -15,7 +15,7 @@ from model.make_model import make_model
 from processor import run
 from tests.tiny import CLIP, MSVIT, config, write_market
 from tools import export as exporting
-from tools.export import export, session, write_onnx
+from tools.export import export, open_session, write_onnx
 from utils.checkpoint import load_weights
 from utils.errors import UserError
 
@@ -57,7 +57,7 @@ def test_an_exported_model_scores_alike_and_its_weights_load(trained, tmp_path):
     assert before["Rank-1"] == after["Rank-1"] and abs(before["mAP"] - after["mAP"]) < 0.01
     about = json.loads((tmp_path / "out" / "model.json").read_text())
     assert set(about["inputs"]) == {"images", "cam_label"} and about["opset"] == 18 and about["size"] == [32, 16]
-    runner = session(tmp_path / "out" / "model.onnx")
+    runner = open_session(tmp_path / "out" / "model.onnx")
     images = np.random.default_rng(0).integers(0, 256, (3, 70, 41, 3), dtype=np.uint8)  # another number and size
     feats = runner.run(None, {"images": images, "cam_label": np.array([0, 1, 0])})[0]
     assert feats.shape == (3, about["width"])
@@ -86,7 +86,7 @@ def test_networks_are_traced_for_any_batch_and_size(name, tmp_path):
     images = torch.randint(0, 256, (3, 64, 32, 3), dtype=torch.uint8)
     with torch.no_grad():
         wanted = deployed(images).numpy()
-    found = session(tmp_path / "model.onnx").run(None, {"images": images.numpy()})[0]
+    found = open_session(tmp_path / "model.onnx").run(None, {"images": images.numpy()})[0]
     np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 

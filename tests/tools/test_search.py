@@ -200,7 +200,7 @@ def test_mistakes_are_one_line(place, market, given, tmp_path):
             tmp_path / "cut",
         ],
         "rows.csv: ": ["--query", place / "query", "--gallery", tmp_path / "short"],
-        "meta.json: not what an extraction": ["--query", place / "query", "--gallery", tmp_path / "foreign"],
+        "meta.json: not the file that an extraction": ["--query", place / "query", "--gallery", tmp_path / "foreign"],
         "no finished extraction": ["--query", place / "query", "--gallery", tmp_path / "bare"],
         "is a folder without features; run tools.extract": ["--query", market, "--gallery", place / "gallery"],
         "give either --query or --text": ["--gallery", place / "gallery"],

@@ -14,6 +14,10 @@ import numpy as np
 WIDTH, HEIGHT = 420, 260
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 40
 COLOURS = 6
+
+Numbers = Sequence[float] | np.ndarray
+Series = dict[str, tuple[Numbers, Numbers]]
+"""Label -> (x, y)."""
 MOST_POINTS = 400
 """Points of a line, at most: more than there are pixels would only make the page larger."""
 
@@ -66,7 +70,7 @@ class Frame:
 
 
 def line_chart(
-    series: dict[str, tuple[Sequence[float], Sequence[float]]],
+    series: Series,
     name: str,
     x_label: str,
     y_label: str,
@@ -76,7 +80,8 @@ def line_chart(
     xs, ys = (np.concatenate([np.asarray(s[i], float) for s in series.values()]) for i in (0, 1))
     frame = Frame((xs.min(), xs.max()), y_range or (min(ys.min(), 0), ys.max()))
     body, descriptions = [frame.axes(x_label, y_label)], []
-    for i, (label, (x, y)) in enumerate(series.items()):
+    for i, (label, (x_values, y_values)) in enumerate(series.items()):
+        x, y = ([float(value) for value in values] for values in (x_values, y_values))
         some = np.unique(np.linspace(0, len(x) - 1, min(len(x), MOST_POINTS)).astype(int))
         points = " ".join(f"{frame.x(x[j]):.1f},{frame.y(y[j]):.1f}" for j in some)
         body.append(f'<polyline class="line s{i % COLOURS}" points="{points}"/>')
@@ -110,7 +115,7 @@ def histogram(values: np.ndarray, edges: np.ndarray, name: str, x_label: str, y_
     return drawing(name, f"{y_label} by {x_label}: {bins}.", "".join(body))
 
 
-def scatter(points: np.ndarray, groups: Sequence[int], filled: Sequence[bool], titles: Sequence[str], name: str) -> str:
+def scatter(points: np.ndarray, groups: np.ndarray, filled: np.ndarray, titles: Sequence[str], name: str) -> str:
     """Draws points (N, 2) in [0, 1]. groups: the number of each point's group, shown by colour and shape.
 
     filled: whether each point is filled or a ring. titles: of the points, as tooltips.

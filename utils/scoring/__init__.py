@@ -1,1 +1,1 @@
-"""From features to scores: distances, matching, ranking, neighbours, search, verification."""
+"""Computes scores from features: distances, matching, ranking, neighbours, search, verification."""

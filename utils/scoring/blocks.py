@@ -1,8 +1,8 @@
-"""Long loops over rows of distances: how many at a time, in how many threads, and what the user sees of them.
+"""Long loops over rows of distances: size of the blocks, number of threads, and progress.
 
-On a processor each thread works on rows of its own with a matrix product of one thread: nothing waits at the end of
-every small operation, and a busy machine only slows the loop down. ``torch.set_num_threads`` (or ``OMP_NUM_THREADS``)
-says how many threads there are.
+On a CPU each thread works on its own rows with a matrix product of one thread: nothing waits at the end of every small
+operation, and a busy machine only slows the loop down. ``torch.set_num_threads`` (or ``OMP_NUM_THREADS``) sets the
+number of threads.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ logger = logging.getLogger("lineup")
 
 TILE = 256  # rows of a strip, at most
 EDGE = 16  # strips are a multiple of this high
-BLOCK_BYTES = 512 * 2**20  # distances held at once, in all threads together, unless ``max_memory`` allows less
-UNKNOWN_FREE = 4 * 2**30  # taken for the free memory where the system does not tell
+BLOCK_BYTES = 512 * 2**20  # distances in memory, of all threads together, unless ``max_memory`` allows less
+UNKNOWN_FREE = 4 * 2**30  # assumed free memory if the system does not report it
 
 
 def strip_height(total: int, width: int, max_memory: int | None = None) -> int:
-    """Rows that one thread works on at a time, where each has ``width`` distances: 16 to 256, a multiple of 16."""
+    """Returns how many rows of ``width`` distances a thread works on together: 16 to 256, a multiple of 16."""
     fitting = _budget(max_memory) // (4 * width * torch.get_num_threads()) // EDGE * EDGE
     few = -(-total // (4 * EDGE)) * EDGE  # a few strips even for a few rows, so that threads share them
     return even_cut(total, max(min(TILE, fitting, few), EDGE))
 
 
 def even_cut(total: int, most: int) -> int:
-    """A multiple of 16 up to ``most``, near it, that cuts ``total`` into pieces with little left over in the last."""
+    """Returns a multiple of 16, up to and near ``most``, that divides ``total`` into pieces of nearly equal size."""
     if total <= most:
         return -(-total // EDGE) * EDGE
     sizes = range(most // EDGE * EDGE, max(most * 5 // 8, EDGE - 1), -EDGE)
@@ -59,23 +59,23 @@ def each_block(
     threads: bool = False,
     max_memory: int | None = None,
 ) -> list[object]:
-    """``[work(start, stop), ...]`` over ``range(total)`` in order, for rows of ``width`` distances.
+    """Returns ``[work(start, stop), ...]`` over ``range(total)`` in order, for rows of ``width`` distances.
 
-    strip: every block is a whole number of these rows. threads: blocks of one strip, several at a time, in any order;
-    else one block after the other, of ``block_size`` rows, rounded up to whole strips. Either way a block takes part
-    of ``max_memory`` bytes. What does not fit is tried again, half of it at a time, so ``work`` must not change
-    anything before it has all it needs. Work of over 5 seconds shows a bar on the first process's terminal, and a
-    line a minute in the log elsewhere; ``what`` names it.
+    strip: every block is a whole number of strips of this height. threads: blocks of one strip, several in parallel, in
+    any order; else one block after the other, of ``block_size`` rows, rounded up to whole strips. Either way the blocks
+    take up to ``max_memory`` bytes. What does not fit is tried again in halves, so ``work`` must not change anything
+    before it has all that it needs. Work of over 5 seconds shows a bar on the first process's terminal, and elsewhere a
+    line per minute in the log; ``what`` names it.
     """
     if block_size is not None and block_size < 1:
-        raise UserError(f"block_size: {block_size} is not a number of rows, use 1 or more, or None")
+        raise UserError(f"block_size: expected at least 1 row or None, got {block_size}")
     strip = strip or strip_height(total, width, max_memory)
     fitting = max(_budget(max_memory) // (4 * width * strip), 1)
     with Progress(total, what) as progress:
         if threads:
             spans = [(start, min(start + strip, total)) for start in range(0, total, strip)]
-            wanted = -(-block_size // strip) if block_size else fitting
-            return in_threads(spans, work, what, lambda span: progress.add(span[1] - span[0]), min(wanted, fitting))
+            parallel = -(-block_size // strip) if block_size else fitting
+            return in_threads(spans, work, what, lambda span: progress.add(span[1] - span[0]), min(parallel, fitting))
         strips = -(-block_size // strip) if block_size else min(fitting, max(2048 // strip, 1))
         return _one_by_one(total, strip, strips, work, what, progress)
 
@@ -90,7 +90,7 @@ def _one_by_one(total: int, strip: int, strips: int, work: Callable, what: str, 
             if strips == 1 or not _out_of_memory(error):
                 raise
             strips = -(-min(strips, -(-(stop - start) // strip)) // 2)
-            logger.warning("%s: out of memory, going on with blocks of %d rows", what, strips * strip)
+            logger.warning("%s: out of memory, continuing with blocks of %d rows", what, strips * strip)
             continue
         progress.add(stop - start)
         start = stop
@@ -104,9 +104,10 @@ def in_threads(
     done: Callable[[tuple], None] = lambda job: None,
     most: int | None = None,
 ) -> list:
-    """``[work(*job), ...]``, several jobs at a time (``most`` of them), each with a matrix product of one thread.
+    """Returns ``[work(*job), ...]``; up to ``most`` jobs run in parallel, each with a matrix product of one thread.
 
-    ``done(job)`` is called from here after each. Jobs that ran out of memory are run again, half as many at a time.
+    ``done(job)`` is called after each, in the calling thread. Jobs that ran out of memory run again, half as many in
+    parallel.
     """
     results: list = [None] * len(jobs)
     todo = range(len(jobs))
@@ -131,7 +132,7 @@ def in_threads(
                 raise
         if failed:
             live = max(live // 2, 1)
-            logger.warning("%s: out of memory, going on with %d blocks at a time", what, live)
+            logger.warning("%s: out of memory, continuing with %d blocks in parallel", what, live)
         todo = failed
     return results
 
@@ -143,13 +144,13 @@ def _controller() -> ThreadpoolController:
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Matrix products of NumPy take one thread each inside."""
+    """Limits NumPy's matrix products to one thread each, inside the context."""
     with _controller().limit(limits=1, user_api="blas"):
         yield
 
 
 class Progress:
-    """A bar on the first process's terminal once work takes over 5 seconds; elsewhere a line a minute in the log."""
+    """Shows a bar on the first process's terminal after 5 seconds of work; elsewhere logs a line per minute."""
 
     def __init__(self, total: int, what: str, unit: str = "row"):
         self.total, self.what, self.count, self.last = total, what, 0, time.monotonic()
@@ -163,6 +164,7 @@ class Progress:
         self.bar.close()
 
     def add(self, count: int) -> None:
+        """Counts work that is done."""
         self.count += count
         self.bar.update(count)
         if time.monotonic() - self.last > 60 and not sys.stderr.isatty():
@@ -180,30 +182,30 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def free_memory() -> int:
-    """Bytes that this process can still take: what the system has available, or less where a container has a limit."""
-    found = []
+    """Returns the bytes that this process can still take: what is available in the system or in a limited container."""
+    limits = []
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        found.append(1024 * int(lines["MemAvailable"].split()[0]))
+        limits.append(1024 * int(lines["MemAvailable"].split()[0]))
     except (OSError, KeyError, ValueError):
         if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-            found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+            limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
     for folder, limit, used in (
         (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
         (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
-        try:  # the limit reads "max" where there is none; cached files count as used and can be dropped
+        try:  # the limit reads "max" if there is none; cached files count as used and can be dropped
             taken = int((folder / used).read_text())
             cached = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
             cached = int(cached.get("file", cached.get("total_cache", 0)))
-            found.append(max(int((folder / limit).read_text()) - taken + cached, 0))
+            limits.append(max(int((folder / limit).read_text()) - taken + cached, 0))
         except (OSError, ValueError):
             continue
-    return min(found, default=UNKNOWN_FREE)
+    return min(limits, default=UNKNOWN_FREE)
 
 
 def whole_number(name: str, value: object, least: int = 1) -> int:
-    """``value`` as an int; ``UserError`` when it is no whole number or below ``least``."""
+    """Returns ``value`` as an int. Raises ``UserError`` if it is not a whole number of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise UserError(f"{name}: {value!r} is not a whole number of at least {least}")
+        raise UserError(f"{name}: expected a whole number of at least {least}, got {value!r}")
     return int(value)

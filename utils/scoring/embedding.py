@@ -1,4 +1,4 @@
-"""Features of a few identities laid out in a plane, for looking at."""
+"""Projects the features of a few identities to two dimensions, for pictures."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 IDENTITIES, IMAGES = 12, 20
-"""How many a map shows, and of each how many images at most: more cannot be told apart by eye."""
+"""Identities of a map, and images of each, at most: more cannot be distinguished by eye."""
 
 
-def rows_to_show(pids: np.ndarray, wanted: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Rows of a list for a map: up to 20 images of each of up to 12 identities, drawn from ``wanted``.
+def rows_to_show(pids: np.ndarray, candidates: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Returns the rows of a list for a map: up to 20 images of each of up to 12 identities, drawn from ``candidates``.
 
-    pids: (N,). wanted: identities that may be shown; those with at least three images, where there are any.
+    pids: (N,). Only identities of at least three images are drawn.
     """
     rng = np.random.default_rng(seed)
     known, count = np.unique(pids, return_counts=True)
-    ids = known[np.isin(known, wanted) & (known >= 0) & (count >= 3)]
+    ids = known[np.isin(known, candidates) & (known >= 0) & (count >= 3)]
     ids = np.sort(rng.permutation(ids)[:IDENTITIES])
     rows = [rng.permutation(np.flatnonzero(pids == pid))[:IMAGES] for pid in ids]
     return np.sort(np.concatenate(rows)) if rows else np.zeros(0, np.int64)
 
 
 def in_plane(feats: np.ndarray, seed: int = 0) -> np.ndarray:
-    """t-SNE (van der Maaten and Hinton, JMLR 2008) of unit features (N, D), N from 4 on. Returns (N, 2) in [0, 1].
+    """Returns t-SNE (van der Maaten and Hinton, JMLR 2008) of features (N, D), N at least 4, as (N, 2) in [0, 1].
 
-    Both axes have one scale. Principal components go before and give the start, so that one seed gives one map.
+    Features are scaled to unit length. Both axes have one scale. Principal components come first and initialise t-SNE,
+    so that one seed gives one map.
     """
     feats = feats / np.maximum(np.linalg.norm(feats, axis=1, keepdims=True), 1e-12)
     if np.allclose(feats, feats[0]):  # a dead model: one point
         return np.full((len(feats), 2), 0.5)
-    with threadpool_limits(1):  # hundreds of points: threads that wait for each other cost more than they do
+    with threadpool_limits(1):  # for hundreds of points, threads cost more than they gain
         few = PCA(min(30, *feats.shape), random_state=seed).fit_transform(feats.astype(np.float64))
         start = "pca" if few.shape[1] > 1 else "random"
         perplexity = min(15, (len(feats) - 1) / 3)

@@ -1,4 +1,4 @@
-"""Who counts for a query: pairs of one identity, and which of them the camera filter removes."""
+"""Finds the same-identity pairs of queries and gallery images, and which of them the camera filter removes."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PairBlock:
     """The same-identity pairs of a block of queries, in order of query, then gallery index."""
 
     query: np.ndarray  # (P,) row within the block
     gallery: np.ndarray  # (P,) gallery index
-    positive: np.ndarray  # (P,) bool; the others are junk, removed from the query's ranking
+    positive: np.ndarray  # (P,) bool; the others are junk, which is removed from the query's ranking
 
 
 class Matching:
-    """Identities of query and gallery, and the filter between them.
+    """Matches identities of query and gallery, with the filter between them.
 
-    Kept for a query is every gallery image except those of its own identity that share its camera (with cameras) or
-    its sequence (with sequences). ``same_list``: query i is gallery image i; then the query itself is removed and
-    nothing else, whatever cameras and sequences are given. Raises ``UserError`` for lengths that do not fit, ids that
-    are no integers, and (``need_valid``) when no query has a match left. ``shape``: numbers of queries and gallery
-    images that the ids must fit.
+    A query keeps every gallery image except those of its own identity that share its camera (with cameras) or its
+    sequence (with sequences). same_list: query i is gallery image i; then the query itself is removed and nothing else,
+    whatever cameras and sequences are given. shape: numbers of queries and gallery images that the ids must fit. Raises
+    ``UserError`` for lengths that do not fit, ids that are not integers, and (``need_valid``) if no query has a match.
     """
 
     def __init__(
@@ -68,8 +67,8 @@ class Matching:
             absent = int((self.count == 0).sum())
             raise UserError(
                 f"no query has a valid match: of {len(self.q_pids)} queries, {absent} have an identity that is absent "
-                f"from the gallery and {len(self.q_pids) - absent} are found there only under their own camera; query "
-                "and gallery need different camera ids"
+                f"from the gallery and {len(self.q_pids) - absent} have matches of their own camera only; query and "
+                "gallery need different camera ids"
             )
 
     def _two(self, what: str, of_query: object, of_gallery: object) -> tuple[np.ndarray, np.ndarray] | None:
@@ -83,8 +82,8 @@ class Matching:
                 raise UserError(f"{len(ids)} {name}_{what} for {len(pids)} {name}_pids")
         return pair
 
-    def pairs(self, start: int, stop: int) -> Pairs:
-        """Pairs of the queries ``start`` to ``stop``."""
+    def pairs(self, start: int, stop: int) -> PairBlock:
+        """Returns the pairs of the queries ``start`` to ``stop``."""
         count = self.count[start:stop]
         query = np.repeat(np.arange(stop - start), count)
         skip = self.first[start:stop] - (np.cumsum(count) - count)
@@ -92,10 +91,10 @@ class Matching:
         junk = (query + start == gallery) if self.same_list else np.zeros(len(query), bool)
         for of_query, of_gallery in self.labels:
             junk |= of_query[start:stop][query] == of_gallery[gallery]
-        return Pairs(query, gallery, ~junk)
+        return PairBlock(query, gallery, ~junk)
 
     def _count_positives(self) -> np.ndarray:
-        """Positives of each query, (Q,), a few million pairs at a time."""
+        """Counts the positives of each query, (Q,), a few million pairs per pass."""
         total = np.zeros(len(self.q_pids), np.int64)
         edges = np.searchsorted(np.cumsum(self.count), np.arange(0, self.count.sum(), 2**22), "right")
         edges = np.unique(np.append(edges, [0, len(total)]))
@@ -106,10 +105,10 @@ class Matching:
 
 
 def _ids(name: str, ids: object) -> np.ndarray:
-    """``ids`` as a vector of int64; ``UserError`` when they are no list of integers."""
-    ids = ids.detach().cpu().numpy() if isinstance(ids, torch.Tensor) else np.asarray(ids)
-    if ids.ndim != 1:
-        raise UserError(f"{name}: expected one id per image, got shape {ids.shape}")
-    if ids.dtype.kind not in "iu" and len(ids):
-        raise UserError(f"{name}: ids must be integers, got {ids.dtype}")
-    return ids.astype(np.int64)
+    """Returns ``ids`` as a vector of int64. Raises ``UserError`` unless they are a list of integers."""
+    vector = ids.detach().cpu().numpy() if isinstance(ids, torch.Tensor) else np.asarray(ids)
+    if vector.ndim != 1:
+        raise UserError(f"{name}: expected one id per image, got shape {vector.shape}")
+    if vector.dtype.kind not in "iu" and len(vector):
+        raise UserError(f"{name}: ids must be integers, got {vector.dtype}")
+    return vector.astype(np.int64)

@@ -1,7 +1,7 @@
-"""Metrics straight from features.
+"""Computes metrics from features.
 
-Features go in as they are, in any order of images; distances are made and scored block by block, so that no (Q, G)
-matrix exists and MSMT17 fits in well under 2 GB. Results do not depend on the block size.
+Distances are computed and scored in blocks, so that no (Q, G) matrix exists and MSMT17 fits in well under 2 GB. Results
+do not depend on the block size.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from utils.scoring.distances import Distances, as_features, same_place, unit_length
+from utils.scoring.distances import Distances, as_features, on_one_device, unit_length
 from utils.scoring.matching import Matching
 from utils.scoring.ranking import RankResult, check_names, choose, distance_rows, rank_blocks
 from utils.scoring.reranking import ReRanking
@@ -42,27 +42,29 @@ def evaluate_features(
     max_memory: int | None = None,
     watch: Watcher | None = None,
 ) -> RankResult:
-    """CMC, mAP and mINP of features; the answer of ``evaluate_rank``, whose other arguments these are.
+    """Returns CMC, mAP and mINP of features, as ``evaluate_rank`` does, whose arguments the other ones are.
 
-    qf: (Q, D), gf: (G, D), tensors or arrays, raw; the work is done on the device of the tensors, in float32.
+    qf: (Q, D), gf: (G, D), tensors or arrays; computed on the device of the tensors, in float32.
     metric: ``euclidean`` (squared; same ranks as the root) or ``cosine``. normalize: divide each feature by
     max(length, 1e-12) first. rerank: None, or (k1, k2, lambda) of k-reciprocal re-ranking (``utils.reranking``), which
-    has its own, squared Euclidean distance. block_size: queries worked on at a time; max_memory: bytes that the
-    distances in work may take, None for at most 512 MB. Neither changes a result. watch: called with every block of
+    has its own, squared Euclidean distance. block_size: queries per block; max_memory: bytes that the distances in
+    work may take, None for at most 512 MB. Neither changes a result. watch: called with every block of
     distances (``utils.scoring.watching``).
 
     Raises ``ValueError`` as ``evaluate_rank`` does, and for NaN or infinite features and k1 or k2 below 1.
     """
     choose("metric", metric, METRICS)
     check_names(protocol, ap, max_rank, repeats)
-    qf, gf = _prepared(qf, gf, normalize or metric == "cosine")
+    qf, gf = _two_lists(qf, gf, normalize or metric == "cosine")
     matching = Matching(q_pids, g_pids, q_camids, g_camids, q_seqs, g_seqs, same_list, (len(qf), len(gf)))
     if rerank is None:
         dist = Distances(qf, gf, metric, max_memory)
     else:
         dist = ReRanking(qf, gf, *rerank, block_size=block_size, max_memory=max_memory)
-    how = {"block_size": block_size, "strip": dist.strip, "threads": dist.on_cpu, "max_memory": max_memory}
-    return rank_blocks(dist.rows, matching, max_rank, protocol, ap, seed, repeats, **how, watch=watch)
+    return rank_blocks(
+        dist.rows, matching, max_rank, protocol, ap, seed, repeats, block_size=block_size, strip=dist.strip,
+        threads=dist.on_cpu, max_memory=max_memory, watch=watch,
+    )  # fmt: skip
 
 
 def evaluate_roc(
@@ -77,15 +79,16 @@ def evaluate_roc(
     same_list: bool = False,
     max_memory: int | None = None,
 ) -> dict[float, float]:
-    """``roc`` from features (Q, D) and (G, D), by cosine, in blocks.
+    """Returns ``roc`` of features (Q, D) and (G, D), by cosine, in blocks.
 
     block_size, max_memory and ``ValueError`` as ``evaluate_features``; same_list as ``evaluate_rank``.
     """
-    qf, gf = _prepared(qf, gf, normalize=True)
+    qf, gf = _two_lists(qf, gf, normalize=True)
     matching = Matching(q_pids, g_pids, q_camids, g_camids, same_list=same_list, shape=(len(qf), len(gf)))
     dist = Distances(qf, gf, "cosine", max_memory)
-    how = {"block_size": block_size, "strip": dist.strip, "threads": dist.on_cpu, "max_memory": max_memory}
-    return roc_blocks(dist.rows, matching, fars, **how)
+    return roc_blocks(
+        dist.rows, matching, fars, block_size=block_size, strip=dist.strip, threads=dist.on_cpu, max_memory=max_memory
+    )
 
 
 def roc(
@@ -96,7 +99,7 @@ def roc(
     g_camids: object = None,
     fars: Sequence[float] = (1e-4, 1e-3, 1e-2),
 ) -> dict[float, float]:
-    """True accept rate at each false accept rate: ``{far: tar}``, both shares of 1.
+    """Returns the true accept rate at each false accept rate: ``{far: tar}``, both shares of 1.
 
     distmat: (Q, G). A pair is a query and a gallery image that the camera filter keeps for it, genuine when they share
     the identity; queries without a match still give impostor pairs. tar is the largest share of genuine pairs accepted
@@ -108,6 +111,6 @@ def roc(
     return roc_blocks(rows, matching, fars)
 
 
-def _prepared(qf: object, gf: object, normalize: bool) -> tuple[Tensor, Tensor]:
-    qf, gf = same_place(as_features(qf, "query"), as_features(gf, "gallery"))
+def _two_lists(qf: object, gf: object, normalize: bool) -> tuple[Tensor, Tensor]:
+    qf, gf = on_one_device(as_features(qf, "query"), as_features(gf, "gallery"))
     return (unit_length(qf), unit_length(gf)) if normalize else (qf, gf)

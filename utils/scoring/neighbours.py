@@ -1,8 +1,8 @@
-"""Exact nearest neighbours from tiles of a matrix product, each row's best so far kept beside them.
+"""Exact nearest neighbours from tiles of a matrix product, with each row's best so far kept beside them.
 
-A tile that two row ranges of one list share is computed once and serves both. An entry is looked at again only if it
-is not farther than the row's k-th best so far, and the best are ordered by (distance, index): what comes out does not
-depend on the order in which tiles are done.
+A tile that two row ranges of one list share is computed once and serves both. An entry is kept only if it is not
+farther than the row's k-th best so far, and the best are ordered by (distance, index): the result does not depend on
+the order in which the tiles are computed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ INDEX_BITS = np.uint64(32)
 
 
 class Nearest:
-    """The ``k`` nearest columns of ``num`` rows so far; tiles may be offered from several threads.
+    """Collects the ``k`` nearest columns of ``num`` rows; tiles may be offered from several threads.
 
     A distance and its column are one number of 64 bits, whose order is that of (distance, column).
     """
@@ -34,13 +34,16 @@ class Nearest:
         self.lock = threading.Lock()
 
     def offer(self, tile: np.ndarray, first: int, clip: bool) -> None:
-        """tile: (num, C) float32, the distances to columns ``first`` and on. clip: what is below 0 counts as 0."""
+        """Takes what is near in a tile (num, C) float32, the distances to columns from ``first`` on.
+
+        clip: distances below 0 count as 0.
+        """
         flat = np.flatnonzero(tile <= self._bound(tile, clip)[:, None])
         rows, columns = np.divmod(flat, tile.shape[1])
         self._add(rows, columns + first, tile[rows, columns], clip)
 
     def offer_columns(self, tile: np.ndarray, first: int, clip: bool) -> None:
-        """As ``offer`` with the tile's transpose: (C, num), the distances to ``first`` and on."""
+        """Does the same as ``offer`` with the tile's transpose (C, num)."""
         flat = np.flatnonzero(tile <= self._bound(tile.T, clip))
         columns, rows = np.divmod(flat, tile.shape[1])
         self._add(rows, columns + first, tile[columns, rows], clip)
@@ -49,8 +52,8 @@ class Nearest:
         k = self.keys.shape[1]
         if not np.isinf(self.bound[0]) or tile.shape[1] <= k:
             return self.bound
-        found = np.partition(tile, k - 1, axis=1)[:, k - 1]  # the first tile: its own k-th best
-        return np.maximum(found, 0) if clip else found
+        bound = np.partition(tile, k - 1, axis=1)[:, k - 1]  # of the first tile: its k-th best
+        return np.maximum(bound, 0) if clip else bound
 
     def _add(self, rows: np.ndarray, columns: np.ndarray, values: np.ndarray, clip: bool) -> None:
         if len(rows) == 0:
@@ -79,7 +82,10 @@ class Nearest:
         self.bound = np.where(last == NOTHING, np.float32(np.inf), _distance(last))
 
     def result(self) -> tuple[np.ndarray, np.ndarray]:
-        """Columns (num, k) int64 and distances (num, k) float32, nearest first. Every row must have been offered k."""
+        """Returns columns (num, k) int64 and distances (num, k) float32, nearest first.
+
+        Every row must have been offered at least k entries.
+        """
         with self.lock:
             if self.waiting:
                 self._merge()
@@ -87,7 +93,7 @@ class Nearest:
 
 
 def _sortable(values: np.ndarray) -> np.ndarray:
-    """float32 as uint64 below 2**32 in the same order; -0.0 as 0.0."""
+    """Returns float32 as uint64 below 2**32 in the same order; -0.0 as 0.0."""
     bits = (values.astype(np.float32) + np.float32(0)).view(np.uint32)
     return np.where(bits >> 31, ~bits, bits | np.uint32(2**31)).astype(np.uint64)
 
@@ -98,23 +104,23 @@ def _distance(keys: np.ndarray) -> np.ndarray:
 
 
 class Tiler:
-    """Distances of ``Distances``' formulas on the processor, in tiles of up to (height, width) = ``shape``."""
+    """Computes the distances of ``Distances`` on the CPU, in tiles of up to (height, width) = ``shape``."""
 
     def __init__(self, metric: str, shape: tuple[int, int]):
         self.metric, self.clip, self.shape = metric, metric == "euclidean", shape
         self.buffers = threading.local()
 
-    def tile(
-        self, a: np.ndarray, b: np.ndarray, of_a: np.ndarray | None = None, of_b: np.ndarray | None = None
-    ) -> np.ndarray:
-        """(len(a), len(b)) of a (n, D) and b (m, D), overwritten by the next call in the same thread.
+    def tile(self, a: np.ndarray, b: np.ndarray, of_a: np.ndarray, of_b: np.ndarray) -> np.ndarray:
+        """Returns distances (n, m) of a (n, D) and b (m, D), overwritten by the next call in the same thread.
 
-        of_a, of_b: the squared lengths. Squared distances are not clipped at 0 here.
+        of_a, of_b: the squared lengths, used for the Euclidean distance. It is not clipped at 0 here.
         """
-        if np.may_share_memory(a, b):  # NumPy has another product for a matrix with itself, which adds in another order
+        if np.may_share_memory(
+            a, b
+        ):  # NumPy multiplies a matrix with itself in another way, which adds in another order
             b = b.copy()
         product, sums = self._buffers()
-        np.matmul(_padded(a, self.shape[0]), _padded(b, self.shape[1]).T, out=product)
+        np.matmul(padded_array(a, self.shape[0]), padded_array(b, self.shape[1]).T, out=product)
         product, sums = product[: len(a), : len(b)], sums[: len(a), : len(b)]
         if self.metric == "euclidean":
             np.add(of_a[:, None], of_b, out=sums)  # this sum is the same with a and b exchanged
@@ -130,8 +136,8 @@ class Tiler:
         return self.buffers.kept
 
 
-def _padded(rows: np.ndarray, height: int) -> np.ndarray:
-    """``rows`` (n, D) with rows of zeros up to ``height``: BLAS adds in another order for other shapes."""
+def padded_array(rows: np.ndarray, height: int) -> np.ndarray:
+    """Returns ``rows`` (n, D) with rows of zeros up to ``height``: BLAS adds in another order for other shapes."""
     if len(rows) == height:
         return rows
     out = np.zeros((height, rows.shape[1]), rows.dtype)
@@ -140,7 +146,7 @@ def _padded(rows: np.ndarray, height: int) -> np.ndarray:
 
 
 def nearest_rows(dist: Distances, k: int, block_size: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The ``k`` nearest of ``b`` for each row of ``a``, ordered by (distance, index).
+    """Finds the ``k`` nearest of ``b`` for each row of ``a``, ordered by (distance, index).
 
     Returns their indices (Q, k) int32, their distances (Q, k) float32, and the largest distance of each whole row
     (Q,) float32. ``k`` beyond G gives G columns.
@@ -153,7 +159,7 @@ def nearest_rows(dist: Distances, k: int, block_size: int | None = None) -> tupl
 
 def _by_tiles(dist: Distances, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     (num, width), a, b = dist.shape, dist.a.numpy(), dist.b.numpy()
-    of_a, of_b = (norms.numpy() for norms in dist.norms) if dist.metric == "euclidean" else (a, b)
+    of_a, of_b = (norms.numpy() for norms in dist.norms)
     sides = even_cut(num, SIDE), even_cut(width, SIDE)
     tiler = Tiler(dist.metric, sides)
     above, left = (
@@ -170,11 +176,11 @@ def _by_tiles(dist: Distances, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
         if dist.one_list and i != j:
             lists[j].offer_columns(tile, rows.start, tiler.clip)
             sides.append((lists[j].lock, columns, tile.max(0)))
-        for lock, place, largest in sides:
+        for lock, span, largest in sides:
             with lock:
-                np.maximum(farthest[place], largest, out=farthest[place])
+                np.maximum(farthest[span], largest, out=farthest[span])
 
-    if dist.one_list:  # each pair of ranges once; those that lie next to each other in the list first
+    if dist.one_list:  # each pair of ranges once, neighbouring ranges first
         size = len(above)
         jobs = [(i, (i + step) % size) for step in range(size // 2 + 1) for i in range(size)]
         jobs = jobs[: size * (size + 1) // 2]
@@ -183,23 +189,23 @@ def _by_tiles(dist: Distances, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
     with Progress(len(jobs), "nearest neighbours", "tile") as progress:
         in_threads(jobs, work, "nearest neighbours", lambda job: progress.add(1))
     indices, values = np.empty((num, k), np.int32), np.empty((num, k), np.float32)
-    for rows, found in zip(above, lists, strict=True):
-        indices[rows], values[rows] = found.result()
+    for rows, nearest in zip(above, lists, strict=True):
+        indices[rows], values[rows] = nearest.result()
     return indices, values, np.maximum(farthest, 0) if tiler.clip else farthest
 
 
 def _by_rows(dist: Distances, k: int, block_size: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As ``nearest_rows``, from whole rows: on an accelerator, or in float64."""
+    """Does the same as ``nearest_rows`` from whole rows: on an accelerator, or in float64."""
     num_rows, width = dist.shape
     indices, values = np.empty((num_rows, k), np.int32), np.empty((num_rows, k), np.float32)
     farthest = np.empty(num_rows, np.float32)
 
     def work(start: int, stop: int) -> None:
         block = dist.rows(start, stop)
-        rows, columns, found = smallest(block, k)
-        order = np.lexsort((found, rows))  # stable, and columns come in order: ties go to the lower index
+        rows, columns, near = smallest(block, k)
+        order = np.lexsort((near, rows))  # stable, and columns are in order: ties go to the lower index
         take = order[np.searchsorted(rows, np.arange(len(block)))[:, None] + np.arange(k)]
-        indices[start:stop], values[start:stop] = columns[take], found[take]
+        indices[start:stop], values[start:stop] = columns[take], near[take]
         farthest[start:stop] = block.amax(1).cpu().numpy()
 
     each_block(num_rows, width, block_size, work, "nearest neighbours", strip=dist.strip, max_memory=dist.max_memory)
@@ -207,15 +213,15 @@ def _by_rows(dist: Distances, k: int, block_size: int | None) -> tuple[np.ndarra
 
 
 def smallest(block: Tensor, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows, columns and values of a few entries of ``block``, the k smallest of each row and all their ties among them.
+    """Returns rows, columns and values of a few entries of ``block``: the k smallest of each row, their ties, and more.
 
     The k-th smallest of the minima of groups is at least the k-th smallest entry, so one pass for the minima and one
-    comparison do what a partial sort of every row would.
+    comparison replace a partial sort of every row.
     """
     group = max(min(64, block.shape[1] // (4 * k)), 1)
     minima = block[:, : block.shape[1] // group * group].unflatten(1, (-1, group)).amin(2)
     bound = minima.topk(k, dim=1, largest=False).values[:, -1:]
     flat = (block <= bound).flatten().nonzero().squeeze(1)
-    found, flat = block.flatten()[flat].cpu().numpy(), flat.cpu().numpy()
-    rows = flat // block.shape[1]
-    return rows, flat - rows * block.shape[1], found
+    values, entries = block.flatten()[flat].cpu().numpy(), flat.cpu().numpy()
+    rows = entries // block.shape[1]
+    return rows, entries - rows * block.shape[1], values

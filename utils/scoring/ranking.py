@@ -1,7 +1,7 @@
-"""Scores from ranks: CMC, mAP and mINP without sorting the gallery.
+"""Computes CMC, mAP and mINP from ranks, without sorting the gallery.
 
 Only the ranks of a query's positives matter, and a rank is a count: 1 + the kept images that are nearer, or equally
-near with a lower gallery index. The order (distance, gallery index) makes the answer the same on every machine and
+near with a lower gallery index. The order (distance, gallery index) makes the result the same on every machine and
 for every block size. Formulas: Zheng et al., ICCV 2015 (Market-1501 protocol); mINP: Ye et al., arXiv:2001.04193.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from utils.errors import UserError, nearest
 from utils.scoring.blocks import each_block, whole_number
-from utils.scoring.matching import Matching, Pairs
+from utils.scoring.matching import Matching, PairBlock
 from utils.scoring.single_shot import single_shot_cmc
 
 logger = logging.getLogger("lineup")
@@ -28,9 +28,9 @@ AVERAGES = ("rectangle", "trapezoid")
 
 @dataclass(frozen=True)
 class RankResult:
-    """Scores of one evaluation, all shares of 1, over the ``num_valid_q`` queries that have a match.
+    """The scores of one evaluation, all shares of 1, over the ``num_valid_q`` queries that have a match.
 
-    ``cmc``: (max_rank,), the share of queries with a match among the first k + 1. ``per_query``: ``AP``, ``INP`` and
+    cmc: (max_rank,), the share of queries with a match among the first k + 1. per_query: ``AP``, ``INP`` and
     ``first_match_rank`` (1-based), (Q,) each, -1 for a query without a match.
     """
 
@@ -56,18 +56,18 @@ def evaluate_rank(
     g_seqs: object = None,
     same_list: bool = False,
 ) -> RankResult:
-    """CMC, mAP and mINP of a matrix of distances.
+    """Returns CMC, mAP and mINP of a matrix of distances.
 
     distmat: (Q, G), smaller is nearer, a tensor or an array. q_pids, g_pids: identities, integers. q_camids, g_camids:
     cameras; images of the query's identity and camera are left out, None for no filter. q_seqs, g_seqs: the same for
     sequences. same_list: query i is gallery image i and never its own match; cameras and sequences then filter nothing.
-    max_rank: length of the curve; a gallery that is shorter repeats the last value. ap: ``rectangle``, the mean of
+    max_rank: length of the curve; a shorter gallery repeats the last value. ap: ``rectangle``, the mean of
     t / r_t, or ``trapezoid``, the original Market-1501 code's. protocol: ``market1501``, or ``cuhk03``, where the
     curve is for one drawn image per gallery identity (Li et al., CVPR 2014; mAP and mINP stay over all images):
     ``repeats`` draws per query from ``RandomState(seed)``, or with ``repeats=None`` the exact mean over all draws.
 
-    Equal distances are ordered by gallery index. Queries without a match count in no mean. Raises ``ValueError`` when
-    none has one, for lengths that do not fit, ids that are no integers, NaN distances and unknown names.
+    Equal distances are ordered by gallery index. Queries without a match count in no mean. Raises ``ValueError`` if
+    none has one, for lengths that do not fit, ids that are not integers, NaN distances and unknown names.
     """
     check_names(protocol, ap, max_rank, repeats)
     rows, shape = distance_rows(distmat)
@@ -76,13 +76,13 @@ def evaluate_rank(
 
 
 def distance_rows(distmat: object) -> tuple[Callable[[int, int], Tensor], tuple[int, int]]:
-    """``rows(start, stop)`` of a (Q, G) tensor or array as float32 or float64, and its shape; NaN is refused."""
-    distmat = distmat.detach() if isinstance(distmat, Tensor) else torch.as_tensor(np.asarray(distmat))
-    if distmat.ndim != 2:
-        raise UserError(f"distmat: expected shape (queries, gallery), got {tuple(distmat.shape)}")
+    """Returns ``rows(start, stop)`` of a (Q, G) tensor or array as float32 or float64, and its shape; refuses NaN."""
+    matrix = distmat.detach() if isinstance(distmat, Tensor) else torch.as_tensor(np.asarray(distmat))
+    if matrix.ndim != 2:
+        raise UserError(f"distmat: expected shape (queries, gallery), got {tuple(matrix.shape)}")
 
     def rows(start: int, stop: int) -> Tensor:
-        block = distmat[start:stop]
+        block = matrix[start:stop]
         if not block.is_floating_point():
             block = block.double()  # float32 would round integers from 2**24 on
         elif block.dtype not in (torch.float32, torch.float64):
@@ -92,11 +92,11 @@ def distance_rows(distmat: object) -> tuple[Callable[[int, int], Tensor], tuple[
             raise UserError(f"distmat: NaN in {len(bad)} rows from row {int(bad[0])} on")
         return block
 
-    return rows, tuple(distmat.shape)
+    return rows, (matrix.shape[0], matrix.shape[1])
 
 
 def check_names(protocol: str, ap: str, max_rank: int, repeats: int | None) -> None:
-    """``UserError`` for a protocol, a kind of average precision or a count that does not exist."""
+    """Raises ``UserError`` for an unknown protocol or kind of average precision, and for a wrong count."""
     choose("protocol", protocol, PROTOCOLS)
     choose("ap", ap, AVERAGES)
     whole_number("max_rank", max_rank)
@@ -105,7 +105,7 @@ def check_names(protocol: str, ap: str, max_rank: int, repeats: int | None) -> N
 
 
 def choose(what: str, name: str, known: tuple[str, ...]) -> None:
-    """``UserError`` with the choices when ``name`` is not one of ``known``."""
+    """Raises ``UserError`` with the choices if ``name`` is not one of ``known``."""
     if name not in known:
         raise UserError(f"{what}: unknown {name!r}{nearest(name, known)} Known: {', '.join(known)}")
 
@@ -122,12 +122,12 @@ def rank_blocks(
     strip: int | None = None,
     threads: bool = False,
     max_memory: int | None = None,
-    watch: Callable[[int, Tensor, Pairs], None] | None = None,
+    watch: Callable[[int, Tensor, PairBlock], None] | None = None,
 ) -> RankResult:
-    """As ``evaluate_rank``, from ``rows(start, stop) -> (stop - start, G)``, asked for block by block.
+    """Returns what ``evaluate_rank`` does, from ``rows(start, stop) -> (stop - start, G)``, called block by block.
 
     block_size, strip, threads, max_memory: as for ``each_block``; drawn galleries (cuhk03) are drawn in order.
-    watch: called with (start, block, pairs) for every block while it is there (``utils.scoring.watching``).
+    watch: called with (start, block, pairs) for every block (``utils.scoring.watching``).
     """
     num_q, num_g = len(matching.q_pids), len(matching.g_pids)
     scores = {"AP": np.full(num_q, -1.0), "INP": np.full(num_q, -1.0), "first_match_rank": np.full(num_q, -1)}
@@ -153,8 +153,8 @@ def rank_blocks(
     num_valid = int(valid.sum())
     if 2 * (tied & valid).sum() > num_valid:
         logger.warning(
-            "%d of %d queries have a match at exactly the distance of a wrong image: the order of such ties is the "
-            "gallery's, so do not trust these numbers",
+            "%d of %d queries have a match at exactly the distance of a wrong image: such ties are in the gallery's "
+            "order, so do not trust these numbers",
             tied.sum(),
             num_valid,
         )
@@ -173,7 +173,7 @@ def rank_blocks(
 
 
 def _scores(query: np.ndarray, rank: np.ndarray, ap: str) -> dict[str, np.ndarray]:
-    """AP, INP and first rank of each query that occurs in ``query`` (P,), from its ascending ranks ``rank`` (P,)."""
+    """Returns AP, INP and first rank of each query that occurs in ``query`` (P,), from its ascending ranks (P,)."""
     first = np.flatnonzero(np.diff(query, prepend=-1))
     if len(first) == 0:
         return {}
@@ -186,7 +186,7 @@ def _scores(query: np.ndarray, rank: np.ndarray, ap: str) -> dict[str, np.ndarra
 
 
 def average_precisions(query: np.ndarray, rank: np.ndarray, ap: str) -> np.ndarray:
-    """Average precision of each query that occurs in ``query`` (P,), ascending, from its ascending ranks (P,)."""
+    """Returns the average precision of each query that occurs in ``query`` (P,), ascending, from its ranks (P,)."""
     first = np.flatnonzero(np.diff(query, prepend=-1))
     count = np.diff(np.append(first, len(query)))
     t = np.arange(1, len(query) + 1) - np.repeat(first, count)  # the t-th positive of its query
@@ -196,11 +196,13 @@ def average_precisions(query: np.ndarray, rank: np.ndarray, ap: str) -> np.ndarr
     return np.add.reduceat(share, first) / count
 
 
-def positive_ranks(block: Tensor, pairs: Pairs, first_only: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ranks of the positives of a block of queries among the gallery images kept for each.
+def positive_ranks(
+    block: Tensor, pairs: PairBlock, first_only: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the ranks of the positives of a block of queries among the gallery images kept for each.
 
     block: (B, G) distances. Returns (P,) each, sorted by query and rank: the query's row, the 1-based rank, and
-    whether a negative lies at exactly the same distance. first_only: the nearest positive of each query alone.
+    whether a negative is at exactly the same distance. first_only: the nearest positive of each query alone.
     """
     value = at_pairs(block, pairs.query, pairs.gallery)
     order = np.lexsort((value, pairs.query))  # stable, so equal distances stay in order of gallery index
@@ -230,26 +232,26 @@ def positive_ranks(block: Tensor, pairs: Pairs, first_only: bool = False) -> tup
         here = slice(*np.searchsorted(code, [one, one + 1]))
         row = int(query[here.start])
         level = np.flatnonzero((block[row] == block[row, int(gallery[here.start])]).cpu().numpy())
-        own = slice(*np.searchsorted(pairs.query, [row, row + 1]))
-        level = level[~np.isin(level, pairs.gallery[own][~pairs.positive[own]])]
+        of_row = slice(*np.searchsorted(pairs.query, [row, row + 1]))
+        level = level[~np.isin(level, pairs.gallery[of_row][~pairs.positive[of_row]])]
         rank[here] = 1 + below[here] - (junk_before - starts)[here] + np.searchsorted(level, gallery[here])
     return query, rank, tied
 
 
 def at_pairs(block: Tensor, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """(P,) entries of ``block`` at (rows[p], columns[p])."""
+    """Returns the entries of ``block`` at (rows[p], columns[p]), (P,)."""
     if block.device.type == "cpu":
         return block.numpy()[rows, columns]
-    rows, columns = (torch.from_numpy(index).to(block.device) for index in (rows, columns))
-    return block[rows, columns].cpu().numpy()
+    on_device = [torch.from_numpy(index).to(block.device) for index in (rows, columns)]
+    return block[on_device[0], on_device[1]].cpu().numpy()
 
 
 def _count_around(block: Tensor, query: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many entries of row ``query[p]`` of ``block`` are below ``value[p]``, and how many are not above it.
+    """Counts the entries of row ``query[p]`` of ``block`` that are below ``value[p]``, and those that are not above it.
 
     query: (P,) ascending, value: (P,) ascending within a query. Returns two (P,) vectors of int64.
     """
-    # Sorting a block's values is what an accelerator does fast; a processor is faster without.
+    # Sorting a block's values is fast on an accelerator; a CPU is faster without.
     return (_count_by_comparing if block.device.type == "cpu" else _count_by_sorting)(block, query, value)
 
 
@@ -258,8 +260,8 @@ def _count_by_sorting(block: Tensor, query: np.ndarray, value: np.ndarray) -> tu
     column = np.arange(len(query)) - first
     bounds = torch.full((len(block), int(column.max(initial=0)) + 1), float("inf"), dtype=block.dtype)
     bounds[query, column] = torch.from_numpy(value)
-    ordered, bounds = block.sort(dim=1).values, bounds.to(block.device)
-    below, upto = (torch.searchsorted(ordered, bounds, right=right).cpu().numpy() for right in (False, True))
+    ordered, on_device = block.sort(dim=1).values, bounds.to(block.device)
+    below, upto = (torch.searchsorted(ordered, on_device, right=right).cpu().numpy() for right in (False, True))
     return below[query, column], upto[query, column]
 
 

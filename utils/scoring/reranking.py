@@ -1,8 +1,8 @@
 """k-reciprocal re-ranking, the Jaccard distance for clustering, and query expansion, exact and sparse.
 
 Of an N x N matrix of distances the method reads only each row's nearest entries, its largest entry and the entries of
-the encoding, so none is ever built: neighbours come from blocks of a matrix product, reciprocity and encodings are
-sparse matrices, and the final distance is mixed a block of queries at a time. The numbers are the dense code's.
+the encoding, so no such matrix is built: neighbours come from blocks of a matrix product, reciprocity and encodings are
+sparse matrices, and the final distance is mixed in blocks of queries. The numbers are those of the dense code.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from torch import Tensor
 
 from utils.errors import UserError
 from utils.scoring.blocks import each_block, in_threads, whole_number
-from utils.scoring.distances import Distances, as_features, same_place, squared_norms, unit_length
+from utils.scoring.distances import Distances, as_features, on_one_device, squared_norms, unit_length
 from utils.scoring.neighbours import nearest_rows
 
 logger = logging.getLogger("lineup")
 
-ROWS = 4096  # rows of a sparse product at a time
-PAIRS = 256  # pairs of features subtracted at a time, so that they stay in cache
-GATHERED = 2**22  # numbers of gathered features at a time in query expansion
+ROWS = 4096  # rows of a sparse product per pass
+PAIRS = 256  # pairs of features subtracted per pass, so that they stay in cache
+GATHERED = 2**22  # numbers of gathered features per pass in query expansion
 
 
 def re_ranking(
     qf: object, gf: object, k1: int = 20, k2: int = 6, lambda_value: float = 0.3, max_memory: int | None = None
 ) -> np.ndarray:
-    """k-reciprocal encoding of query and gallery (Zhong et al., CVPR 2017), as the TransReID family computes it.
+    """Returns distances by k-reciprocal encoding (Zhong et al., CVPR 2017), as the TransReID family computes them.
 
-    qf: (Q, D), gf: (G, D), tensors or arrays, taken as they are (normalise them first if they should be). k1: length
+    qf: (Q, D), gf: (G, D), tensors or arrays, used as they are (normalise them first if needed). k1: length
     of the neighbour lists, the image itself not counted. k2: images averaged over, itself counted, 1 for none.
     lambda_value: share of the original distance, 0 to 1. Lists stop at N = Q + G, with a warning in the log.
     max_memory: bytes that the distances in work may take, beside the result.
@@ -42,7 +42,7 @@ def re_ranking(
 
     Raises ``ValueError`` for NaN features, widths that differ, k1 or k2 below 1 and lambda outside 0 to 1.
     """
-    qf, gf = same_place(as_features(qf, "query"), as_features(gf, "gallery"))
+    qf, gf = on_one_device(as_features(qf, "query"), as_features(gf, "gallery"))
     ranked = ReRanking(qf, gf, k1, k2, lambda_value, max_memory=max_memory)
     out = np.empty((len(qf), len(gf)), np.float32)
 
@@ -54,7 +54,7 @@ def re_ranking(
 
 
 class ReRanking:
-    """Re-ranked distances of features (tensors) on one device, a block of queries at a time; see ``re_ranking``."""
+    """Computes re-ranked distances of features (tensors) on one device in blocks of queries; see ``re_ranking``."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class ReRanking:
     ):
         k1, k2 = whole_number("k1", k1), whole_number("k2", k2)
         if not 0 <= lambda_value <= 1:
-            raise UserError(f"lambda: {lambda_value!r} is not between 0 and 1")
+            raise UserError(f"lambda: expected a value between 0 and 1, got {lambda_value!r}")
         feats = torch.cat([qf, gf])
         _warn_of_short_lists(len(feats), k1 + 1, k2)
         ranks, _, farthest = nearest_rows(Distances(feats, feats, max_memory=max_memory), max(k1 + 1, k2), block_size)
@@ -81,7 +81,7 @@ class ReRanking:
         self.strip, self.on_cpu = self.dist.strip, self.dist.on_cpu
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Distances of queries ``start`` to ``stop``, (stop - start, G) float32 on the CPU."""
+        """Returns the distances of queries ``start`` to ``stop``, (stop - start, G) float32 on the CPU."""
         out = self.dist.rows(start, stop).float().cpu().numpy()
         np.divide(out, self.farthest[start:stop], out=out)
         np.multiply(out, self.lambda_value, out=out)
@@ -102,7 +102,7 @@ def _warn_of_short_lists(num: int, length: int, k2: int) -> None:
 def jaccard_distance(
     feats: object, k1: int = 30, k2: int = 6, max_distance: float | None = None, max_memory: int | None = None
 ) -> csr_array:
-    """Jaccard distance of k-reciprocal encodings for clustering (Zhong et al., CVPR 2017; as in Cluster Contrast).
+    """Returns the Jaccard distance of k-reciprocal encodings (Zhong et al., CVPR 2017; as in Cluster Contrast).
 
     feats: (N, D) of unit length. k1: length of the neighbour lists, the image itself counted (``re_ranking`` does not
     count it). k2: images averaged over, itself counted, 1 for none. Lists stop at N, with a warning in the log.
@@ -130,14 +130,14 @@ def jaccard_distance(
     counts, columns, values = [0], np.empty(0, np.int32), np.empty(0, np.float32)
 
     def work(start: int, stop: int) -> None:
-        found = in_threads([(top, min(top + 128, stop)) for top in range(start, stop, 128)], of_rows)
-        counts.extend(len(near) for part, _ in found for near in part)
+        strips = in_threads([(top, min(top + 128, stop)) for top in range(start, stop, 128)], of_rows)
+        counts.extend(len(near) for lists, _ in strips for near in lists)
         end = size = len(columns)
         size += sum(counts[start + 1 : stop + 1])
-        columns.resize(size, refcheck=False)  # grows in place: the result is never held twice
+        columns.resize(size, refcheck=False)  # grows in place: the result is never in memory twice
         values.resize(size, refcheck=False)
-        for part in found:
-            for near, jaccard in zip(*part, strict=True):
+        for strip in strips:
+            for near, jaccard in zip(*strip, strict=True):
                 columns[end : end + len(near)], values[end : end + len(near)] = near, jaccard
                 end += len(near)
 
@@ -149,11 +149,11 @@ def jaccard_distance(
 
 
 def _kept(near: np.ndarray, jaccard: np.ndarray, row: int, most: float | None) -> tuple[np.ndarray, np.ndarray]:
-    """The entries of a row that are stored: itself at 0, and what is not farther than ``most``."""
-    place = np.searchsorted(near, row)
-    if place == len(near) or near[place] != row:  # an image beyond the lists of its own copies has no code
-        near, jaccard = np.insert(near, place, row), np.insert(jaccard, place, 0)
-    jaccard[place] = 0
+    """Returns the entries of a row that are stored: itself at 0, and those that are not farther than ``most``."""
+    position = np.searchsorted(near, row)
+    if position == len(near) or near[position] != row:  # an image beyond the lists of its own copies has no code
+        near, jaccard = np.insert(near, position, row), np.insert(jaccard, position, 0)
+    jaccard[position] = 0
     if most is not None:
         kept = (jaccard <= most) | (near == row)
         near, jaccard = near[kept], jaccard[kept]
@@ -161,24 +161,24 @@ def _kept(near: np.ndarray, jaccard: np.ndarray, row: int, most: float | None) -
 
 
 class Overlaps:
-    """Jaccard distance of one encoding to many: ``codes`` (G, N) sparse, rows of sum 1."""
+    """Computes the Jaccard distance of one encoding to many: ``codes`` (G, N) sparse, rows of sum 1."""
 
     def __init__(self, codes: csr_array):
-        self.num = codes.shape[0]
+        self.num = len(codes.indptr) - 1
         columns = codes.tocsc()
         self.indptr, self.rows, self.weights = columns.indptr, columns.indices, columns.data
 
     def jaccard(self, codes: csr_array, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Which of the many overlap with row ``row`` of ``codes``, ascending, and their distances, float32 in [0, 1].
+        """Returns which encodings overlap with row ``row`` of ``codes``, ascending, and their distances in [0, 1].
 
         With S the sum of the minima of two encodings the sum of their maxima is 2 - S. Only the columns on which the
         row has weight can add to S; they are laid end to end.
         """
-        own = slice(codes.indptr[row], codes.indptr[row + 1])
-        first = self.indptr[codes.indices[own]]
-        count = self.indptr[codes.indices[own] + 1] - first
+        of_row = slice(codes.indptr[row], codes.indptr[row + 1])
+        first = self.indptr[codes.indices[of_row]]
+        count = self.indptr[codes.indices[of_row] + 1] - first
         where = np.arange(count.sum()) + np.repeat(first - (np.cumsum(count) - count), count)
-        minima = np.minimum(self.weights.take(where), np.repeat(codes.data[own], count))
+        minima = np.minimum(self.weights.take(where), np.repeat(codes.data[of_row], count))
         shared = np.bincount(self.rows.take(where), weights=minima, minlength=self.num)
         near = np.flatnonzero(shared)
         shared = shared[near]
@@ -188,7 +188,7 @@ class Overlaps:
 def _encode(
     feats: Tensor, ranks: np.ndarray, length: int, k2: int, half: int, farthest: np.ndarray | None = None
 ) -> csr_array:
-    """k-reciprocal encodings, (N, N) sparse float32, rows of sum 1 (or 0 for an image in nobody's list).
+    """Returns k-reciprocal encodings, (N, N) sparse float32, rows of sum 1 (or 0 for an image in no other's list).
 
     ranks: (N, K) neighbours, nearest first. length, half: entries of the full and of the short lists, both cut at K.
     farthest: (N,), the distance that the weights' distances are divided by; None for distances as they are.
@@ -196,15 +196,15 @@ def _encode(
     num = len(ranks)
     full, short = _reciprocal(ranks[:, :length]), _reciprocal(ranks[:, : min(half, length)])
     size = np.diff(short.indptr)
-    parts = []
+    blocks = []
     for top in range(0, num, ROWS):
         some = full[top : top + ROWS]
         shared = some.multiply(some @ short.T).tocsr()  # |short list of c in the full list of i|, for c in the latter
         shared.data = (3 * shared.data > 2 * size[shared.indices]).astype(np.int32)
         shared.eliminate_zeros()
-        parts.append((some + shared @ short).tocsr())
-    indptr = np.concatenate([[0], np.cumsum(np.concatenate([np.diff(p.indptr) for p in parts]))])
-    columns = np.concatenate([p.indices for p in parts])
+        blocks.append((some + shared @ short).tocsr())
+    indptr = np.concatenate([[0], np.cumsum(np.concatenate([np.diff(block.indptr) for block in blocks]))])
+    columns = np.concatenate([block.indices for block in blocks])
     rows = np.repeat(np.arange(num, dtype=columns.dtype), np.diff(indptr))
     dist = _pair_distances(feats, rows, columns)
     if farthest is not None:
@@ -219,7 +219,7 @@ def _encode(
 
 
 def _lists_to_matrix(lists: np.ndarray, value: np.generic) -> csr_array:
-    """(N, N) with ``value`` at (i, j) for j in row i of ``lists`` (N, width)."""
+    """Returns (N, N) with ``value`` at (i, j) for j in row i of ``lists`` (N, width)."""
     num, width = lists.shape
     # flatten() copies: sorting the matrix's indices must not sort the ranking.
     columns, indptr = lists.flatten(), np.arange(0, num * width + 1, width)
@@ -227,13 +227,13 @@ def _lists_to_matrix(lists: np.ndarray, value: np.generic) -> csr_array:
 
 
 def _reciprocal(lists: np.ndarray) -> csr_array:
-    """Pairs (i, j) with j in the list of i and i in the list of j, as an (N, N) 0/1 matrix of int32."""
+    """Returns the pairs (i, j) with j in the list of i and i in the list of j, as an (N, N) 0/1 matrix of int32."""
     listed = _lists_to_matrix(lists, np.int32(1))
     return listed.multiply(listed.T.tocsr()).tocsr()
 
 
 def _pair_distances(feats: Tensor, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Squared distances of the pairs (rows[p], columns[p]), (P,) float32."""
+    """Returns the squared distances of the pairs (rows[p], columns[p]), (P,) float32."""
     if feats.device.type != "cpu":
         pairs = zip(*(torch.from_numpy(i).to(feats.device).split(GATHERED // 64) for i in (rows, columns)), strict=True)
         return torch.cat([(feats[r.long()] - feats[c.long()]).square_().sum(1) for r, c in pairs]).cpu().numpy()
@@ -254,7 +254,7 @@ def _pair_distances(feats: Tensor, rows: np.ndarray, columns: np.ndarray) -> np.
 def query_expansion(
     qf: object, gf: object, times: int = 1, k: int = 5, alpha: float = 3.0
 ) -> tuple[Tensor, Tensor] | tuple[np.ndarray, np.ndarray]:
-    """Average query expansion with weights (Radenovic et al., TPAMI 2019, alpha-QE), of query and gallery together.
+    """Returns features after weighted average query expansion (alpha-QE, Radenovic et al., TPAMI 2019) in both lists.
 
     qf: (Q, D), gf: (G, D). ``times`` rounds; in each, every feature becomes 1/k of the sum over its k nearest by
     cosine, itself among them, of cosine ** alpha times the feature as it was before the round. alpha 0 is the plain
@@ -265,9 +265,9 @@ def query_expansion(
     """
     times, k = whole_number("times", times), whole_number("k", k)
     if alpha < 0:
-        raise UserError(f"alpha: {alpha!r} is negative")
+        raise UserError(f"alpha: expected at least 0, got {alpha!r}")
     as_arrays = not isinstance(qf, Tensor) and not isinstance(gf, Tensor)
-    qf, gf = same_place(as_features(qf, "query"), as_features(gf, "gallery"))
+    qf, gf = on_one_device(as_features(qf, "query"), as_features(gf, "gallery"))
     feats = torch.cat([qf, gf])
     for _ in range(times):
         unit = unit_length(feats)
@@ -277,7 +277,7 @@ def query_expansion(
         weights = torch.from_numpy(weights.astype(np.float32)).to(feats.device)
         ranks = torch.from_numpy(ranks).to(feats.device)
         step = max(GATHERED // (ranks.shape[1] * feats.shape[1]), 1)
-        parts = zip(weights.split(step), ranks.split(step), strict=True)
-        feats = torch.cat([(w[:, :, None] * feats[r.long()]).sum(1) for w, r in parts])
+        chunks = zip(weights.split(step), ranks.split(step), strict=True)
+        feats = torch.cat([(w[:, :, None] * feats[r.long()]).sum(1) for w, r in chunks])
     qf, gf = feats[: len(qf)], feats[len(qf) :]
     return (qf.numpy(), gf.numpy()) if as_arrays else (qf, gf)

@@ -1,7 +1,7 @@
-"""Exact search: the k nearest gallery images of each query, in a gallery of any size, in bounded memory.
+"""Exact search for the k nearest gallery images of each query, in a gallery of any size, in bounded memory.
 
-The gallery may be a memory-mapped file (``numpy.load(path, mmap_mode="r")``): it is read a few thousand rows at a
-time, once for every few thousand queries, and no (Q, G) matrix exists.
+The gallery may be a memory-mapped file (``numpy.load(path, mmap_mode="r")``): it is read in pieces of a few thousand
+rows, once for every few thousand queries, and no (Q, G) matrix exists.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from utils.scoring.blocks import Progress, even_cut, in_threads, whole_number
 from utils.scoring.distances import squared_norms, unit_rows
 from utils.scoring.neighbours import SIDE, Nearest, Tiler
 
-SEARCH_BYTES = 2**30  # for everything but the features given, unless ``max_memory`` says otherwise
-ROWS = 4096  # gallery rows that a thread reads at a time, at most
+SEARCH_BYTES = 2**30  # memory beside the given features, unless ``max_memory`` says otherwise
+ROWS = 4096  # gallery rows that a thread reads together, at most
 METRICS = ("euclidean", "cosine")
 
 
@@ -29,11 +29,11 @@ def search(
     normalize: bool = True,
     max_memory: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The ``k`` nearest gallery images of each query, ordered by (distance, gallery index).
+    """Finds the ``k`` nearest gallery images of each query, ordered by (distance, gallery index).
 
     query: (Q, D), gallery: (G, D): arrays, memory maps or tensors of floating point numbers; the distances are float32.
     metric: ``euclidean`` (squared) or ``cosine``. normalize: divide each feature by max(length, 1e-12) first; cosine
-    always does. max_memory: bytes for working memory, None for 1 GB; fewer queries at a time read the gallery oftener.
+    always does. max_memory: bytes for working memory, None for 1 GB; with less, the gallery is read more often.
 
     Returns the gallery indices (Q, k) int64 and the distances (Q, k) float32; k beyond G gives G columns. Exact, and
     the same for any memory and number of threads. Raises ``UserError`` for wrong shapes and types, empty lists and rows
@@ -42,18 +42,18 @@ def search(
     k = whole_number("k", k)
     if metric not in METRICS:
         raise UserError(f"metric: unknown {metric!r}. Known: {', '.join(METRICS)}")
-    query, gallery = feature_list(query, "query"), feature_list(gallery, "gallery")
-    if query.shape[1] != gallery.shape[1]:
-        raise UserError(f"query features are {query.shape[1]} wide, gallery features {gallery.shape[1]}")
-    (num_q, width), k = query.shape, min(k, len(gallery))
+    queries, images = feature_list(query, "query"), feature_list(gallery, "gallery")
+    if queries.shape[1] != images.shape[1]:
+        raise UserError(f"query features are {queries.shape[1]} wide, gallery features {images.shape[1]}")
+    (num_q, width), k = queries.shape, min(k, len(images))
     indices, distances = np.empty((num_q, k), np.int64), np.empty((num_q, k), np.float32)
     unit, tiler = normalize or metric == "cosine", Tiler(metric, (even_cut(num_q, SIDE), SIDE))
     rows, block = _sizes(num_q, width, k, SEARCH_BYTES if max_memory is None else max_memory)
-    with Progress(-(-num_q // block) * len(gallery), "search") as progress:
+    with Progress(-(-num_q // block) * len(images), "search") as progress:
         for start in range(0, num_q, block):
             some = slice(start, min(start + block, num_q))
-            feats = _prepared(query[some], start, "query", unit)
-            indices[some], distances[some] = _search_block(feats, gallery, k, tiler, unit, rows, progress)
+            feats = finite_rows(queries[some], start, "query", unit)
+            indices[some], distances[some] = _search_block(feats, images, k, tiler, unit, rows, progress)
     return indices, distances
 
 
@@ -66,23 +66,23 @@ def _search_block(
     of_query = squared_norms(query)
 
     def work(start: int, stop: int) -> None:
-        part = _prepared(gallery[start:stop], start, "gallery", unit)
-        of_part = squared_norms(part)
-        for left in range(0, len(part), SIDE):
+        feats = finite_rows(gallery[start:stop], start, "gallery", unit)
+        norms = squared_norms(feats)
+        for left in range(0, len(feats), SIDE):
             columns = slice(left, left + SIDE)
-            for side, found in zip(sides, lists, strict=True):
-                tile = tiler.tile(query[side], part[columns], of_query[side], of_part[columns])
-                found.offer(tile, start + left, tiler.clip)
-        _let_go(gallery, start, stop)
+            for side, nearest in zip(sides, lists, strict=True):
+                tile = tiler.tile(query[side], feats[columns], of_query[side], norms[columns])
+                nearest.offer(tile, start + left, tiler.clip)
+        _release(gallery, start, stop)
 
     spans = [(start, min(start + rows, len(gallery))) for start in range(0, len(gallery), rows)]
     in_threads(spans, work, "search", lambda span: progress.add(span[1] - span[0]))
-    results = [found.result() for found in lists]
+    results = [nearest.result() for nearest in lists]
     return np.concatenate([r[0] for r in results]), np.concatenate([r[1] for r in results])
 
 
-def _let_go(array: np.ndarray, start: int, stop: int) -> None:
-    """Takes rows of a memory-mapped file off this process's memory; the system may keep them cached."""
+def _release(array: np.ndarray, start: int, stop: int) -> None:
+    """Removes rows of a memory-mapped file from this process's memory; the system may keep them cached."""
     if not isinstance(array, np.memmap) or array.mode != "r" or not isinstance(array.base, mmap.mmap):
         return
     if hasattr(array.base, "madvise") and array.flags.c_contiguous:
@@ -94,7 +94,7 @@ def _let_go(array: np.ndarray, start: int, stop: int) -> None:
 
 
 def _sizes(num_q: int, width: int, k: int, memory: int) -> tuple[int, int]:
-    """Gallery rows that each thread reads at a time, and queries that are searched for at a time."""
+    """Returns how many gallery rows each thread reads together, and how many queries are searched together."""
     threads = torch.get_num_threads()
     tiles = 2 * 4 * SIDE * SIDE * threads
     rows = max(min(ROWS, (memory - tiles) // (4 * 4 * width * threads) // SIDE * SIDE), SIDE)
@@ -104,20 +104,20 @@ def _sizes(num_q: int, width: int, k: int, memory: int) -> tuple[int, int]:
 
 
 def feature_list(feats: object, name: str) -> np.ndarray:
-    """``feats`` (n, D) as an array. Raises ``UserError`` for another shape or type and for an empty list."""
-    feats = feats.detach().cpu().numpy() if isinstance(feats, torch.Tensor) else feats
-    feats = feats if isinstance(feats, np.ndarray) else np.asarray(feats)
-    if feats.ndim != 2 or feats.shape[1] == 0:
-        raise UserError(f"{name} features: expected shape (images, width), got {feats.shape}")
-    if len(feats) == 0:
+    """Returns ``feats`` (n, D) as an array. Raises ``UserError`` for another shape or type and for an empty list."""
+    array = feats.detach().cpu().numpy() if isinstance(feats, torch.Tensor) else feats
+    array = array if isinstance(array, np.ndarray) else np.asarray(array)
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise UserError(f"{name} features: expected shape (images, width), got {array.shape}")
+    if len(array) == 0:
         raise UserError(f"{name} features: no images, the list is empty")
-    if feats.dtype.kind != "f":
-        raise UserError(f"{name} features: expected floating point numbers, got {feats.dtype}")
-    return feats
+    if array.dtype.kind != "f":
+        raise UserError(f"{name} features: expected floating point numbers, got {array.dtype}")
+    return array
 
 
-def _prepared(feats: np.ndarray, start: int, name: str, unit: bool) -> np.ndarray:
-    """Rows ``start`` and on of a list in float32, scaled to unit length if asked for; they must be finite."""
+def finite_rows(feats: np.ndarray, start: int, name: str, unit: bool) -> np.ndarray:
+    """Returns rows from ``start`` on of a list in float32, scaled to unit length if ``unit``; they must be finite."""
     feats = np.ascontiguousarray(feats, np.float32)
     out = unit_rows(feats) if unit else feats
     suspects = np.flatnonzero(~np.isfinite(squared_norms(out)))

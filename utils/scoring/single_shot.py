@@ -1,7 +1,7 @@
 """The CUHK03 protocol: one drawn image per gallery identity (Li et al., CVPR 2014).
 
-Of every identity in the gallery one image is drawn; the curve says at which rank the drawn match stands among the
-drawn images. Either drawn, a number of times, with NumPy's frozen legacy generator, or its exact mean over all draws.
+Of every identity in the gallery one image is drawn; the curve is of the rank of the drawn match among the drawn images:
+the mean over a number of draws with NumPy's frozen legacy generator, or the exact mean over all draws.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from utils.scoring.matching import Pairs
+from utils.scoring.matching import PairBlock
 
 
 def single_shot_cmc(
-    block: Tensor, pairs: Pairs, g_pids: np.ndarray, max_rank: int, rng: np.random.RandomState, repeats: int | None
+    block: Tensor, pairs: PairBlock, g_pids: np.ndarray, max_rank: int, rng: np.random.RandomState, repeats: int | None
 ) -> np.ndarray:
-    """Curves of a block of queries, (B, max_rank); zeros for a query without a match.
+    """Returns the curves of a block of queries, (B, max_rank); zeros for a query without a match.
 
     block: (B, G) distances. Draws, for each valid query in order: ``repeats`` times, for every identity in the order
     in which it first comes up in the query's ranking, ``rng.choice`` over the places of its images.
@@ -23,15 +23,15 @@ def single_shot_cmc(
     curves = np.zeros((len(block), max_rank))
     starts = np.searchsorted(pairs.query, np.arange(len(block) + 1))
     for row in range(len(block)):
-        own = slice(starts[row], starts[row + 1])
-        positive = pairs.positive[own]
+        of_row = slice(starts[row], starts[row + 1])
+        positive = pairs.positive[of_row]
         if not positive.any():
             continue
         order = np.argsort(block[row].cpu().numpy(), kind="stable")
-        order = order[~np.isin(order, pairs.gallery[own][~positive])]
+        order = order[~np.isin(order, pairs.gallery[of_row][~positive])]
         _, first, identity = np.unique(g_pids[order], return_index=True, return_inverse=True)
-        identity = np.argsort(np.argsort(first))[identity]  # numbered as they come up
-        match = identity[np.flatnonzero(order == pairs.gallery[own][positive][0])[0]]
+        identity = np.argsort(np.argsort(first))[identity]  # numbered in order of appearance
+        match = int(identity[np.flatnonzero(order == pairs.gallery[of_row][positive][0])[0]])
         if repeats is None:
             curves[row] = _exact(identity, match, max_rank)
         else:
@@ -40,10 +40,10 @@ def single_shot_cmc(
 
 
 def _drawn(identity: np.ndarray, match: int, max_rank: int, rng: np.random.RandomState, repeats: int) -> np.ndarray:
-    """Mean curve of ``repeats`` draws; identity: (K,) numbers along the ranking, match: the query's own number."""
+    """Returns the mean curve of ``repeats`` draws. identity: (K,) numbers along the ranking; match: the query's."""
     places = np.argsort(identity, kind="stable")
     count = np.bincount(identity)
-    # One call with all upper ends takes the stream as one call for each does; an end of 1 takes nothing from it.
+    # One call with all upper ends uses the stream as one call for each does; an end of 1 uses nothing of it.
     drawn = places[np.cumsum(count) - count + rng.randint(0, np.tile(count, (repeats, 1)), dtype=np.int64)]
     rank = (drawn < drawn[:, [match]]).sum(1)
     curve = np.cumsum(np.bincount(np.minimum(rank, max_rank), minlength=max_rank + 1)[:max_rank])
@@ -51,7 +51,7 @@ def _drawn(identity: np.ndarray, match: int, max_rank: int, rng: np.random.Rando
 
 
 def _exact(identity: np.ndarray, match: int, max_rank: int) -> np.ndarray:
-    """Mean curve over all draws: the number of identities ahead is a sum of independent 0/1 variables."""
+    """Returns the mean curve over all draws: the number of identities ahead is a sum of independent 0/1 variables."""
     count = np.bincount(identity)
     ahead = np.zeros((len(count), count[match]))  # share of an identity's images before each positive
     for j, place in enumerate(np.flatnonzero(identity == match)):

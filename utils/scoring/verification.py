@@ -1,4 +1,4 @@
-"""Verification: is this pair of images one identity? The true accept rate at given false accept rates."""
+"""Verification, whether two images show one identity: the true accept rate at given false accept rates."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def roc_blocks(
     threads: bool = False,
     max_memory: int | None = None,
 ) -> dict[float, float]:
-    """True accept rate at each false accept rate, from ``rows(start, stop) -> (stop - start, G)``.
+    """Returns the true accept rate at each false accept rate, from ``rows(start, stop) -> (stop - start, G)``.
 
     block_size, strip, threads, max_memory: as for ``each_block``.
 
     The largest share of genuine pairs accepted at a threshold that accepts at most a share ``far`` of the impostor
-    pairs; nothing is interpolated. Of the impostor distances only the smallest share max(fars) is kept, twice over.
+    pairs; nothing is interpolated. Of the impostor distances at most twice the smallest share max(fars) is in memory.
     """
     for far in fars:
         if not 0 <= far <= 1:
-            raise UserError(f"fars: {far!r} is not a share between 0 and 1")
+            raise UserError(f"fars: expected shares between 0 and 1, got {far!r}")
     num_q, num_g = len(matching.q_pids), len(matching.g_pids)
     num_impostors = num_q * num_g - int(matching.count.sum())
     if num_impostors == 0:
@@ -47,8 +47,8 @@ def roc_blocks(
     def work(start: int, stop: int) -> None:
         block, pairs = rows(start, stop), matching.pairs(start, stop)
         same = at_pairs(block, pairs.query, pairs.gallery)
-        seen = nearest[0]  # once it has been cut, it holds the smallest so far
-        accepted = block < seen.max() if len(seen) == keep else torch.ones_like(block, dtype=torch.bool)
+        smallest = nearest[0]  # once it has been cut, it holds the smallest so far
+        accepted = block < smallest.max() if len(smallest) == keep else torch.ones_like(block, dtype=torch.bool)
         at = [torch.from_numpy(index).to(block.device) for index in (pairs.query, pairs.gallery)]
         accepted[at[0], at[1]] = False
         impostors = block[accepted].cpu().numpy()
@@ -58,8 +58,7 @@ def roc_blocks(
                 nearest[:] = [np.partition(np.concatenate(nearest), keep - 1)[:keep]]
             genuine.append(same[pairs.positive])
 
-    how = {"strip": strip, "threads": threads, "max_memory": max_memory}
-    each_block(num_q, num_g, block_size, work, "verification", **how)
+    each_block(num_q, num_g, block_size, work, "verification", strip=strip, threads=threads, max_memory=max_memory)
     impostors, accepted = np.sort(np.concatenate(nearest)), np.concatenate(genuine)
     tars = {}
     for far, count in zip(fars, allowed, strict=True):  # impostors[count] is the first that must be refused
@@ -68,7 +67,7 @@ def roc_blocks(
 
 
 def _most(far: float, num: int) -> int:
-    """The largest m with m / num <= far, as that quotient rounds."""
+    """Returns the largest m with m / num <= far, as that quotient rounds."""
     most = int(far * num)
     most += most < num and (most + 1) / num <= far
     return most - (most / num > far)

@@ -506,13 +506,13 @@ IDS = ([1, 2, 3], [1, 2, 3, 4])
         (lambda: evaluate_rank(DIST * np.nan, *IDS), "distmat: NaN in 3 rows from row 0"),
         (lambda: evaluate_rank(DIST, *IDS, protocol="market"), "did you mean 'market1501'.*Known: market1501, cuhk03"),
         (lambda: evaluate_rank(DIST, *IDS, ap="area"), "ap: unknown 'area'.*rectangle, trapezoid"),
-        (lambda: evaluate_rank(DIST, *IDS, max_rank=0), "max_rank: 0 is not a whole number"),
+        (lambda: evaluate_rank(DIST, *IDS, max_rank=0), "max_rank: expected a whole number of at least 1, got 0"),
         (lambda: evaluate_rank(DIST, *IDS, repeats=0), "repeats: 0 is not"),
         (lambda: evaluate_rank(DIST, *IDS, same_list=True), "same_list"),
         (lambda: evaluate_rank(DIST, [7, 8, 9], IDS[1]), "of 3 queries, 3 have .* absent from the gallery and 0 are"),
         (
             lambda: evaluate_rank(DIST, *IDS, [0] * 3, [0] * 4),
-            "0 have .* 3 are found there only under their own camera",
+            "0 have .* 3 have matches of their own camera only",
         ),
         (
             lambda: evaluate_features(np.ones((3, 2)), np.ones((4, 2)), *IDS, metric="l1"),
@@ -529,12 +529,12 @@ IDS = ([1, 2, 3], [1, 2, 3, 4])
         (lambda: evaluate_features(DIST[:2], np.eye(4), *IDS), "2 queries x 4 gallery images, but 3 q_pids"),
         (lambda: evaluate_features(DIST, np.eye(4), [0.5] * 3, IDS[1]), "q_pids: ids must be integers"),
         (lambda: evaluate_features(DIST, np.eye(4), [7, 8, 9], IDS[1]), "no query has a valid match"),
-        (lambda: roc(DIST, *IDS, fars=[2]), "fars: 2 is not a share"),
+        (lambda: roc(DIST, *IDS, fars=[2]), "fars: expected shares between 0 and 1, got 2"),
         (lambda: roc(DIST, [1, 1, 1], [1, 1, 1, 1]), "no impostor pairs"),
         (lambda: evaluate_retrieval(np.ones((2, 3)), [1, 1], np.ones((2, 3))), "gallery_labels go together"),
         (lambda: evaluate_retrieval(np.ones((2, 3)), [1, 1, 1]), "2 queries x 2 gallery images, but 3 q_pids"),
         (lambda: evaluate_retrieval(np.ones((2, 3)), [1, 1], ks=(0,)), "ks: 0 is not"),
-        (lambda: nmi([1, 2], [1]), "2 labels and 1 clusters"),
+        (lambda: nmi([1, 2], [1]), "at least one, got 2 and 1"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(call, words):

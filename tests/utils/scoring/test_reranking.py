@@ -280,10 +280,10 @@ FEATS = np.eye(6, dtype=np.float32)
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: re_ranking(FEATS, FEATS, k1=0), "k1: 0 is not a whole number of at least 1"),
+        (lambda: re_ranking(FEATS, FEATS, k1=0), "k1: expected a whole number of at least 1, got 0"),
         (lambda: re_ranking(FEATS, FEATS, k2=-1), "k2: -1 is not"),
         (lambda: re_ranking(FEATS, FEATS, k1=2.5), "k1: 2.5 is not"),
-        (lambda: re_ranking(FEATS, FEATS, lambda_value=1.5), "lambda: 1.5 is not between 0 and 1"),
+        (lambda: re_ranking(FEATS, FEATS, lambda_value=1.5), "lambda: expected a value between 0 and 1, got 1.5"),
         (lambda: re_ranking(FEATS, FEATS[:, :3]), "query features are 6 wide, gallery features 3"),
         (lambda: re_ranking(FEATS, np.full((6, 6), np.inf)), "gallery features: 6 of 6 rows hold NaN or infinity"),
         (lambda: re_ranking(FEATS[:0], FEATS), "query features: no images"),
@@ -292,7 +292,7 @@ FEATS = np.eye(6, dtype=np.float32)
         (lambda: jaccard_distance(np.full((6, 6), np.nan)), "image features: 6 of 6 rows"),
         (lambda: query_expansion(FEATS, FEATS, k=0), "k: 0 is not"),
         (lambda: query_expansion(FEATS, FEATS, times=0), "times: 0 is not"),
-        (lambda: query_expansion(FEATS, FEATS, alpha=-1), "alpha: -1 is negative"),
+        (lambda: query_expansion(FEATS, FEATS, alpha=-1), "alpha: expected at least 0, got -1"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(call, words):

@@ -180,5 +180,5 @@ def test_the_command_refuses_another_kind_of_result(tmp_path):
     words = ["--query", str(tmp_path / "q.npy"), "--gallery", str(tmp_path / "q.npy"), "--out"]
     with pytest.raises(UserError, match="does not end in .npz"):
         command.main([*words, str(tmp_path / "o.txt")])
-    with pytest.raises(UserError, match="--memory: -1.0 is negative"):
+    with pytest.raises(UserError, match="--memory: expected at least 0 GB, got -1.0"):
         command.main([*words, str(tmp_path / "o.npz"), "--memory", "-1"])
