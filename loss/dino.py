@@ -1,4 +1,4 @@
-"""DINO: the student's crops follow the teacher's two whole views, without labels (Caron et al., arXiv:2104.14294)."""
+"""DINO: the student's crops follow the teacher's two global crops, without labels (Caron et al., arXiv:2104.14294)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ GLOBAL_CROPS = 2
 
 
 class DINOLoss(nn.Module):
-    """Cross entropy between the teacher's centred, sharpened softmax and the student's, over all pairs of crops.
+    """Cross-entropy between the teacher's centred, sharpened softmax and the student's, over all pairs of crops.
 
-    out_dim: width K of the logits. ncrops: V, the two global crops among them. The teacher's temperature goes from
+    out_dim: width K of the logits. ncrops: V, which includes the two global crops. The teacher's temperature goes from
     ``warmup_teacher_temp`` to ``teacher_temp``, both ends included, over the first ``warmup_teacher_temp_epochs`` of
     ``nepochs``. center_momentum: share of the centre that a step keeps. The buffer ``center`` is (1, K).
     """
+
+    center: Tensor
 
     def __init__(
         self,
@@ -44,10 +46,22 @@ class DINOLoss(nn.Module):
         self.register_buffer("center", torch.zeros(1, out_dim))
 
     def forward(self, student: Tensor, teacher: Tensor, epoch: int) -> Tensor:
-        """student: (V * B, K), teacher: (2 * B, K), crop after crop; epochs from 0. The mean over the 2V - 2 pairs.
+        """Returns the mean over the 2V - 2 pairs of different crops, and moves the centre over all processes' rows.
 
-        Moves the centre afterwards, over all processes' rows. Raises ``UserError`` where the rows do not fit.
+        student: (V * B, K), teacher: (2 * B, K), all images of a crop before those of the next. epoch: counted from 0.
+        Raises ``UserError`` if the rows or widths do not match.
         """
+        self.check(student, teacher)
+        with torch.autocast(student.device.type, enabled=False):
+            student, teacher = (at_least_float32(logits) for logits in (student, teacher.detach()))
+            targets = torch.softmax((teacher - self.center) / self.teacher_temps[epoch], dim=1)
+            log_shares = torch.log_softmax(student / self.student_temp, dim=1)
+            loss = pairwise_cross_entropy(targets, log_shares, self.ncrops)
+        self.move_center(teacher)
+        return loss
+
+    def check(self, student: Tensor, teacher: Tensor) -> None:
+        """Raises ``UserError`` unless the logits have the loss's width and are crops of the same images."""
         width = self.center.shape[1]
         if student.shape[1] != width or teacher.shape[1] != width:
             raise UserError(
@@ -59,17 +73,10 @@ class DINOLoss(nn.Module):
                 f"DINO: {len(student)} student rows and {len(teacher)} teacher rows are not {self.ncrops} and "
                 f"{GLOBAL_CROPS} crops of the same images"
             )
-        with torch.autocast(student.device.type, enabled=False):
-            student, teacher = (at_least_float32(logits) for logits in (student, teacher.detach()))
-            wanted = torch.softmax((teacher - self.center) / self.teacher_temps[epoch], dim=1)
-            found = torch.log_softmax(student / self.student_temp, dim=1)
-            loss = pairwise_cross_entropy(wanted, found, self.ncrops)
-        self.move_center(teacher)
-        return loss
 
     @torch.no_grad()
     def move_center(self, teacher: Tensor) -> None:
-        """The centre follows the mean of the teacher's rows on all processes. teacher: (2 * B, K)."""
+        """Moves the centre towards the mean of the teacher's rows on all processes. teacher: (2 * B, K)."""
         total = teacher.sum(dim=0, keepdim=True)
         if is_distributed():
             dist.all_reduce(total)
@@ -77,15 +84,16 @@ class DINOLoss(nn.Module):
 
 
 def at_least_float32(logits: Tensor) -> Tensor:
+    """Returns the logits in float32, or as they are if they are wider."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def pairwise_cross_entropy(wanted: Tensor, found: Tensor, ncrops: int) -> Tensor:
-    """Mean over teacher crops u and student crops v != u of the batch's mean cross entropy.
+def pairwise_cross_entropy(targets: Tensor, log_shares: Tensor, ncrops: int) -> Tensor:
+    """Returns the mean over teacher crops u and student crops v != u of the batch's mean cross-entropy, a scalar.
 
-    wanted: (2 * B, K) probabilities. found: (V * B, K) log-probabilities. A scalar.
+    targets: (2 * B, K) the teacher's probabilities. log_shares: (V * B, K) the student's log-probabilities.
     """
-    batch = len(found) // ncrops
-    pairs = -wanted.view(GLOBAL_CROPS, -1) @ found.view(ncrops, -1).t() / batch  # (2, V)
+    batch = len(log_shares) // ncrops
+    pairs = -targets.view(GLOBAL_CROPS, -1) @ log_shares.view(ncrops, -1).t() / batch  # (2, V)
     same = torch.eye(GLOBAL_CROPS, ncrops, dtype=torch.bool, device=pairs.device)
     return pairs.masked_fill(same, 0).sum() / (GLOBAL_CROPS * (ncrops - 1))

@@ -1,36 +1,40 @@
 """Knowledge distillation from one ReID network to another: in the dissimilarity space and on stage maps.
 
-The first is of "Knowledge Distillation for Multi-Target Domain Adaptation in Real-Time Person Re-Identification", the
-second of Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019.
+The first is that of "Knowledge Distillation for Multi-Target Domain Adaptation in Real-Time Person Re-Identification",
+the second that of Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019.
 """
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from loss.adding import add_up
 
 STAGE_SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0)
 """Weight of each stage's margin loss, the last stage's highest."""
 
 
 def dissimilarities(feats: Tensor) -> Tensor:
-    """One minus the cosine of every pair of rows. (B, D) -> (B, B)."""
+    """Returns one minus the cosine of every pair of rows. (B, D) -> (B, B)."""
     unit = F.normalize(feats.float())
     return 1 - unit @ unit.t()
 
 
 class SymmetricLog(torch.autograd.Function):
-    """Matrix logarithm of a symmetric matrix, eigenvalues below ``floor`` counted as that. (B, B) -> (B, B).
+    """Matrix logarithm of a symmetric matrix whose eigenvalues are raised to ``floor`` at least. (B, B) -> (B, B).
 
-    The gradient by divided differences (Daleckii and Krein): that of ``eigh`` is not finite where eigenvalues are
-    equal, as they are when features are narrower than the batch.
+    The gradient is by divided differences (Daleckii and Krein): that of ``eigh`` is not finite for equal eigenvalues,
+    which features narrower than the batch have.
     """
 
     floor = 1e-4
 
     @staticmethod
-    def forward(ctx, matrix: Tensor) -> Tensor:
+    def forward(ctx: Any, matrix: Tensor) -> Tensor:
         values, vectors = torch.linalg.eigh(matrix)
         values = values.clamp(min=SymmetricLog.floor)
         ctx.save_for_backward(values, vectors)
@@ -38,34 +42,40 @@ class SymmetricLog(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         values, vectors = ctx.saved_tensors
         gap, logs = values[:, None] - values, values.log()
         equal = gap.abs() < 1e-3 * values
         slopes = torch.where(equal, 1 / values, (logs[:, None] - logs) / torch.where(equal, 1, gap))
-        held = values <= SymmetricLog.floor
-        slopes = slopes.masked_fill(held[:, None] & held, 0)
+        at_floor = values <= SymmetricLog.floor
+        slopes = slopes.masked_fill(at_floor[:, None] & at_floor, 0)
         return vectors @ (slopes * (vectors.t() @ grad @ vectors)) @ vectors.t()
 
 
-def dissimilarity_distillation(student: Tensor, teacher: Tensor, log_euclid: bool = False) -> Tensor:
-    """Frobenius norm of the difference of the two dissimilarity matrices. (B, d), (B, D) -> scalar, no mean.
+def symmetric_log(matrix: Tensor) -> Tensor:
+    """Returns ``SymmetricLog`` of a matrix. (B, B) -> (B, B)."""
+    return cast(Tensor, SymmetricLog.apply(matrix))
 
-    log_euclid: compares the matrix logarithms of the similarities instead (a dissimilarity matrix has negative
-    eigenvalues and no real logarithm; the similarities have none).
+
+def dissimilarity_distillation(student: Tensor, teacher: Tensor, log_euclid: bool = False) -> Tensor:
+    """Returns the Frobenius norm of the difference of the two dissimilarity matrices, not divided by their size.
+
+    student: (B, d). teacher: (B, D). log_euclid: compares the matrix logarithms of the similarities instead (a
+    dissimilarity matrix has negative eigenvalues and no real logarithm; a similarity matrix has no negative ones).
+    Returns a scalar.
     """
     with torch.autocast(student.device.type, enabled=False):
         ours, theirs = dissimilarities(student), dissimilarities(teacher)
         if log_euclid:
-            ours, theirs = SymmetricLog.apply(1 - ours), SymmetricLog.apply(1 - theirs)
+            ours, theirs = symmetric_log(1 - ours), symmetric_log(1 - theirs)
         return torch.linalg.matrix_norm(ours - theirs)
 
 
 def margin_distillation(student_map: Tensor, teacher_map: Tensor) -> Tensor:
-    """Squared differences summed over one stage's maps, where the student is too high or the teacher is active.
+    """Returns the sum of squared differences of one stage's maps where the student is too high or the teacher active.
 
-    Both (B, n). The teacher's values are held from below by its margins (``bn_margins``): where the teacher is silent,
-    any student value below counts as right.
+    Both (B, n). The teacher's values are at least its margins (``bn_margins``): where the teacher is silent, any lower
+    student value counts as right. Returns a scalar.
     """
     with torch.autocast(student_map.device.type, enabled=False):
         student_map, teacher_map = student_map.float(), teacher_map.float()
@@ -74,6 +84,6 @@ def margin_distillation(student_map: Tensor, teacher_map: Tensor) -> Tensor:
 
 
 def margin_total(student_maps: list[Tensor], teacher_maps: list[Tensor], batch: int) -> Tensor:
-    """The four stages' margin losses together, over 1000 times the batch size. -> scalar."""
+    """Returns the weighted sum of the four stages' margin losses over 1000 times the batch size, a scalar."""
     terms = (margin_distillation(s, t) for s, t in zip(student_maps, teacher_maps, strict=True))
-    return sum(share * term for share, term in zip(STAGE_SHARES, terms, strict=True)) / (1000 * batch)
+    return add_up(share * term for share, term in zip(STAGE_SHARES, terms, strict=True)) / (1000 * batch)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 
 SIGMAS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1, 5, 10, 15, 20, 25, 30, 35, 100, 1e3, 1e4, 1e5, 1e6)
-"""Widths of the Gaussian kernel's terms, in the place of variances."""
+"""Widths of the Gaussian kernel's terms, used as variances."""
 
 
 class GaussianSum(torch.autograd.Function):
     """``sum over s of exp(-d / (2 s))``, value and slope in one pass; autograd would keep one array per width."""
 
     @staticmethod
-    def forward(ctx, squared: Tensor, sigmas: tuple[float, ...]) -> Tensor:
+    def forward(ctx: Any, squared: Tensor, sigmas: Sequence[float]) -> Tensor:
         value, term = torch.zeros_like(squared), torch.empty_like(squared)
         slope = torch.zeros_like(squared) if ctx.needs_input_grad[0] else None
         for sigma in sigmas:
@@ -26,59 +29,75 @@ class GaussianSum(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (slope,) = ctx.saved_tensors
         return grad * slope, None
 
 
+def gaussian_sum(squared: Tensor, sigmas: Sequence[float]) -> Tensor:
+    """Returns the kernel of squared distances, ``GaussianSum``, of the same shape."""
+    return cast(Tensor, GaussianSum.apply(squared, sigmas))
+
+
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """(n, D), (m, D) -> (n, m) float32. By the expanded product in double precision: the narrow kernels see equal rows
-    as equal, which float32's rounding would hide."""
+    """Returns squared Euclidean distances. (n, D), (m, D) -> (n, m) float32.
+
+    By the expanded product in double precision: the narrow kernels see equal rows as equal, which rounding in float32
+    would hide.
+    """
     a, b = a.double(), b.double()
     squared = a.square().sum(1, keepdim=True) + b.square().sum(1) - 2 * a @ b.t()
     return squared.clamp(min=0).float()
 
 
-def among(squared: Tensor, sigmas: tuple[float, ...]) -> Tensor:
-    """Mean kernel of a sample with itself, an element's pair with itself included. squared: (n, n), symmetric."""
+def mean_kernel(squared: Tensor, sigmas: Sequence[float]) -> Tensor:
+    """Returns the mean kernel of a sample with itself, over all pairs, those of an element with itself included.
+
+    squared: (n, n), symmetric. Returns a scalar.
+    """
     n = len(squared)
     above = torch.triu_indices(n, n, 1, device=squared.device)
-    return (n * len(sigmas) + 2 * GaussianSum.apply(squared[above[0], above[1]], sigmas).sum()) / n**2
+    return (n * len(sigmas) + 2 * gaussian_sum(squared[above[0], above[1]], sigmas).sum()) / n**2
 
 
-def mmd(xx: Tensor, yy: Tensor, xy: Tensor, sigmas: tuple[float, ...] = SIGMAS) -> Tensor:
-    """Squared maximum mean discrepancy of two samples under a sum of Gaussian kernels, from squared distances.
+def mmd(xx: Tensor, yy: Tensor, xy: Tensor, sigmas: Sequence[float] = SIGMAS) -> Tensor:
+    """Returns the squared maximum mean discrepancy of two samples under a sum of Gaussian kernels, a scalar.
 
-    xx: (n, n), yy: (m, m), xy: (n, m). The means run over all pairs (the biased estimate). Returns a scalar.
+    xx: (n, n), yy: (m, m), xy: (n, m) squared distances. The means run over all pairs (the biased estimate).
     """
-    return among(xx, sigmas) + among(yy, sigmas) - 2 * GaussianSum.apply(xy, sigmas).mean()
+    return mean_kernel(xx, sigmas) + mean_kernel(yy, sigmas) - 2 * gaussian_sum(xy, sigmas).mean()
+
+
+def mmd_of(x: Tensor, y: Tensor, sigmas: Sequence[float] = SIGMAS) -> Tensor:
+    """Returns ``mmd`` of two samples. (n, D), (m, D) -> scalar."""
+    return mmd(squared_distances(x, x), squared_distances(y, y), squared_distances(x, y), sigmas)
 
 
 def distance_samples(squared: Tensor, num_instances: int) -> tuple[Tensor, Tensor]:
-    """Within-class and between-class samples: rows of K distances. (P * K, P * K) -> (P * K, K), (n, K).
+    """Returns the within-class and between-class samples, rows of K distances. (P * K, P * K) -> (P * K, K), (n, K).
 
-    The rows of ``squared`` come identity after identity. Every image gives a row of distances to its own identity
-    (itself included) and one row to each other identity, n = ((P - 1)**2 + 1) * K: as published, the first identity is
-    an anchor against the second only.
+    The rows of ``squared`` come identity after identity. Every image gives a row of distances to its identity (itself
+    included) and one row to each other identity, n = ((P - 1)**2 + 1) * K: as published, the first identity is an
+    anchor against the second only.
     """
     k = num_instances
     groups = len(squared) // k
     blocks = squared.view(groups, k, groups, k).transpose(1, 2)  # (P, P, K, K)
-    own = torch.eye(groups, dtype=torch.bool, device=squared.device)
-    others = ~own
+    same = torch.eye(groups, dtype=torch.bool, device=squared.device)
+    others = ~same
     others[0, 2:] = False
-    return blocks[own].reshape(-1, k), blocks[others].reshape(-1, k)
+    return blocks[same].reshape(-1, k), blocks[others].reshape(-1, k)
 
 
 def dmmd(
-    source: Tensor, target: Tensor, num_instances: int, sigmas: tuple[float, ...] = SIGMAS
+    source: Tensor, target: Tensor, num_instances: int, sigmas: Sequence[float] = SIGMAS
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The three terms of D-MMD: ``(within, between, overall)``, scalars.
+    """Returns the three terms of D-MMD, ``(within, between, overall)``, scalars.
 
-    source, target: (P * K, D) features as they are, identity after identity with ``num_instances`` = K rows each; P
-    may differ. ``within`` and ``between`` compare distributions of distances and move the target only; ``overall``
-    compares the features and moves both. In float32 whatever the autocast: half precision has no room for widths
-    from 1e-6 to 1e6. Raises ``ValueError`` for rows that are no multiple of K, or fewer than two identities.
+    source, target: (P * K, D) features, not normalised, identity after identity with ``num_instances`` = K rows each;
+    P may differ. ``within`` and ``between`` compare distributions of distances and move the target only; ``overall``
+    compares the features and moves both. In float32 even under autocast: half precision cannot hold widths from 1e-6
+    to 1e6. Raises ``ValueError`` if the number of rows is not a multiple of K, or for fewer than two identities.
     """
     for name, feats in (("source", source), ("target", target)):
         if len(feats) % num_instances or len(feats) < 2 * num_instances:
@@ -88,9 +107,8 @@ def dmmd(
     sigmas = tuple(sigmas)
     with torch.autocast(source.device.type, enabled=False):
         ss, tt, st = (squared_distances(a, b) for a, b in ((source, source), (target, target), (source, target)))
-        terms = []
-        samples = zip(distance_samples(ss.detach(), num_instances), distance_samples(tt, num_instances), strict=True)
-        for x, y in samples:
-            terms.append(mmd(*(squared_distances(a, b) for a, b in ((x, x), (y, y), (x, y))), sigmas))
-        within, between = terms
+        source_within, source_between = distance_samples(ss.detach(), num_instances)
+        target_within, target_between = distance_samples(tt, num_instances)
+        within = mmd_of(source_within, target_within, sigmas)
+        between = mmd_of(source_between, target_between, sigmas)
         return within, between, mmd(ss, tt, st, sigmas)

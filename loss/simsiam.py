@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def simsiam(pred1: Tensor, pred2: Tensor, proj1: Tensor, proj2: Tensor) -> Tensor:
-    """Minus the mean cosine of each view's prediction with the other view's feature, which gets no gradient here.
+    """Returns minus the mean cosine of each view's prediction with the other view's feature, which gets no gradient.
 
     All (B, D). Returns a scalar in [-1, 1], in float32 or wider.
     """

@@ -12,7 +12,7 @@ from torch import nn
 from model.backbones.clip import LIBRARY, clip_config, openai_name
 from model.backbones.osnet import OSNET_TYPES
 from model.backbones.vit import VIT_SMALL
-from model.networks.torchreid import PREFIX
+from model.networks.torchreid import PREFIX, RESNET_FC512
 from utils.checkpoint import load_pretrained, load_weights, read_state
 from utils.errors import UserError
 from utils.names import is_clip
@@ -39,6 +39,7 @@ ELSEWHERE = {
     "msvit_l": "msvit_l.pth, given out by the MSViT repository, or one made with configs/msvit/imagenet_l.yml",
     "resnet50_ibn_a": "resnet50_ibn_a.pth.tar, given out by the IBN-Net repository",
     **{f"{PREFIX}{name}": f"{name}_imagenet.pth, given out in torchreid's model zoo" for name in OSNET_TYPES},
+    f"{PREFIX}mobilenetv2_x1_0": "the ImageNet weights of mobilenetv2_x1_0, given out in torchreid's model zoo",
     f"{PREFIX}mobilenetv2_x1_4": "mobilenetv2_1.4-bc1cc36b.pth, given out in torchreid's model zoo",
     "resnet101_ibn_a": "resnet101_ibn_a.pth.tar, given out by the IBN-Net repository",
 }
@@ -47,7 +48,7 @@ ELSEWHERE = {
 def fetch_imagenet(name: str, transformer_type: str) -> dict:
     """ImageNet weights through torchvision or timm, kept in their usual cache; ``UserError`` when none has them."""
     wanted = transformer_type if name in ("transformer", "ssdvit") else name
-    name = name.removeprefix(PREFIX)
+    name = "resnet50" if name == f"{PREFIX}{RESNET_FC512}" else name.removeprefix(PREFIX)
     way_out = "set MODEL.PRETRAIN_PATH to the file, or MODEL.PRETRAIN_CHOICE 'no' to start from random weights"
     try:
         if name in TORCHVISION_SOURCES:

@@ -34,7 +34,10 @@ COMPUTED = (".relative_position_index", ".attn_mask")
 
 @dataclass
 class LoadReport:
-    """What became of every key of a checkpoint and of every parameter of the model."""
+    """What became of every key of a checkpoint and of every parameter of the model.
+
+    settings: keys and values with which the model would fit the file, where that is known and it does not.
+    """
 
     loaded: list[str] = field(default_factory=list)
     resized: list[str] = field(default_factory=list)
@@ -42,6 +45,7 @@ class LoadReport:
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
     source: str = "the state dict"
+    settings: str = ""
 
     def __str__(self) -> str:
         words = [f"{len(self.loaded)} tensors loaded from {self.source}"]
@@ -50,6 +54,10 @@ class LoadReport:
             if keys:
                 words.append(f"{len(keys)} {name} ({', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''})")
         return "; ".join(words)
+
+    def refusal(self) -> str:
+        """Returns how a line on an unfit file ends: what it is, and what to set if that is known."""
+        return "this checkpoint is of another model or setting" + (f": set {self.settings}" if self.settings else "")
 
 
 def read_state(path: str | Path) -> dict[str, Any]:
@@ -215,7 +223,7 @@ def _copy(
             if not may_differ(key):
                 raise UserError(
                     f"{report.source}: {key} has shape {tuple(value.shape)}, the model's is {tuple(wanted)}: "
-                    "this checkpoint is of another model or setting"
+                    f"{report.refusal()}"
                 )
             continue
         fitting[key] = value
@@ -250,6 +258,8 @@ def load_weights(module: nn.Module, source: str | Path | Mapping[str, Any], hw_r
     if hasattr(module, "published_state"):
         state = module.published_state(state)
     report = LoadReport(source=name)
+    if hasattr(module, "settings_for"):
+        report.settings = module.settings_for(state)
     optional = tuple(getattr(module, "optional_keys", ()))
     _copy(
         module,
@@ -270,7 +280,7 @@ def require_complete(module: nn.Module, report: LoadReport) -> None:
     if needed:
         raise UserError(
             f"{report.source}: {len(needed)} of the model's tensors are not in it ({', '.join(needed[:3])}, ...): "
-            "this checkpoint is of another model or setting"
+            f"{report.refusal()}"
         )
 
 

@@ -180,7 +180,7 @@ def make_conv_head(spec: MSViTSpec, act: type[nn.Module]) -> ConvBN:
 def initialise(module: nn.Module) -> nn.Module:
     """Kaiming's normal draw by fan-in for convolutions and linear layers (He et al., ICCV 2015), biases 0, in place."""
     for part in module.modules():
-        if isinstance(part, nn.Conv2d | nn.Linear):
+        if isinstance(part, nn.Conv2d | nn.Linear) and part.weight.numel():  # a classifier may have no classes
             nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
             if part.bias is not None:
                 nn.init.zeros_(part.bias)

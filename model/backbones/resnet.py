@@ -54,9 +54,7 @@ class ReIDResNet(ResNet):
         if not spec.ibn:
             self.maxpool = nn.MaxPool2d(kernel_size=2, stride=2)
         if last_stride == 1:
-            first = self.layer4[0]
-            (first.conv2 if spec.block is Bottleneck else first.conv1).stride = (1, 1)
-            first.downsample[0].stride = (1, 1)
+            keep_size(self.layer4)
         if spec.ibn:
             for stage in (self.layer1, self.layer2, self.layer3):
                 for block in stage:
@@ -69,3 +67,12 @@ class ReIDResNet(ResNet):
 
     def forward(self, images: Tensor, cam_label=None, view_label=None) -> Tensor:
         return self.avgpool(self.maps(images))
+
+
+def keep_size(stage: nn.Sequential) -> None:
+    """Sets the stride of a stage's first block to 1, so that its map is as large as the one before it."""
+    first = stage[0]
+    assert isinstance(first, BasicBlock | Bottleneck) and isinstance(first.downsample, nn.Sequential)
+    for conv in (first.conv2 if isinstance(first, Bottleneck) else first.conv1, first.downsample[0]):
+        assert isinstance(conv, nn.Conv2d)
+        conv.stride = (1, 1)

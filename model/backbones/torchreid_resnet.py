@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
-from model.backbones.resnet import ResNetSpec
+from model.backbones.resnet import ResNetSpec, keep_size
 from utils.statistics import bn_margins
 
 
@@ -20,14 +20,18 @@ def before_relu(block: nn.Module, x: Tensor) -> Tensor:
 
 
 class TorchreidResNet(ResNet):
-    """The trunk. (B, 3, H, W) -> map (B, width, H / 32, W / 32).
+    """torchreid's ResNet without its head. (B, 3, H, W) -> map (B, width, H / 32, W / 32).
+
+    last_stride: stride of the last stage, 1 keeps its map as large as the third's.
 
     Buffers ``margin1`` to ``margin4`` (1, C, 1, 1) hold what the batch norms closing the stages leave below 0 on
     average; published files carry those of the ImageNet weights (``set_margins`` makes them from the weights here).
     """
 
-    def __init__(self, spec: ResNetSpec):
+    def __init__(self, spec: ResNetSpec, last_stride: int = 2):
         super().__init__(spec.block, list(spec.layers))
+        if last_stride == 1:
+            keep_size(self.layer4)
         self.width = self.fc.in_features
         del self.fc
         for i, norm in enumerate(self.closing_norms(), 1):

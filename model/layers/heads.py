@@ -18,7 +18,15 @@ def make_neck(width: int) -> nn.BatchNorm1d:
     return neck
 
 
-class LinearHead(nn.Linear):
+class ClassLinear(nn.Linear):
+    """A linear layer that may have no outputs, as where a test's data have no training classes."""
+
+    def reset_parameters(self) -> None:
+        if self.out_features:  # torch warns about tensors without elements
+            super().reset_parameters()
+
+
+class LinearHead(ClassLinear):
     """Plain logits. (B, D) -> (B, C)."""
 
     def __init__(self, width: int, num_class: int, scale: float = 30.0, margin: float = 0.5):
@@ -36,7 +44,8 @@ class MarginHead(nn.Module):
         super().__init__()
         self.scale, self.margin = scale, margin
         self.weight = nn.Parameter(torch.empty(num_class, width))
-        self.initialise()
+        if num_class:
+            self.initialise()
 
     def initialise(self) -> None:
         nn.init.xavier_uniform_(self.weight)
@@ -85,7 +94,8 @@ class AMSoftmax(CosFace):
         nn.Module.__init__(self)
         self.scale, self.margin = scale, margin
         self.W = nn.Parameter(torch.empty(width, num_class))
-        nn.init.xavier_normal_(self.W)
+        if num_class:
+            nn.init.xavier_normal_(self.W)
 
     @property
     def weight(self) -> Tensor:

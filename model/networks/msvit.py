@@ -23,6 +23,7 @@ from model.backbones.msvit import (
     make_stem,
 )
 from model.layers.batch_erasing import BatchErasing
+from model.layers.heads import ClassLinear
 from model.output import ReIDOutput
 from utils.errors import UserError
 
@@ -210,7 +211,7 @@ class MSViTClassifier(MSViT):
         self.fc = nn.Linear(self.width, self.width, bias=False)
         self.norm = nn.BatchNorm1d(self.width)
         self.act, self.dropout = ACTIVATIONS[act](), nn.Dropout(dropout)
-        self.classifier = nn.Linear(self.width, num_class, bias=False)
+        self.classifier = ClassLinear(self.width, num_class, bias=False)
         initialise(self)
 
     def hidden(self, images: Tensor) -> Tensor:

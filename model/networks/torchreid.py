@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.backbones.mobilenet import MobileNetV2
+from model.backbones.mobilenet import MOBILENET_TYPES, MobileNetV2
 from model.backbones.osnet import OSNET_TYPES, OSNet
 from model.backbones.resnet import RESNET_TYPES
 from model.backbones.torchreid_resnet import TorchreidResNet
+from model.layers.heads import ClassLinear
 from model.output import ReIDOutput
 from utils.errors import UserError, nearest
 
@@ -18,7 +19,10 @@ PREFIX = "torchreid_"
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
-TRUNKS = (*RESNETS, *OSNET_TYPES, "mobilenetv2_x1_4")
+RESNET_FC512 = "resnet50_fc512"
+"""The zoo's ResNet-50 whose last stage keeps the third's size; its head is ``fc`` of 512."""
+
+TRUNKS = (*RESNETS, RESNET_FC512, *OSNET_TYPES, *MOBILENET_TYPES)
 
 HEADS = ("feat", "fc", "none")
 
@@ -27,14 +31,19 @@ HEAD_KEYS = ("feat.", "feat_bn.", "fc.", "feat_fc_multi.", "feat_matcher_list.",
 
 
 def make_trunk(name: str) -> nn.Module:
-    """The trunk that ``MODEL.NAME`` names behind the prefix; it has ``width`` and gives a map."""
+    """Returns the trunk that ``MODEL.NAME`` names behind the prefix; it has ``width`` and gives a map."""
     short = name.removeprefix(PREFIX)
     if short not in TRUNKS:
         hint = nearest(name, [PREFIX + t for t in TRUNKS])
         raise UserError(f"MODEL.NAME: unknown {name!r}{hint} Known: {', '.join(PREFIX + t for t in TRUNKS)}")
-    trunk = OSNet(OSNET_TYPES[short]) if short in OSNET_TYPES else None
-    if trunk is None:
-        trunk = TorchreidResNet(RESNET_TYPES[short]) if short in RESNETS else MobileNetV2()
+    if short in OSNET_TYPES:
+        trunk = OSNet(OSNET_TYPES[short])
+    elif short in MOBILENET_TYPES:
+        trunk = MobileNetV2(MOBILENET_TYPES[short])
+    elif short == RESNET_FC512:
+        trunk = TorchreidResNet(RESNET_TYPES["resnet50"], last_stride=1)
+    else:
+        trunk = TorchreidResNet(RESNET_TYPES[short])
     for module in trunk.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -50,14 +59,15 @@ def stage_widths(name: str) -> tuple[int, ...]:
 
 
 def linear(width: int, out: int) -> nn.Linear:
-    layer = nn.Linear(width, out)
+    """Returns a linear layer with torchreid's start."""
+    layer = ClassLinear(width, out)
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)
     return layer
 
 
 def head_of(state: dict[str, Tensor], dim: int) -> tuple[str, int]:
-    """The head and its width that a file's names and shapes tell; ``dim`` where it has none."""
+    """Returns the head of a published file and its width; ``dim`` for a file without a head."""
     for head, key in (("feat", "feat.weight"), ("fc", "fc.0.weight")):
         if key in state:
             return head, len(state[key])
@@ -145,6 +155,20 @@ class TorchreidModel(nn.Module):
 
     optional_keys = ("classifier", "feat_matcher_list", "base.margin")
     """Prefixes of parameters that retrieval does without."""
+
+    def settings_for(self, state: dict[str, Tensor]) -> str:
+        """Returns the keys and values that fit the head to a file's; '' if the head or more of the network is not it.
+
+        state: under our names.
+        """
+        trunk = {f"base.{key}": value for key, value in self.base.state_dict().items()}
+        needed = {k: v for k, v in trunk.items() if not k.startswith("base.margin") and not k.endswith("_tracked")}
+        if not all(key in state and state[key].shape == value.shape for key, value in needed.items()):
+            return ""
+        head, dim = head_of(state, self.base.width)
+        if (head, dim) == (self.head, self.width):
+            return ""
+        return f"MODEL.FC_HEAD {head}" + ("" if head == "none" else f" MODEL.FC_DIM {dim}")
 
     def published_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """torchreid's flat names under ours: everything but heads and classifier belongs to the trunk.

@@ -247,6 +247,27 @@ def test_shipped_adaptation_is_the_published_setting(name):
     check(cfg, row, processor=method, vit_small="transreid", schedule="step", start=0)
 
 
+#: torchreid's model zoo: network -> (head, width behind it).
+ZOO = (
+    {f"osnet_{name}": ("fc", 512) for name in ("x1_0", "x0_75", "x0_5", "x0_25", "ain_x1_0", "ibn_x1_0")}
+    | {"resnet50": ("none", None), "resnet50_fc512": ("fc", 512)}
+    | {f"mobilenetv2_{name}": ("none", None) for name in ("x1_0", "x1_4")}
+)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_shipped_zoo_file_is_the_published_network(name):
+    cfg, notes = load_config_with_notes(SHIPPED / "torchreid" / f"{name}.yml")
+    head, dim = ZOO[name]
+    row = {"MODEL.NAME": f"torchreid_{name}", "MODEL.FC_HEAD": head, "INPUT.SIZE_TEST": [256, 128],
+           "INPUT.RESIZE": "pil_bilinear", "INPUT.PIXEL_MEAN": [0.485, 0.456, 0.406],
+           "INPUT.PIXEL_STD": [0.229, 0.224, 0.225]}
+    if dim:
+        row["MODEL.FC_DIM"] = dim
+    check(cfg, row, processor="supervised", vit_small="transreid", schedule="step", start=0)
+    assert notes == []
+
+
 #: The published pre-training runs: (network, with the ICS stem, images of the list that are kept).
 DINO = {
     "vit_small_imagenet": ("vit_small", False, None), "vit_small_lup": ("vit_small", False, None),
@@ -366,7 +387,10 @@ def test_every_shipped_file_is_checked_here():
     rows |= {"cluster/usl_synthetic", "cluster/uda_synthetic_synthetic_c"}  # small ones of ours
     rows |= {f"ssdvit/{name}" for name in SSDVIT}
     rows |= {f"ssdvit/synthetic{end}" for end in ("", "_single", "_start", "_supervised")}  # small ones of ours
-    folders = ("transreid", "transreid_ssl", "clip_reid", "svll", "msvit", "mtda", "dino", "cluster", "ssdvit")
+    rows |= {f"torchreid/{name}" for name in ZOO}
+    folders = (
+        "transreid", "transreid_ssl", "clip_reid", "svll", "msvit", "mtda", "dino", "cluster", "ssdvit", "torchreid"
+    )  # fmt: skip
     found = {f"{path.parent.name}/{path.stem}" for folder in folders
              for path in (SHIPPED / folder).glob("*.yml") if not path.stem.startswith("_")}
     assert found == rows

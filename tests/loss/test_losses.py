@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 
 from loss import center, cross_entropy, make_loss, part_weights, triplet
 from loss.triplet import hardest_pairs, pairwise_distances
+from model import ReIDOutput
 from tests.loss.draws import LABELS, draw, same_value_and_gradient
 from tests.tiny import config
 from utils.errors import UserError
@@ -158,8 +158,8 @@ def test_losses_of_half_precision_come_in_float32():
 # ---------------------------------------------------------------- composition
 
 
-def output(parts: int, seed: int = 0) -> SimpleNamespace:
-    return SimpleNamespace(
+def output(parts: int, seed: int = 0) -> ReIDOutput:
+    return ReIDOutput(
         scores=[draw(8, 4, seed=10 * seed + i) for i in range(parts)],
         feats=[draw(8, 5, seed=10 * seed + 100 + i) for i in range(parts)],
     )

@@ -13,10 +13,12 @@ from loss import make_loss
 from model import make_model, register_backbone
 from model.backbones.resnet import RESNET_TYPES
 from model.backbones.vit import VIT_SMALL, VIT_TYPES
+from model.layers.heads import HEADS
 from model.make_model import BACKBONES
 from model.summary import count
 from solver import make_optimizer
-from tests.tiny import config
+from tests.model.families import MODELS
+from tests.tiny import MSVIT, config
 from utils.checkpoint import load_pretrained
 from utils.errors import UserError
 
@@ -199,6 +201,19 @@ def test_jpm_copies_the_last_block_after_pre_trained_weights_are_in():
     for branch in (model.b1, model.b2, model.base.last_stage()):
         assert all(torch.equal(value, last[key]) for key, value in branch.state_dict().items())
     assert model.b1[0].mlp.fc1.weight is not model.b2[0].mlp.fc1.weight
+
+
+@pytest.mark.parametrize("kind", sorted(HEADS))
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.filterwarnings("error:Initializing zero-element")
+def test_a_model_without_training_classes_builds_without_a_warning(family, kind):
+    model = build(0, **MODELS[family] | {"MODEL__ID_LOSS_TYPE": kind})
+    assert any(parameter.numel() == 0 for parameter in model.parameters())  # the classifier, or the prompts
+
+
+@pytest.mark.filterwarnings("error:Initializing zero-element")
+def test_the_classifier_of_msvit_builds_without_classes():
+    assert build(0, **MSVIT | {"MODEL__MSVIT__HEAD": "classifier"}).classifier.out_features == 0
 
 
 def test_images_of_another_size_than_the_model_are_refused_in_one_line():

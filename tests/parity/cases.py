@@ -1,8 +1,9 @@
-"""Where the reference cases lie and how a parity test walks them.
+"""Where the reference cases are and how a parity test walks them.
 
 ``LINEUP_GOLDEN`` names the folder of cases (default ``../shared/golden`` beside the checkout), ``LINEUP_DATA`` the
-data folder. Where they are absent the parity tests skip with the reason, so that a user's clone passes too;
-``LINEUP_REQUIRE_GOLDEN=1`` (set by continuous integration) turns that skip into a failure.
+data folder, ``LINEUP_WEIGHTS`` the folder of published weights. If they are absent the parity tests skip with the
+reason, so that a user's clone passes too; ``LINEUP_REQUIRE_GOLDEN=1`` (set by continuous integration) turns that skip
+into a failure.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(os.environ.get("LINEUP_GOLDEN") or ROOT.parent / "shared" / "golden")
 DATA = Path(os.environ.get("LINEUP_DATA") or ROOT.parent / "shared" / "data")
+WEIGHTS = Path(os.environ.get("LINEUP_WEIGHTS") or ROOT.parent / "shared" / "weights")
 REQUIRED = os.environ.get("LINEUP_REQUIRE_GOLDEN", "") not in ("", "0")
 
 

@@ -73,13 +73,14 @@ def check_import(case) -> None:
         close(case, model(given["images"]), wanted.pop("feat"), "feat")
     state, learner = model.state_dict(), model.prompt_learner
     assert learner.tokens[0, : learner.token_prefix.shape[1]].tolist() == case.params["token_prefix_ids"]
-    found = {
+    (positions,) = (k for k in state if k.startswith("image_encoder.") and k.endswith("positional_embedding"))
+    imported = {
         "token_prefix": state["prompt_learner.token_prefix"][0],
         "token_suffix_head": state["prompt_learner.token_suffix"][0],
-        "pos_embed": state["image_encoder.positional_embedding"],
+        "pos_embed": state[positions],  # a ResNet has them in its attention pool
     }
     for name, value in wanted.items():
-        rows = found[name][: len(value)]
+        rows = imported[name][: len(value)]
         close(case, rows[:, :: rows.shape[1] // value.shape[1]], value, name)
 
 
