@@ -32,7 +32,7 @@ def published_cosine(base: float, t: float, *, base_lr: float, warmup: int, epoc
 
 
 def prompt_cosine(base: float, t: float, *, warmup: int, epochs: int, init: float, floor: float) -> float:
-    """Returns the rate of CLIP-ReID's stage 1: linear from ``init``, then a cosine to ``floor``, counted from epoch 0."""
+    """Returns the rate of CLIP-ReID's stage 1: linear from ``init``, then a cosine from epoch 0 to ``floor``."""
     if t < warmup:
         return init + t * (base - init) / warmup
     if t < epochs:
