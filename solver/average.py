@@ -9,16 +9,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from yacs.config import CfgNode
 
 from utils.distributed import is_distributed, world_size
-from utils.errors import UserError
+from utils.errors import UserError, conflict
 
 
 def average_weights(states: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Uniform mean of several state dicts (Izmailov et al., UAI 2018), summed in place: one copy, however many.
+    """Returns the uniform mean of several state dicts (Izmailov et al., UAI 2018), in the memory of one.
 
-    Running statistics of batch norm and whole numbers are no weights: they are those of the last state
-    (``reestimate_batch_norm`` makes new ones). Raises ``UserError`` for no states, or states of different networks.
+    Running statistics of batch norm and integers are not weights and come from the last state
+    (``reestimate_batch_norm`` computes new ones). Raises ``UserError`` if there are no states, or if they belong to
+    different networks.
     """
     sums: dict[str, Tensor] = {}
     count = 0
@@ -39,66 +41,72 @@ def average_weights(states: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]
 
 
 def is_weight(name: str, value: Tensor) -> bool:
+    """Returns whether an entry of a state dict is averaged."""
     leaf = name.rpartition(".")[2]
     return value.is_floating_point() and not leaf.startswith("running_") and leaf != "num_batches_tracked"
 
 
 class WeightAverage:
-    """The mean of a module's trained parameters along a run, in one further copy of them.
+    """The mean of a module's trained parameters over a run, which needs one more copy of them.
 
-    first: the epoch (from 1) whose weights are the first to count in a uniform mean over epochs. decay: instead, an
-    exponential mean over updates that keeps this share at each. bn_update: re-estimate batch norm for the mean.
+    first: the first epoch (from 1) of a uniform mean over epochs. decay: instead, an exponential mean over updates,
+    which keeps this share at each. bn_update: re-estimate batch norm for the mean.
     """
 
     def __init__(self, module: nn.Module, first: int = 1, decay: float | None = None, bn_update: bool = True):
         self.module, self.first, self.decay, self.bn_update = module, first, decay, bn_update
         self.count = 0
-        self.held: dict[str, Tensor] = {}
+        self.accumulated: dict[str, Tensor] = {}  # the sum of a uniform mean, the mean of an exponential one
 
     def weights(self) -> dict[str, Tensor]:
+        """Returns the module's trained parameters as they are now."""
         return {name: p.detach() for name, p in self.module.named_parameters() if p.requires_grad}
 
     def after_step(self) -> None:
-        """After each update."""
+        """Counts the weights in an exponential mean; called after each update."""
         if self.decay is not None:
-            self._take(lambda held, now: held.lerp_(now, 1 - self.decay))
+            share = 1 - self.decay
+            self._include(lambda mean, now: mean.lerp_(now, share))
 
     def after_epoch(self, epoch: int) -> None:
-        """After each epoch."""
+        """Counts the weights in a uniform mean; called after each epoch."""
         if self.decay is None and epoch >= self.first:
-            self._take(lambda held, now: held.add_(now))
+            self._include(lambda total, now: total.add_(now))
 
-    def _take(self, merge: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def _include(self, merge: Callable[[Tensor, Tensor], Tensor]) -> None:
         for name, now in self.weights().items():
             if self.count:
-                merge(self.held[name], now)
+                merge(self.accumulated[name], now)
             else:
-                self.held[name] = now.clone()
+                self.accumulated[name] = now.clone()
         self.count += 1
 
     def apply(self) -> None:
-        """Puts the mean into the module."""
+        """Copies the mean into the module."""
         for name, weight in self.weights().items():
-            weight.copy_(self.held[name] / self.count if self.decay is None else self.held[name])
+            total = self.accumulated[name]
+            weight.copy_(total / self.count if self.decay is None else total)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"count": self.count, "held": self.held}
+        """Returns what a restart needs."""
+        return {"count": self.count, "held": self.accumulated}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from a ``state_dict``."""
         self.count = state["count"]
-        own = self.weights()
-        self.held = {name: value.to(own[name].device, copy=True) for name, value in state["held"].items()}
+        weights = self.weights()
+        self.accumulated = {name: v.to(weights[name].device, copy=True) for name, v in state["held"].items()}
 
 
 @torch.no_grad()
 def reestimate_batch_norm(module: nn.Module, batches: Iterable, forward: Callable[[Any], object] | None = None) -> None:
-    """Running statistics anew, as means over the batches weighted by their lengths; the module runs in train mode.
+    """Estimates batch norm's running statistics again, as means over the batches weighted by their lengths.
 
-    forward: what to do with a batch, by default to call the module on it. The variance is the mean of the batches'
-    unbiased ones. Momenta and mode are afterwards as before. With several processes each sees its own batches, and the
-    means are shared. Raises ``UserError`` when there is no batch.
+    forward: what runs a batch through the module, by default a call of the module, in training mode. The variance is
+    the mean of the batches' unbiased ones. Momenta and mode are restored. With several processes each has its own
+    batches, and the means are shared. Raises ``UserError`` if there is no batch.
     """
-    norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm) and norm.track_running_stats]
     if not norms:
         return
     momenta, training, seen = [norm.momentum for norm in norms], module.training, 0
@@ -118,12 +126,13 @@ def reestimate_batch_norm(module: nn.Module, batches: Iterable, forward: Callabl
     if is_distributed():
         for norm in norms:
             for value in (norm.running_mean, norm.running_var):
+                assert value is not None  # as they are tracked
                 dist.all_reduce(value)
                 value /= world_size()
 
 
 def first_averaged(ratio: float, epochs: int) -> int:
-    """The first epoch that a uniform mean counts: ``epochs * ratio``, cut to an integer.
+    """Returns the first epoch that a uniform mean counts, ``epochs * ratio`` rounded down.
 
     Raises ``UserError`` for a ratio outside (0, 1], which would start it after the last epoch or before the first.
     """
@@ -135,15 +144,14 @@ def first_averaged(ratio: float, epochs: int) -> int:
     return int(epochs * ratio)
 
 
-def make_average(cfg, module: nn.Module, epochs: int) -> WeightAverage | None:
-    """What SOLVER.EMA asks for, None when it is off. epochs: without SOLVER.EMA.EXTRA_EPOCHS."""
+def make_average(cfg: CfgNode, module: nn.Module, epochs: int) -> WeightAverage | None:
+    """Returns the average that SOLVER.EMA asks for, None if it is off. epochs: without SOLVER.EMA.EXTRA_EPOCHS."""
     ema = cfg.SOLVER.EMA
     first = first_averaged(ema.RATIO, epochs)
     if ema.MODE == "exponential":
         if ema.RATIO < 1:
-            raise UserError(
-                "SOLVER.EMA.MODE 'exponential' and SOLVER.EMA.RATIO below 1 cannot go together: the ratio is for the "
-                "uniform mean"
+            raise conflict(
+                "SOLVER.EMA.MODE 'exponential'", f"SOLVER.EMA.RATIO {ema.RATIO}", "the ratio is for the uniform mean"
             )
         return WeightAverage(module, decay=ema.DECAY, bn_update=ema.BN_UPDATE)
     return WeightAverage(module, first, bn_update=ema.BN_UPDATE) if ema.RATIO < 1 else None

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
 
 
 class LARS(Optimizer):
-    """Each tensor's update is scaled by ``eta`` times its length over the gradient's; vectors are neither scaled nor
-    decayed. As DINO's release has it: decay joins the gradient before both, momentum comes after."""
+    """SGD whose update of each tensor is scaled by ``eta`` times the tensor's length over the gradient's.
 
-    def __init__(self, params, lr: float, weight_decay: float = 0.0, momentum: float = 0.9, eta: float = 0.001):
+    Vectors are neither scaled nor decayed. As in DINO's release, decay is added to the gradient before the scaling and
+    momentum comes after it.
+    """
+
+    def __init__(
+        self, params: ParamsT, lr: float, weight_decay: float = 0.0, momentum: float = 0.9, eta: float = 0.001
+    ):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "eta": eta})
 
     @torch.no_grad()
-    def step(self, closure=None):
-        """One update. closure: evaluates the loss anew, as torch's optimizers have it."""
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Updates the parameters once and returns the closure's loss. closure: computes the loss and its gradients."""
         value = None
         if closure is not None:
             with torch.enable_grad():
@@ -31,7 +39,7 @@ class LARS(Optimizer):
                     trust = torch.where((length > 0) & (change > 0), group["eta"] * length / change, 1.0)
                     update = update * trust
                 state = self.state[parameter]
-                held = state.setdefault("momentum_buffer", torch.zeros_like(parameter))
-                held.mul_(group["momentum"]).add_(update)
-                parameter.add_(held, alpha=-group["lr"])
+                buffer = state.setdefault("momentum_buffer", torch.zeros_like(parameter))
+                buffer.mul_(group["momentum"]).add_(update)
+                parameter.add_(buffer, alpha=-group["lr"])
         return value

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from yacs.config import CfgNode
 
 from solver.lars import LARS
 from utils.errors import UserError, nearest
 
 PROMPTS, LANGUAGE_HEAD = ("prompt_learner.",), ("text_mlp.",)
 TEXT_SIDE = ("text_encoder.", *PROMPTS, *LANGUAGE_HEAD)
-"""Prefixes of what the second stage of the prompt method leaves alone."""
+"""Prefixes of the parameters that the second stage of the prompt method does not train."""
+
+UNFIT = ("Optimizer", "LBFGS", "SparseAdam")
+"""Classes of ``torch.optim`` that cannot be chosen: not one step per gradient, or not for dense gradients."""
 
 
 def parameter_groups(
@@ -23,19 +28,19 @@ def parameter_groups(
     bias_lr_factor: float = 1.0,
     weight_decay_bias: float | None = None,
     large_fc_lr: bool = False,
-    wanted: Callable[[str], bool] = lambda name: True,
+    is_trained: Callable[[str], bool] = lambda name: True,
     decay_vectors: bool = True,
-) -> list[dict]:
-    """Groups of trainable parameters with one rate and decay each, by the rules of the TransReID family.
+) -> list[dict[str, Any]]:
+    """Returns groups of trainable parameters with one rate and decay each, by the rules of the TransReID family.
 
-    Names with ``bias`` learn at ``base_lr * bias_lr_factor`` and decay by ``weight_decay_bias``; with ``large_fc_lr``
-    names with ``classifier`` or ``arcface`` learn at twice ``base_lr``. Position embeddings, tokens and norms decay;
-    decay_vectors False spares all one-dimensional parameters, as ImageNet training does. wanted: of a parameter's
-    name, whether it is to be trained.
+    Names with ``bias`` learn at ``base_lr * bias_lr_factor`` and decay by ``weight_decay_bias`` (None: by
+    ``weight_decay``); with ``large_fc_lr`` names with ``classifier`` or ``arcface`` learn at twice ``base_lr``.
+    Position embeddings, tokens and norms decay; decay_vectors False spares all one-dimensional parameters, as ImageNet
+    training does. is_trained: name of a parameter -> whether the stage trains it.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
-        if not (parameter.requires_grad and wanted(name)):
+        if not (parameter.requires_grad and is_trained(name)):
             continue
         lr, decay = base_lr, weight_decay
         if "bias" in name:
@@ -49,12 +54,12 @@ def parameter_groups(
     return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
 
 
-def matrices_and_vectors(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups of trainable parameters: what decays, and biases and other one-dimensional tensors, which do not.
+def matrices_and_vectors(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Returns two groups of trainable parameters: those that decay, and biases and other one-dimensional tensors.
 
-    Tokens and position embeddings are in the first.
+    Tokens and position embeddings decay.
     """
-    groups: tuple[list, list] = [], []
+    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = [], []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             groups[parameter.dim() == 1 or name.endswith(".bias")].append(parameter)
@@ -63,25 +68,29 @@ def matrices_and_vectors(module: nn.Module, weight_decay: float) -> list[dict]:
 
 def build_optimizer(
     name: str,
-    groups: list[dict],
+    groups: list[dict[str, Any]],
     lr: float,
     momentum: float = 0.9,
     nesterov: bool = False,
     betas: tuple[float, float] = (0.9, 0.999),
     key: str = "SOLVER.OPTIMIZER_NAME",
 ) -> Optimizer:
-    """The optimizer of ``torch.optim`` that ``name`` says, or LARS, by its own defaults.
+    """Returns the optimizer of ``torch.optim`` called ``name``, or LARS, with its own defaults.
 
-    SGD takes momentum, Adam betas. key: names the choice in messages.
+    momentum, nesterov: for SGD. betas: for Adam and AdamW. key: the key of the choice, for messages. Raises
+    ``UserError`` for an unknown name and for settings that the optimizer refuses.
     """
-    kinds = {n: v for n, v in vars(torch.optim).items() if isinstance(v, type) and issubclass(v, Optimizer)}
-    kinds["LARS"] = LARS
-    for unfit in ("Optimizer", "LBFGS", "SparseAdam"):  # not one step per gradient, not for dense gradients
-        del kinds[unfit]
+    kinds: dict[str, Callable[..., Optimizer]] = {
+        word: kind
+        for word, kind in {**vars(torch.optim), "LARS": LARS}.items()
+        if isinstance(kind, type) and issubclass(kind, Optimizer) and word not in UNFIT
+    }
     if name not in kinds:
-        raise UserError(f"{key}: no {name!r} of torch.optim can be used{nearest(name, kinds)}")
-    options = {"momentum": momentum, "nesterov": nesterov} if name == "SGD" else {}
-    if name in ("Adam", "AdamW"):
+        raise UserError(f"{key}: unknown {name!r}, expected an optimizer of torch.optim{nearest(name, kinds)}")
+    options: dict[str, Any] = {}
+    if name == "SGD":
+        options = {"momentum": momentum, "nesterov": nesterov}
+    elif name in ("Adam", "AdamW"):
         options = {"betas": tuple(betas)}
     try:
         return kinds[name](groups, lr=lr, **options)
@@ -89,30 +98,35 @@ def build_optimizer(
         raise UserError(f"{key}: {name} refuses its settings: {error}") from None
 
 
-def make_optimizer(cfg, module: nn.Module, stage: int | None = None) -> Optimizer:
-    """The optimizer over ``module``'s trainable parameters. stage: of the prompt method, None for single-stage ones.
+def make_optimizer(cfg: CfgNode, module: nn.Module, stage: int | None = None) -> Optimizer:
+    """Returns the optimizer over ``module``'s trainable parameters.
 
-    Stage 1 trains the prompts alone (and the language head with ``SOLVER.STAGE1.TRAIN_HEAD``), stage 2 all but the
-    text side.
+    stage: of the prompt method, None for methods with one stage. Stage 1 trains the prompts alone (and the language
+    head with ``SOLVER.STAGE1.TRAIN_HEAD``), stage 2 everything but the text side.
     """
-    nesterov, betas = cfg.SOLVER.NESTEROV, cfg.SOLVER.ADAM_BETAS
-    first, solver = cfg.SOLVER.STAGE1, cfg.SOLVER.STAGE2 if stage == 2 else cfg.SOLVER
+    section = {None: cfg.SOLVER, 1: cfg.SOLVER.STAGE1, 2: cfg.SOLVER.STAGE2}[stage]
     if stage == 1:
-        trained = PROMPTS + (LANGUAGE_HEAD if first.TRAIN_HEAD else ())
+        prefixes = PROMPTS + (LANGUAGE_HEAD if section.TRAIN_HEAD else ())
         groups = parameter_groups(
-            module, first.BASE_LR, first.WEIGHT_DECAY, wanted=lambda name: name.startswith(trained)
+            module, section.BASE_LR, section.WEIGHT_DECAY, is_trained=lambda name: name.startswith(prefixes)
         )
-        key = "SOLVER.STAGE1.OPTIMIZER_NAME"
-        return build_optimizer(first.OPTIMIZER_NAME, groups, first.BASE_LR, first.MOMENTUM, nesterov, betas, key)
-    groups = parameter_groups(
-        module,
-        solver.BASE_LR,
-        solver.WEIGHT_DECAY,
-        solver.BIAS_LR_FACTOR,
-        solver.WEIGHT_DECAY_BIAS,
-        solver.LARGE_FC_LR,
-        wanted=lambda name: stage is None or not name.startswith(TEXT_SIDE),
-        decay_vectors=cfg.SOLVER.DECAY_VECTORS,
+    else:
+        groups = parameter_groups(
+            module,
+            section.BASE_LR,
+            section.WEIGHT_DECAY,
+            bias_lr_factor=section.BIAS_LR_FACTOR,
+            weight_decay_bias=section.WEIGHT_DECAY_BIAS,
+            large_fc_lr=section.LARGE_FC_LR,
+            is_trained=lambda name: stage is None or not name.startswith(TEXT_SIDE),
+            decay_vectors=cfg.SOLVER.DECAY_VECTORS,
+        )
+    return build_optimizer(
+        section.OPTIMIZER_NAME,
+        groups,
+        section.BASE_LR,
+        momentum=section.MOMENTUM,
+        nesterov=cfg.SOLVER.NESTEROV,
+        betas=cfg.SOLVER.ADAM_BETAS,
+        key="SOLVER.OPTIMIZER_NAME" if stage is None else f"SOLVER.STAGE{stage}.OPTIMIZER_NAME",
     )
-    key = f"SOLVER.{'STAGE2.' if stage else ''}OPTIMIZER_NAME"
-    return build_optimizer(solver.OPTIMIZER_NAME, groups, solver.BASE_LR, solver.MOMENTUM, nesterov, betas, key)

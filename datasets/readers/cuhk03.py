@@ -7,15 +7,17 @@ import logging
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from datasets.catalogue.spec import DatasetSpec
 from datasets.readers.scan import first_of, note_read
 from datasets.records import RawRow, RawSplits
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets.catalogue.spec import DatasetSpec
 
 log = logging.getLogger("lineup")
 

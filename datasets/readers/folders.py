@@ -5,9 +5,8 @@ from __future__ import annotations
 import random
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datasets.catalogue.spec import DatasetSpec
 from datasets.readers.scan import (
     IMAGE_ENDINGS,
     first_of,
@@ -20,6 +19,9 @@ from datasets.readers.scan import (
 )
 from datasets.records import SPLITS, RawRow, RawSplits, relative_order
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets.catalogue.spec import DatasetSpec
 
 
 def parse(spec: DatasetSpec, name: str, folder: Path) -> re.Match:

@@ -7,12 +7,14 @@ import random
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datasets.catalogue.spec import DatasetSpec
 from datasets.readers.scan import existing, image_files, sub_folders, walk_images
 from datasets.records import RawRow, RawSplits
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets.catalogue.spec import DatasetSpec
 
 SPLIT_NAMES = {
     "train": ("train", "bounding_box_train", "image_train"),

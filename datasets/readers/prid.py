@@ -6,13 +6,15 @@ import json
 import random
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datasets.catalogue.spec import DatasetSpec
 from datasets.readers.folders import refuse_empty
 from datasets.readers.scan import first_of, image_files, require, sub_folders
 from datasets.records import RawRow, RawSplits
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets.catalogue.spec import DatasetSpec
 
 
 def read_prid(spec: DatasetSpec, folder: Path, split_id: int = 0, seed: int = 0, **options: Any) -> RawSplits:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datasets.catalogue.spec import DatasetSpec
 from datasets.readers.scan import existing, first_of, image_files, require, sub_folders, table_of
 from datasets.records import RawRow, RawSplits, relative_order
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets.catalogue.spec import DatasetSpec
 
 
 def among_themselves(train: list[RawRow], test: list[RawRow], folder: Path) -> RawSplits:

@@ -7,11 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from datasets.catalogue.spec import DatasetSpec
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets.catalogue.spec import DatasetSpec
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".webp")
 _reads: ContextVar[set[str] | None] = ContextVar("reads", default=None)

@@ -6,12 +6,14 @@ import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datasets.catalogue.spec import DatasetSpec
 from datasets.readers.scan import note_read
 from datasets.records import RawRow, RawSplits
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets.catalogue.spec import DatasetSpec
 
 BOX = ("x1", "y1", "x2", "y2")
 COLUMNS = ("path", "pid", "camid", "viewid", "split", "seq", *BOX, "is_query", "is_gallery")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datasets.catalogue.spec import DatasetSpec
 from datasets.paths import Paths
 from datasets.readers.filter_list import listed_names
 from datasets.readers.scan import first_of, require, walk_images
 from datasets.records import RawSplits, Records
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets.catalogue.spec import DatasetSpec
 
 NO_LIST = "no"
 LIST_FOLDERS = {"luperson": "images", "images": ""}

@@ -14,16 +14,18 @@ import os
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datasets.catalogue.spec import DatasetSpec
 from datasets.paths import Paths
 from datasets.readers.folders import read_folders
 from datasets.records import Records
 from utils.errors import UserError
 from utils.files import write_atomically
+
+if TYPE_CHECKING:
+    from datasets.catalogue.spec import DatasetSpec
 
 log = logging.getLogger("lineup")
 

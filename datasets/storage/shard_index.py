@@ -5,16 +5,18 @@ from __future__ import annotations
 import inspect
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datasets.catalogue.spec import DatasetSpec
 from datasets.readers.scan import existing
 from datasets.records import Records
 from datasets.storage.cache import unpacked
 from datasets.storage.files import opened
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets.catalogue.spec import DatasetSpec
 
 INDEX = "index.npz"
 LOCATIONS = ("spec", "folder", "path", "root", "name", "workers", "file", "image_dir", "view_dir")

@@ -44,8 +44,8 @@ def test_the_loss_is_cross_entropy_of_cosines_and_leaves_the_memory_alone():
 
 def test_means_leave_outliers_out():
     feats = torch.tensor([[1.0, 0], [0, 1], [0, 3], [5, 5]])
-    found = class_means(feats, torch.tensor([0, 1, 1, -1]), 2)
-    torch.testing.assert_close(found, torch.tensor([[1.0, 0], [0, 1]]))
+    actual = class_means(feats, torch.tensor([0, 1, 1, -1]), 2)
+    torch.testing.assert_close(actual, torch.tensor([[1.0, 0], [0, 1]]))
 
 
 def test_an_unknown_update_is_refused():

@@ -23,9 +23,9 @@ def slow_contrast(anchors, contrasts, anchor_labels, contrast_labels, temperatur
     for a, y in zip(anchors, anchor_labels, strict=True):
         logits = torch.stack([(a * c).sum() / temperature for c in contrasts])
         shares = [z - logits.exp().sum().log() for z in logits]
-        own = [s for s, other in zip(shares, contrast_labels, strict=True) if other == y]
-        if own:
-            losses.append(-sum(own) / len(own))
+        positives = [s for s, other in zip(shares, contrast_labels, strict=True) if other == y]
+        if positives:
+            losses.append(-sum(positives) / len(positives))
     return torch.stack(losses).mean()
 
 
@@ -106,9 +106,9 @@ def test_simsiam_is_its_definition_and_stops_at_the_projections():
 @pytest.mark.parametrize("temperature_free", [simclr, lambda a, b: simsiam(a, b, a, b)], ids=["simclr", "simsiam"])
 def test_half_precision_inputs_are_compared_in_full_precision(temperature_free):
     one, two = draw(4).float().detach(), draw(4, seed=1).float().detach()
-    found = temperature_free(one.half(), two.half())
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, temperature_free(one.half().float(), two.half().float()))
+    actual = temperature_free(one.half(), two.half())
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, temperature_free(one.half().float(), two.half().float()))
 
 
 # ---------------------------------------------------------------- composition
@@ -137,7 +137,7 @@ def test_clips_parts_are_summed_and_jpms_share_one_weight(local):
     assert clip_part_weights(3, first=3) == [1, 1, 1]
 
 
-def test_text_and_views_join_where_the_output_has_them():
+def test_text_and_views_join_if_the_output_has_them():
     labels, logits, heads, tokens = LABELS["pairs"], draw(8, 6, 20), [draw(seed=21), draw(seed=22)], [draw(), draw()]
     out = output(i2t_logits=logits, heads=heads, tokens=tokens)
     weights = {"MODEL__I2T_LOSS_WEIGHT": 0.5, "SOLVER__STAGE2__SSL_LOSS_WEIGHT": 0.8}

@@ -26,8 +26,8 @@ def slow_loss(student, teacher, center, ncrops: int, student_temp: float, teache
             if u == v:
                 continue
             for t, s in zip(view, crop, strict=True):
-                wanted = F.softmax((t - center[0]) / teacher_temp, dim=0)
-                total = total - (wanted * F.log_softmax(s / student_temp, dim=0)).sum() / len(crop)
+                expected = F.softmax((t - center[0]) / teacher_temp, dim=0)
+                total = total - (expected * F.log_softmax(s / student_temp, dim=0)).sum() / len(crop)
             count += 1
     return total / count
 
@@ -39,10 +39,10 @@ def test_it_is_the_slow_version_in_value_and_gradient(ncrops):
     function.center.normal_()
     student = torch.randn(3 * ncrops, 7, dtype=torch.double, requires_grad=True)
     teacher = torch.randn(6, 7, dtype=torch.double, requires_grad=True)
-    wanted = slow_loss(student, teacher.detach(), function.center.clone(), ncrops, 0.1, 0.055)
-    found = function(student, teacher, epoch=1)
-    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
-    ours, theirs = (torch.autograd.grad(x, student)[0] for x in (found, wanted))
+    expected = slow_loss(student, teacher.detach(), function.center.clone(), ncrops, 0.1, 0.055)
+    actual = function(student, teacher, epoch=1)
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5)
+    ours, theirs = (torch.autograd.grad(x, student)[0] for x in (actual, expected))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     assert torch.autograd.grad(function(student, teacher, 1), teacher, allow_unused=True)[0] is None
 

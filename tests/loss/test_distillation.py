@@ -23,8 +23,8 @@ def test_the_log_form_is_zero_for_equal_geometry_and_finite_for_few_dimensions()
     value = loss.dissimilarity_distillation(student, torch.randn(8, 5), log_euclid=True)
     value.backward()
     assert value > 0 and student.grad.isfinite().all() and student.grad.abs().sum() > 0
-    alike = loss.dissimilarity_distillation(student, 2 * student.detach(), log_euclid=True)
-    assert float(alike.detach()) < 1e-3
+    scaled = loss.dissimilarity_distillation(student, 2 * student.detach(), log_euclid=True)
+    assert float(scaled.detach()) < 1e-3
 
 
 def test_the_matrix_logarithm_inverts_the_exponential_and_has_its_gradient():

@@ -32,12 +32,12 @@ def test_terms_equal_the_loops(p, k, width):
     torch.manual_seed(0)
     source, target = torch.randn(p * k, width, dtype=torch.double), torch.randn(p * k, width, dtype=torch.double)
     mine, slow = distance_samples(squared_distances(source, source), k), slow_samples(source, k)
-    for found, wanted in zip(mine, slow, strict=True):
-        torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=1e-6)
-    wanted = [slow_mmd(a, b) for a, b in zip(slow_samples(source, k), slow_samples(target, k), strict=True)]
-    wanted.append(slow_mmd(source, target))
-    for found, value in zip(loss.dmmd(source, target, k), wanted, strict=True):
-        torch.testing.assert_close(found.double(), value, rtol=1e-4, atol=1e-5)
+    for actual, expected in zip(mine, slow, strict=True):
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-6, atol=1e-6)
+    expected = [slow_mmd(a, b) for a, b in zip(slow_samples(source, k), slow_samples(target, k), strict=True)]
+    expected.append(slow_mmd(source, target))
+    for actual, value in zip(loss.dmmd(source, target, k), expected, strict=True):
+        torch.testing.assert_close(actual.double(), value, rtol=1e-4, atol=1e-5)
 
 
 def test_the_kernel_has_the_gradient_of_its_value():
@@ -71,6 +71,6 @@ def test_duplicates_in_a_batch_have_finite_gradients():
 
 
 @pytest.mark.parametrize(("rows", "k"), [(7, 4), (4, 4)])
-def test_rows_that_are_no_identities_are_refused(rows, k):
+def test_rows_that_are_not_whole_identities_are_refused(rows, k):
     with pytest.raises(ValueError, match="not two or more identities"):
         loss.dmmd(torch.randn(8, 3), torch.randn(rows, 3), k)

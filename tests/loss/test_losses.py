@@ -85,11 +85,11 @@ def test_limits_of_triplet_have_the_expected_value_and_finite_gradients(feats, l
 def test_distances_keep_float32_under_autocast_and_their_root_stays_differentiable():
     feats = torch.randn(6, 64, generator=torch.Generator().manual_seed(0)) + 3
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = pairwise_distances(feats, feats)
+        actual = pairwise_distances(feats, feats)
     off = ~torch.eye(6, dtype=torch.bool)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found[off], torch.cdist(feats, feats)[off], atol=1e-3, rtol=1e-4)
-    assert found.diagonal().max() < 0.05 and found.min() >= 1e-6
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual[off], torch.cdist(feats, feats)[off], atol=1e-3, rtol=1e-4)
+    assert actual.diagonal().max() < 0.05 and actual.min() >= 1e-6
     positive, negative = hardest_pairs(torch.zeros(3, 2), torch.tensor([0, 0, 1]))
     assert positive.tolist() == pytest.approx([1e-6] * 3) and negative.tolist() == pytest.approx([1e-6] * 3)
 
@@ -236,8 +236,8 @@ def test_soft_labels_are_shares_of_the_classes():
     soft = F.one_hot(labels, 4).double()
     torch.testing.assert_close(cross_entropy(scores, soft), cross_entropy(scores, labels))
     mixed = 0.3 * soft + 0.7 * soft.flip(0)
-    wanted = 0.3 * cross_entropy(scores, labels) + 0.7 * cross_entropy(scores, labels.flip(0))
-    torch.testing.assert_close(cross_entropy(scores, mixed), wanted)
+    expected = 0.3 * cross_entropy(scores, labels) + 0.7 * cross_entropy(scores, labels.flip(0))
+    torch.testing.assert_close(cross_entropy(scores, mixed), expected)
 
 
 @pytest.mark.parametrize("sampler", ["softmax", "id"])

@@ -13,7 +13,7 @@ from loss.self_distillation import entry_distillation, identity_distillation, so
 OPTIONS = {"alpha": 0.4, "temperature": 2.0, "weight": 0.7}
 
 
-def given(rows: int = 5, width: int = 6):
+def random_views(rows: int = 5, width: int = 6):
     torch.manual_seed(0)
     feats = [torch.randn(rows, width, dtype=torch.double, requires_grad=True) for _ in range(3)]
     return feats, torch.tensor([0, 3, 5, 9, 1])[:rows], torch.tensor([2, 2, 7, 0, 4])[:rows]
@@ -30,16 +30,16 @@ def slow_divergence(p: list, q: list) -> torch.Tensor:
 
 
 def test_the_published_terms_match_the_slow_version_in_value_and_gradient():
-    (f, rb, aug), labels, others = given()
-    found, by_view = entry_distillation(f, rb, aug, labels, others, **OPTIONS)
+    (f, rb, aug), labels, others = random_views()
+    actual, by_view = entry_distillation(f, rb, aug, labels, others, **OPTIONS)
     scale = 0.7 * 4 / (5 * 6)
     rows = range(5)
-    own = [slow_softened(f[b], int(labels[b]), 0.4) for b in rows]
-    wanted = scale * sum(slow_divergence(own[b], slow_softened(rb[b], int(labels[b]), 0.4)) for b in rows)
-    seen = scale * sum(slow_divergence(own[b], slow_softened(aug[b], int(others[b]), 0.4)) for b in rows)
-    torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=0)
+    weak = [slow_softened(f[b], int(labels[b]), 0.4) for b in rows]
+    expected = scale * sum(slow_divergence(weak[b], slow_softened(rb[b], int(labels[b]), 0.4)) for b in rows)
+    seen = scale * sum(slow_divergence(weak[b], slow_softened(aug[b], int(others[b]), 0.4)) for b in rows)
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-6, atol=0)
     torch.testing.assert_close(by_view.double(), seen, rtol=1e-6, atol=0)
-    for ours, theirs in zip(*(torch.autograd.grad(x, (f, rb)) for x in (found, wanted)), strict=True):
+    for ours, theirs in zip(*(torch.autograd.grad(x, (f, rb)) for x in (actual, expected)), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
     assert not by_view.requires_grad
 
@@ -67,15 +67,15 @@ def test_equal_answers_diverge_by_nothing(alpha):
 
 
 def test_distillation_over_identities_matches_the_slow_version_and_is_a_gradient():
-    (z, other, _), labels = given()[0], torch.tensor([0, 3, 5, 2, 1])
-    found = identity_distillation(z, other, labels, **OPTIONS)
-    wanted = 0.0
+    (z, other, _), labels = random_views()[0], torch.tensor([0, 3, 5, 2, 1])
+    actual = identity_distillation(z, other, labels, **OPTIONS)
+    expected = 0.0
     for b in range(5):
         p, q = (z[b] / 2).softmax(0).tolist(), (other[b] / 2).softmax(0).tolist()
         target = [0.6 * (i == int(labels[b])) + 0.4 * p[i] for i in range(6)]
-        wanted += 0.7 * 4 / 5 * sum(t * (math.log(t) - math.log(q[i])) for i, t in enumerate(target))
-    assert float(found.detach()) == pytest.approx(wanted, rel=1e-5)
-    (grad,) = torch.autograd.grad(found, other)
+        expected += 0.7 * 4 / 5 * sum(t * (math.log(t) - math.log(q[i])) for i, t in enumerate(target))
+    assert float(actual.detach()) == pytest.approx(expected, rel=1e-5)
+    (grad,) = torch.autograd.grad(actual, other)
     target = 0.6 * F.one_hot(labels, 6) + 0.4 * (z / 2).softmax(1)
     torch.testing.assert_close(grad, 0.7 * 2 / 5 * ((other / 2).softmax(1) - target), rtol=1e-4, atol=1e-6)
     with pytest.raises(RuntimeError, match="not have been used"):

@@ -27,10 +27,10 @@ def test_the_average_is_the_mean_of_the_weights_and_leaves_running_statistics_to
     for i, state in enumerate(states):
         state["1.running_mean"] = torch.full((4,), float(i))
         state["1.num_batches_tracked"] = torch.tensor(i)
-    found = average_weights(iter(states))
+    actual = average_weights(iter(states))
     for name in ("0.weight", "1.bias", "4.weight"):
-        torch.testing.assert_close(found[name], torch.stack([s[name] for s in states]).mean(0))
-    assert found["1.running_mean"].tolist() == [2.0] * 4 and found["1.num_batches_tracked"] == 2
+        torch.testing.assert_close(actual[name], torch.stack([s[name] for s in states]).mean(0))
+    assert actual["1.running_mean"].tolist() == [2.0] * 4 and actual["1.num_batches_tracked"] == 2
     assert average_weights(states[:1])["0.weight"].data_ptr() != states[0]["0.weight"].data_ptr()
 
 
@@ -69,32 +69,32 @@ def test_a_uniform_average_counts_the_epochs_from_the_first_one_on():
     average.apply()
     assert average.count == 3
     torch.testing.assert_close(module[4].weight, sum(w["4.weight"] for w in ends[2:]) / 3)
-    assert torch.equal(module[0].weight, frozen) and "0.weight" not in average.held
+    assert torch.equal(module[0].weight, frozen) and "0.weight" not in average.accumulated
 
 
 def test_an_exponential_average_counts_every_update():
     module, decay = network(), 0.7
     average = WeightAverage(module, decay=decay)
     trace = walk(module, average, 3)
-    wanted = trace[0]["4.bias"]
+    expected = trace[0]["4.bias"]
     for weights in trace[1:]:
-        wanted = decay * wanted + (1 - decay) * weights["4.bias"]
+        expected = decay * expected + (1 - decay) * weights["4.bias"]
     average.apply()
-    torch.testing.assert_close(module[4].bias, wanted)
+    torch.testing.assert_close(module[4].bias, expected)
 
 
 @pytest.mark.parametrize("decay", [None, 0.9])
-def test_one_copy_of_the_weights_is_held_however_long_the_run(decay):
+def test_one_copy_of_the_weights_is_kept_however_long_the_run(decay):
     module = network()
     average = WeightAverage(module, first=1, decay=decay)
     walk(module, average, 1)
-    places = {name: value.data_ptr() for name, value in average.held.items()}
+    addresses = {name: value.data_ptr() for name, value in average.accumulated.items()}
     walk(module, average, 6)
-    assert {name: value.data_ptr() for name, value in average.held.items()} == places
-    assert sum(v.numel() for v in average.held.values()) == sum(p.numel() for p in module.parameters())
+    assert {name: value.data_ptr() for name, value in average.accumulated.items()} == addresses
+    assert sum(v.numel() for v in average.accumulated.values()) == sum(p.numel() for p in module.parameters())
 
 
-def test_its_state_goes_on_where_it_was():
+def test_a_restored_average_continues():
     whole, parts = network(), network()
     one, two = WeightAverage(whole, first=2), WeightAverage(parts, first=2)
     torch.manual_seed(1)

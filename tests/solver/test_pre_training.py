@@ -51,13 +51,13 @@ def test_lars_is_its_formula_over_three_steps():
     for _ in range(3):
         for p in (weight, bias):
             p.grad = torch.randn_like(p)
-            value, held = slow[id(p)]
+            value, buffer = slow[id(p)]
             update = p.grad
             if p.dim() > 1:
                 update = update + 0.2 * value
                 update = update * 0.001 * value.norm() / update.norm()
-            held = 0.9 * held + update
-            slow[id(p)] = value - 0.5 * held, held
+            buffer = 0.9 * buffer + update
+            slow[id(p)] = value - 0.5 * buffer, buffer
         optimizer.step()
     for p in (weight, bias):
         torch.testing.assert_close(p.detach(), slow[id(p)][0])

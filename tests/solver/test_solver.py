@@ -30,9 +30,9 @@ MODELS = {
 
 def by_name(optimizer, module: nn.Module) -> dict[str, dict]:
     names = {id(p): n for n, p in module.named_parameters()}
-    found = [(names[id(p)], group) for group in optimizer.param_groups for p in group["params"]]
-    assert len(found) == len(dict(found)), "a parameter is in two groups"
-    return dict(found)
+    actual = [(names[id(p)], group) for group in optimizer.param_groups for p in group["params"]]
+    assert len(actual) == len(dict(actual)), "a parameter is in two groups"
+    return dict(actual)
 
 
 @pytest.mark.parametrize("large_fc", [False, True])
@@ -56,8 +56,8 @@ def test_a_classifiers_bias_takes_the_classifiers_rate_and_the_biases_decay():
     module = nn.Module()
     module.classifier, module.arcface, module.other = nn.Linear(2, 2), nn.Linear(2, 2, bias=False), nn.Linear(2, 2)
     groups = parameter_groups(module, 1.0, 0.5, bias_lr_factor=3.0, weight_decay_bias=0.25, large_fc_lr=True)
-    found = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
-    assert [found[id(p)] for p in module.parameters()] == [(2, 0.5), (2, 0.25), (2, 0.5), (1, 0.5), (3, 0.25)]
+    actual = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert [actual[id(p)] for p in module.parameters()] == [(2, 0.5), (2, 0.25), (2, 0.5), (1, 0.5), (3, 0.25)]
     plain = parameter_groups(module, 1.0, 0.5, bias_lr_factor=3.0)
     assert {(g["lr"], g["weight_decay"]) for g in plain} == {(1, 0.5), (3, 0.5)}
 
@@ -72,13 +72,13 @@ def test_a_shared_parameter_is_trained_once():
 def test_optimizers_come_by_their_name_with_their_own_defaults(name):
     module = nn.Linear(2, 2)
     cfg = settings(SOLVER__OPTIMIZER_NAME=name, SOLVER__MOMENTUM=0.7, SOLVER__BASE_LR=0.02)
-    found = make_optimizer(cfg, module)
-    own = getattr(torch.optim, name)([torch.zeros(1)], lr=0.02).defaults
-    assert type(found) is getattr(torch.optim, name)
-    assert found.defaults == own | ({"momentum": 0.7} if name == "SGD" else {})
+    actual = make_optimizer(cfg, module)
+    torchs = getattr(torch.optim, name)([torch.zeros(1)], lr=0.02).defaults
+    assert type(actual) is getattr(torch.optim, name)
+    assert actual.defaults == torchs | ({"momentum": 0.7} if name == "SGD" else {})
     if name == "SGD":
         nesterov = make_optimizer(settings(SOLVER__OPTIMIZER_NAME="SGD", SOLVER__NESTEROV=True), module)
-        assert nesterov.defaults["nesterov"] and not found.defaults["nesterov"]
+        assert nesterov.defaults["nesterov"] and not actual.defaults["nesterov"]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_an_unknown_optimizer_is_refused_with_the_nearest(name, hint):
     assert hint in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_settings_that_an_optimizer_refuses_are_told():
+def test_settings_that_an_optimizer_refuses_are_reported():
     cfg = settings(SOLVER__OPTIMIZER_NAME="SGD", SOLVER__NESTEROV=True, SOLVER__MOMENTUM=0.0)
     with pytest.raises(UserError, match="SOLVER.OPTIMIZER_NAME: SGD refuses its settings.*momentum"):
         make_optimizer(cfg, nn.Linear(2, 2))
@@ -104,13 +104,13 @@ def rates(epochs: int, **changes) -> list[list[float]]:
     cfg = settings(SOLVER__BASE_LR=0.01, SOLVER__BIAS_LR_FACTOR=2, **changes)
     optimizer = make_optimizer(cfg, nn.Linear(3, 3))
     scheduler = make_scheduler(cfg, optimizer)
-    found = [[g["lr"] for g in optimizer.param_groups]]
+    actual = [[g["lr"] for g in optimizer.param_groups]]
     for epoch in range(1, epochs + 1):
         scheduler.step(epoch)
-        found.append([g["lr"] for g in optimizer.param_groups])
+        actual.append([g["lr"] for g in optimizer.param_groups])
     start = int(cfg.SOLVER.SCHEDULER_START)
-    assert start == 1 or found[0] == found[1 - start]  # until the first step the rates are those of t = 0
-    return found[1:]
+    assert start == 1 or actual[0] == actual[1 - start]  # until the first step the rates are those of t = 0
+    return actual[1:]
 
 
 def slow_cosine(base: float, t: int, warmup: int, epochs: int) -> float:
@@ -124,23 +124,23 @@ def slow_cosine(base: float, t: int, warmup: int, epochs: int) -> float:
 @pytest.mark.parametrize(("method", "start"), [("linear", 1), ("cosine", 0)])
 @pytest.mark.parametrize("warmup", [0, 1, 5])
 def test_the_cosine_is_the_published_formula_at_each_systems_time(method, start, warmup):
-    found = rates(24, SOLVER__WARMUP_METHOD=method, SOLVER__WARMUP_EPOCHS=warmup, SOLVER__MAX_EPOCHS=20)
-    wanted = [[slow_cosine(base, e - 1 + start, warmup, 20) for base in (0.01, 0.02)] for e in range(1, 25)]
-    assert [pytest.approx(w) for w in wanted] == found
+    actual = rates(24, SOLVER__WARMUP_METHOD=method, SOLVER__WARMUP_EPOCHS=warmup, SOLVER__MAX_EPOCHS=20)
+    expected = [[slow_cosine(base, e - 1 + start, warmup, 20) for base in (0.01, 0.02)] for e in range(1, 25)]
+    assert [pytest.approx(w) for w in expected] == actual
     if start == 0 and warmup:
-        assert found[0] == pytest.approx([1e-4, 1e-4])
-    assert found[23] == pytest.approx([2e-5, 2e-5])
+        assert actual[0] == pytest.approx([1e-4, 1e-4])
+    assert actual[23] == pytest.approx([2e-5, 2e-5])
 
 
 @pytest.mark.parametrize("method", ["linear", "constant"])
 @pytest.mark.parametrize(("start", "iters", "warmup"), [(0, 0, 4), (1, 6, 6), (-1, 0, 4)])
 def test_multistep_falls_at_its_steps_after_its_warm_up(method, start, iters, warmup):
-    found = rates(
+    actual = rates(
         20, SOLVER__SCHEDULER="multistep", SOLVER__SCHEDULER_START=start, SOLVER__WARMUP_METHOD=method,
         SOLVER__WARMUP_EPOCHS=4, SOLVER__WARMUP_ITERS=iters, SOLVER__WARMUP_FACTOR=0.1, SOLVER__GAMMA=0.5,
         SOLVER__STEPS=[15, 8],
     )  # fmt: skip
-    wanted = []
+    expected = []
     for epoch in range(1, 21):
         t = epoch - 1 + start
         weight = 1.0
@@ -150,13 +150,13 @@ def test_multistep_falls_at_its_steps_after_its_warm_up(method, start, iters, wa
         for at in (8, 15):
             if at <= t:
                 falls += 1
-        wanted.append([base * weight * 0.5**falls for base in (0.01, 0.02)])
-    assert [pytest.approx(w) for w in wanted] == found
+        expected.append([base * weight * 0.5**falls for base in (0.01, 0.02)])
+    assert [pytest.approx(w) for w in expected] == actual
 
 
 def test_step_falls_after_every_so_many_epochs():
-    found = rates(9, SOLVER__SCHEDULER="step", SOLVER__STEP_SIZE=3, SOLVER__GAMMA=0.1)
-    assert [r[0] for r in found] == pytest.approx([0.01] * 3 + [0.001] * 3 + [0.0001] * 3)
+    actual = rates(9, SOLVER__SCHEDULER="step", SOLVER__STEP_SIZE=3, SOLVER__GAMMA=0.1)
+    assert [r[0] for r in actual] == pytest.approx([0.01] * 3 + [0.001] * 3 + [0.0001] * 3)
 
 
 def slow_tail(base: float, e: int, warmup: int, epochs: int, last: int) -> float:
@@ -166,13 +166,13 @@ def slow_tail(base: float, e: int, warmup: int, epochs: int, last: int) -> float
 
 
 @pytest.mark.parametrize(("warmup", "ratio"), [(0, 0.5), (3, 0.8), (5, 1.0)])
-def test_msvits_rate_settles_where_averaging_begins(warmup, ratio):
-    found = rates(
+def test_msvits_rate_settles_when_averaging_begins(warmup, ratio):
+    actual = rates(
         25, SOLVER__SCHEDULER="msvit", SOLVER__WARMUP_EPOCHS=warmup, SOLVER__MAX_EPOCHS=20, SOLVER__EMA__RATIO=ratio
     )
     last = int(20 * ratio)
-    assert [pytest.approx([slow_tail(b, e, warmup, 20, last) for b in (0.01, 0.02)]) for e in range(1, 26)] == found
-    assert found[last - 1] == found[24] and (ratio < 1 or found[24] == pytest.approx([0, 0]))
+    assert [pytest.approx([slow_tail(b, e, warmup, 20, last) for b in (0.01, 0.02)]) for e in range(1, 26)] == actual
+    assert actual[last - 1] == actual[24] and (ratio < 1 or actual[24] == pytest.approx([0, 0]))
 
 
 @pytest.mark.parametrize(("ratio", "warmup"), [(0.2, 5), (1.0, 20)])
@@ -190,22 +190,22 @@ def test_the_cosine_per_step_moves_within_an_epoch_from_0_to_its_floor():
     optimizer = make_optimizer(cfg, nn.Linear(2, 2))
     stage = Stage(nn.Linear(2, 2), 10, make_solver=None)
     stage.scheduler = make_scheduler(cfg, optimizer)
-    found = []
+    actual = []
     for epoch in range(1, 11):
         for step in range(4):
             stage.set_rates(epoch, step, 4)
-            found.append(optimizer.param_groups[0]["lr"])
-    assert found[:9] == pytest.approx([0.01 * i / 8 for i in range(9)])
-    wanted = [1e-4 + 0.5 * (0.01 - 1e-4) * (1 + math.cos(math.pi * i / 32)) for i in range(32)]
-    assert found[8:] == pytest.approx(wanted)
+            actual.append(optimizer.param_groups[0]["lr"])
+    assert actual[:9] == pytest.approx([0.01 * i / 8 for i in range(9)])
+    expected = [1e-4 + 0.5 * (0.01 - 1e-4) * (1 + math.cos(math.pi * i / 32)) for i in range(32)]
+    assert actual[8:] == pytest.approx(expected)
 
 
-def test_vectors_are_spared_from_decay_where_asked():
+def test_vectors_are_spared_from_decay_if_asked():
     module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     module.scale = nn.Parameter(torch.ones(3, 1, 1))
     cfg = settings(SOLVER__WEIGHT_DECAY=0.05, SOLVER__WEIGHT_DECAY_BIAS=0.05, SOLVER__DECAY_VECTORS=False)
-    found = {name: group["weight_decay"] for name, group in by_name(make_optimizer(cfg, module), module).items()}
-    assert found == {"0.weight": 0.05, "scale": 0.05, "0.bias": 0, "1.weight": 0, "1.bias": 0}
+    actual = {name: group["weight_decay"] for name, group in by_name(make_optimizer(cfg, module), module).items()}
+    assert actual == {"0.weight": 0.05, "scale": 0.05, "0.bias": 0, "1.weight": 0, "1.bias": 0}
 
 
 def test_the_rate_of_an_epoch_does_not_depend_on_the_epochs_before_it():
