@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def center(feats: Tensor, labels: Tensor, centers: Tensor) -> Tensor:
-    """Mean squared distance of each feature to its identity's center, each clamped to [1e-12, 1e12].
+    """Returns the mean squared distance of the features to their identities' centers, each in [1e-12, 1e12].
 
     feats: (B, D). labels: (B,) in 0..C-1. centers: (C, D). Returns a scalar.
     """

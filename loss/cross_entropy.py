@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def cross_entropy(scores: Tensor, labels: Tensor, epsilon: float = 0.0) -> Tensor:
-    """Mean cross-entropy; the targets are ``(1 - epsilon) * onehot + epsilon / C``, spread over all C classes.
+    """Returns the mean cross-entropy with targets ``(1 - epsilon) * onehot + epsilon / C``, spread over all C classes.
 
     scores: (B, C) logits. labels: (B,) in 0..C-1, or (B, C) shares of the classes (mixed images). epsilon: in [0, 1).
     Returns a scalar, in float32 or wider.

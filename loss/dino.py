@@ -1,4 +1,4 @@
-"""DINO: the student's crops follow the teacher's two whole views, without labels (Caron et al., arXiv:2104.14294)."""
+"""DINO: the student's crops are trained to match the teacher's two global crops (Caron et al., arXiv:2104.14294)."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ class DINOLoss(nn.Module):
     ``warmup_teacher_temp`` to ``teacher_temp``, both ends included, over the first ``warmup_teacher_temp_epochs`` of
     ``nepochs``. center_momentum: share of the centre that a step keeps. The buffer ``center`` is (1, K).
     """
+
+    center: Tensor
 
     def __init__(
         self,
@@ -44,9 +46,10 @@ class DINOLoss(nn.Module):
         self.register_buffer("center", torch.zeros(1, out_dim))
 
     def forward(self, student: Tensor, teacher: Tensor, epoch: int) -> Tensor:
-        """student: (V * B, K), teacher: (2 * B, K), crop after crop; epochs from 0. The mean over the 2V - 2 pairs.
+        """Returns the mean over the 2V - 2 pairs of crops, a scalar, and moves the centre over all processes' rows.
 
-        Moves the centre afterwards, over all processes' rows. Raises ``UserError`` where the rows do not fit.
+        student: (V * B, K), teacher: (2 * B, K), crop after crop. epoch: from 0. Raises ``UserError`` if the numbers of
+        rows do not match.
         """
         width = self.center.shape[1]
         if student.shape[1] != width or teacher.shape[1] != width:
@@ -61,15 +64,15 @@ class DINOLoss(nn.Module):
             )
         with torch.autocast(student.device.type, enabled=False):
             student, teacher = (at_least_float32(logits) for logits in (student, teacher.detach()))
-            wanted = torch.softmax((teacher - self.center) / self.teacher_temps[epoch], dim=1)
-            found = torch.log_softmax(student / self.student_temp, dim=1)
-            loss = pairwise_cross_entropy(wanted, found, self.ncrops)
+            targets = torch.softmax((teacher - self.center) / self.teacher_temps[epoch], dim=1)
+            log_shares = torch.log_softmax(student / self.student_temp, dim=1)
+            loss = pairwise_cross_entropy(targets, log_shares, self.ncrops)
         self.move_center(teacher)
         return loss
 
     @torch.no_grad()
     def move_center(self, teacher: Tensor) -> None:
-        """The centre follows the mean of the teacher's rows on all processes. teacher: (2 * B, K)."""
+        """Moves the centre towards the mean of the teacher's rows on all processes. teacher: (2 * B, K)."""
         total = teacher.sum(dim=0, keepdim=True)
         if is_distributed():
             dist.all_reduce(total)
@@ -77,15 +80,16 @@ class DINOLoss(nn.Module):
 
 
 def at_least_float32(logits: Tensor) -> Tensor:
+    """Returns the logits in float32, or as they are if their precision is higher."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def pairwise_cross_entropy(wanted: Tensor, found: Tensor, ncrops: int) -> Tensor:
-    """Mean over teacher crops u and student crops v != u of the batch's mean cross entropy.
+def pairwise_cross_entropy(targets: Tensor, log_shares: Tensor, ncrops: int) -> Tensor:
+    """Returns the mean over teacher crops u and student crops v != u of the batch's mean cross entropy, a scalar.
 
-    wanted: (2 * B, K) probabilities. found: (V * B, K) log-probabilities. A scalar.
+    targets: (2 * B, K) probabilities. log_shares: (V * B, K) log-probabilities.
     """
-    batch = len(found) // ncrops
-    pairs = -wanted.view(GLOBAL_CROPS, -1) @ found.view(ncrops, -1).t() / batch  # (2, V)
+    batch = len(log_shares) // ncrops
+    pairs = -targets.view(GLOBAL_CROPS, -1) @ log_shares.view(ncrops, -1).t() / batch  # (2, V)
     same = torch.eye(GLOBAL_CROPS, ncrops, dtype=torch.bool, device=pairs.device)
     return pairs.masked_fill(same, 0).sum() / (GLOBAL_CROPS * (ncrops - 1))

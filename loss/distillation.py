@@ -10,21 +10,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from loss.weighted_sum import weighted_sum
+
 STAGE_SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0)
 """Weight of each stage's margin loss, the last stage's highest."""
 
 
 def dissimilarities(feats: Tensor) -> Tensor:
-    """One minus the cosine of every pair of rows. (B, D) -> (B, B)."""
+    """Returns one minus the cosine of every pair of rows. (B, D) -> (B, B)."""
     unit = F.normalize(feats.float())
     return 1 - unit @ unit.t()
 
 
 class SymmetricLog(torch.autograd.Function):
-    """Matrix logarithm of a symmetric matrix, eigenvalues below ``floor`` counted as that. (B, B) -> (B, B).
+    """Matrix logarithm of a symmetric matrix, with eigenvalues clamped to at least ``floor``. (B, B) -> (B, B).
 
-    The gradient by divided differences (Daleckii and Krein): that of ``eigh`` is not finite where eigenvalues are
-    equal, as they are when features are narrower than the batch.
+    The gradient is computed by divided differences (Daleckii and Krein): that of ``eigh`` is not finite where
+    eigenvalues are equal, as they are if features are narrower than the batch.
     """
 
     floor = 1e-4
@@ -43,13 +45,20 @@ class SymmetricLog(torch.autograd.Function):
         gap, logs = values[:, None] - values, values.log()
         equal = gap.abs() < 1e-3 * values
         slopes = torch.where(equal, 1 / values, (logs[:, None] - logs) / torch.where(equal, 1, gap))
-        held = values <= SymmetricLog.floor
-        slopes = slopes.masked_fill(held[:, None] & held, 0)
+        clamped = values <= SymmetricLog.floor
+        slopes = slopes.masked_fill(clamped[:, None] & clamped, 0)
         return vectors @ (slopes * (vectors.t() @ grad @ vectors)) @ vectors.t()
 
 
+def symmetric_log(matrix: Tensor) -> Tensor:
+    """Returns the matrix logarithm of a symmetric matrix, with gradient (``SymmetricLog``). (B, B) -> (B, B)."""
+    logarithm = SymmetricLog.apply(matrix)
+    assert isinstance(logarithm, Tensor)
+    return logarithm
+
+
 def dissimilarity_distillation(student: Tensor, teacher: Tensor, log_euclid: bool = False) -> Tensor:
-    """Frobenius norm of the difference of the two dissimilarity matrices. (B, d), (B, D) -> scalar, no mean.
+    """Returns the Frobenius norm of the difference of two dissimilarity matrices. (B, d), (B, D) -> scalar, no mean.
 
     log_euclid: compares the matrix logarithms of the similarities instead (a dissimilarity matrix has negative
     eigenvalues and no real logarithm; the similarities have none).
@@ -57,15 +66,15 @@ def dissimilarity_distillation(student: Tensor, teacher: Tensor, log_euclid: boo
     with torch.autocast(student.device.type, enabled=False):
         ours, theirs = dissimilarities(student), dissimilarities(teacher)
         if log_euclid:
-            ours, theirs = SymmetricLog.apply(1 - ours), SymmetricLog.apply(1 - theirs)
+            ours, theirs = symmetric_log(1 - ours), symmetric_log(1 - theirs)
         return torch.linalg.matrix_norm(ours - theirs)
 
 
 def margin_distillation(student_map: Tensor, teacher_map: Tensor) -> Tensor:
-    """Squared differences summed over one stage's maps, where the student is too high or the teacher is active.
+    """Returns squared differences summed over one stage's maps, where the student is too high or the teacher active.
 
-    Both (B, n). The teacher's values are held from below by its margins (``bn_margins``): where the teacher is silent,
-    any student value below counts as right.
+    Both (B, n). The teacher's values are clamped from below by its margins (``bn_margins``): where the teacher is not
+    active, any lower value of the student counts as right. Returns a scalar.
     """
     with torch.autocast(student_map.device.type, enabled=False):
         student_map, teacher_map = student_map.float(), teacher_map.float()
@@ -74,6 +83,6 @@ def margin_distillation(student_map: Tensor, teacher_map: Tensor) -> Tensor:
 
 
 def margin_total(student_maps: list[Tensor], teacher_maps: list[Tensor], batch: int) -> Tensor:
-    """The four stages' margin losses together, over 1000 times the batch size. -> scalar."""
-    terms = (margin_distillation(s, t) for s, t in zip(student_maps, teacher_maps, strict=True))
-    return sum(share * term for share, term in zip(STAGE_SHARES, terms, strict=True)) / (1000 * batch)
+    """Returns the weighted sum of the four stages' margin losses over 1000 times the batch size, a scalar."""
+    terms = [margin_distillation(s, t) for s, t in zip(student_maps, teacher_maps, strict=True)]
+    return weighted_sum(terms, STAGE_SHARES) / (1000 * batch)

@@ -10,10 +10,10 @@ from utils.distributed import gather_rows
 
 
 def simclr(view1: Tensor, view2: Tensor, temperature: float = 0.1, gather: bool = False) -> Tensor:
-    """Each row finds its other view among all other rows of both views, by cosine; the mean over 2 B rows.
+    """Returns the mean loss of finding each row's other view among all other rows of both views, by cosine.
 
-    view1, view2: (B, D), row i of both of the same image. gather: candidates are the rows of all processes, with
-    gradient. Returns a scalar in float32 or wider; 0 for B = 1.
+    view1, view2: (B, D), row i of both being of the same image. gather: candidates are the rows of all processes, with
+    gradient. Returns a scalar, the mean over 2 B rows, in float32 or wider; 0 for B = 1.
     """
     if gather:
         view1, view2 = gather_rows(view1), gather_rows(view2)

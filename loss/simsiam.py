@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def simsiam(pred1: Tensor, pred2: Tensor, proj1: Tensor, proj2: Tensor) -> Tensor:
-    """Minus the mean cosine of each view's prediction with the other view's feature, which gets no gradient here.
+    """Returns minus the mean cosine of each view's prediction with the other view's feature.
 
-    All (B, D). Returns a scalar in [-1, 1], in float32 or wider.
+    All (B, D); the features get no gradient here. Returns a scalar in [-1, 1], in float32 or wider.
     """
     with torch.autocast(pred1.device.type, enabled=False):
         wide = torch.promote_types(pred1.dtype, torch.float32)

@@ -9,10 +9,10 @@ from torch import Tensor
 def supervised_contrastive(
     anchors: Tensor, contrasts: Tensor, anchor_labels: Tensor, contrast_labels: Tensor, temperature: float = 1.0
 ) -> Tensor:
-    """Each anchor is pulled to the contrasts of its label, against all contrasts.
+    """Returns the loss that pulls each anchor to the contrasts of its label, against all contrasts.
 
     Logits are plain dot products, not of unit-length features, as published. The mean is over an anchor's positives
-    and then over anchors; anchors without a positive are left out, and without any the loss is 0.
+    and then over anchors; anchors without a positive do not count, and if none has one the loss is 0.
 
     anchors: (A, D). contrasts: (N, D). anchor_labels: (A,). contrast_labels: (N,). Returns a scalar, float32 or wider.
     """

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def pairwise_distances(a: Tensor, b: Tensor) -> Tensor:
-    """Euclidean distances, at least 1e-6, in float32 or wider. (M, D), (N, D) -> (M, N).
+    """Returns Euclidean distances, at least 1e-6, in float32 or wider. (M, D), (N, D) -> (M, N).
 
     The floor keeps the root's gradient finite where two features coincide.
     """
@@ -20,7 +20,7 @@ def pairwise_distances(a: Tensor, b: Tensor) -> Tensor:
 
 
 def hardest_pairs(feats: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Distance of each image to its farthest positive and nearest negative. (B, D), (B,) -> (B,), (B,).
+    """Returns each image's distance to its farthest positive and its nearest negative. (B, D), (B,) -> (B,), (B,).
 
     By masks, so that identities may have unequal numbers of images. An image counts as its own positive, as in the
     published ReID code; without any negative the second distance is infinite.
@@ -31,7 +31,7 @@ def hardest_pairs(feats: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def triplet(feats: Tensor, labels: Tensor, margin: float | None = 0.3, normalize: bool = False) -> Tensor:
-    """Each image is pulled to its farthest positive and pushed from its nearest negative.
+    """Returns the loss that pulls each image to its farthest positive and pushes it from its nearest negative.
 
     feats: (B, D). labels: (B,). margin: hinge width, None for the soft margin ``log(1 + exp(gap))``.
     normalize: divide the features by their length first. Returns a scalar, the mean over B.

@@ -20,10 +20,12 @@ from datasets.loaders import TestSet
 from datasets.readers.folders import draw_one_each
 from datasets.records import Records
 from datasets.storage.files import own_name
+from model import RetrievalModel
 from processor.finished import Ranked, Watch, file_name
 from utils import switch
 from utils.distributed import gather_objects, is_main
 from utils.errors import UserError
+from utils.features import mean_with_mirrored
 from utils.files import write_atomically
 from utils.metrics import evaluate_features, evaluate_retrieval, evaluate_roc
 from utils.reranking import query_expansion
@@ -95,12 +97,10 @@ def extract_features(
     rows, feats = [], []
     for batch in tqdm(loader, desc="features", leave=False, disable=not (is_main() and sys.stderr.isatty())):
         batch = batch.to(device)
-        found = call(batch.images, cam_label=batch.camids, view_label=batch.viewids)
-        if flip:
-            mirrored = call(batch.images.flip(3), cam_label=batch.camids, view_label=batch.viewids)
-            found = (found + mirrored) / 2
+        labels = {"cam_label": batch.camids, "view_label": batch.viewids}
+        feature = mean_with_mirrored(call, batch.images, **labels) if flip else call(batch.images, **labels)
         rows.append(batch.rows.cpu())
-        feats.append(found.float().cpu())
+        feats.append(feature.float().cpu())
     model.train(training)
     parts = [p for p in gather_objects((torch.cat(rows), torch.cat(feats)) if rows else None) if p is not None]
     rows, feats = torch.cat([r for r, _ in parts]), torch.cat([f for _, f in parts])
@@ -216,17 +216,8 @@ def classification(test: TestSet, scores: Tensor) -> Scored:
     return Scored(metrics, test.query, {"first_match_rank": rank.numpy()})
 
 
-def class_scores(model: nn.Module) -> Callable[..., Tensor]:
-    if not hasattr(model, "class_scores"):
-        raise UserError(
-            f"DATASETS.NAMES: this data is to be classified and {type(model).__name__} has no class scores of its own; "
-            "MODEL.MSVIT.HEAD 'classifier' has"
-        )
-    return model.class_scores
-
-
 def evaluate(
-    model: nn.Module, tests: list[TestSet], settings: Settings, device: torch.device, folder: Path | None = None
+    model: RetrievalModel, tests: list[TestSet], settings: Settings, device: torch.device, folder: Path | None = None
 ) -> dict[str, dict[str, float]]:
     """Name of each test set -> its metrics; logs a table. Every process gets the same answer.
 
@@ -237,10 +228,9 @@ def evaluate(
     settings = replace(settings, report=settings.report and folder is not None and is_main())
     counted = [test.name for test in tests if test.in_mean]
     for test in tests:
-        if hasattr(model, "use_domain"):
-            model.use_domain(counted.index(test.name) if test.in_mean else 0)
+        model.use_domain(counted.index(test.name) if test.in_mean else 0)
         if test.protocol == "classification":
-            scored = classification(test, extract_features(model, test.loader, device, call=class_scores(model)))
+            scored = classification(test, extract_features(model, test.loader, device, call=model.class_scores))
         else:
             feats = extract_features(model, test.loader, device, settings.flip)
             scored = score(test, feats.to(device) if fits(feats, device) else feats, settings)

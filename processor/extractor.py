@@ -12,21 +12,21 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from configs import load_config
 from datasets.storage.decoding import load_image
 from datasets.transforms.pipelines import build_transforms
-from model import make_model
+from model import RetrievalModel, make_model
 from processor.trained import weight_file
 from tools.text_query import refuse_mute, refuse_without_text, sentence_features, token_table
 from utils import switch
-from utils.checkpoint import as_tensors, load_weights, require_complete
+from utils.checkpoint import as_tensors, load_complete
 from utils.device import choose_device
 from utils.errors import UserError
 from utils.extra_modules import import_extras
+from utils.features import mean_with_mirrored, to_unit_length
 
 log = logging.getLogger("lineup")
 
@@ -55,7 +55,7 @@ class Extractor:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: RetrievalModel,
         transform: Callable[[Image.Image], Tensor],
         size: tuple[int, int],
         settings: dict[str, Any],
@@ -104,16 +104,14 @@ class Extractor:
         images = images.to(self.device, non_blocking=True)
         given = {"cam_label": camids, "view_label": viewids}
         labels = {k: v.to(self.device) for k, v in given.items() if k in self.sides and v is not None}
-        found = self.call(images, **labels)
-        if self.flip:
-            found = (found + self.call(images.flip(3), **labels)) / 2
-        return F.normalize(found.float()) if self.unit else found.float()
+        feats = mean_with_mirrored(self.call, images, **labels) if self.flip else self.call(images, **labels)
+        return to_unit_length(feats) if self.unit else feats.float()
 
     def sentences(self, words: list[str]) -> np.ndarray:
         """Features of sentences, (S, D) float32 of unit length, to search a gallery of space ``text`` with."""
         if self._sentences is None:
             raise UserError("sentences are compared with features of space 'text' of a model of the prompt method")
-        return F.normalize(self._sentences(words).float()).cpu().numpy()
+        return to_unit_length(self._sentences(words)).cpu().numpy()
 
     @cached_property
     def model_hash(self) -> str:
@@ -122,9 +120,8 @@ class Extractor:
         Features of different hashes are not comparable. Classifiers and the machine do not enter.
         """
         found = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode())
-        optional = tuple(getattr(self.model, "optional_keys", ()))
         for name, value in sorted(self.model.state_dict().items()):
-            if not (optional and name.startswith(optional)) and not name.endswith("num_batches_tracked"):
+            if not name.startswith(self.model.optional_keys) and not name.endswith("num_batches_tracked"):
                 found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
                 found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return found.hexdigest()
@@ -160,9 +157,7 @@ def make_extractor(cfg, space: str = IMAGE) -> Extractor:
     import_extras(cfg.EXTRA_MODULES)
     cfg, cameras, views = with_sides_of(cfg, weight)
     model = make_model(cfg, 2, cameras, views)  # classifiers do not matter here
-    report = load_weights(model, weight)
-    log.info("%s", report)
-    require_complete(model, report)
+    report = load_complete(model, weight)
     if space == TEXT:
         refuse_mute(cfg, report)
 

@@ -10,7 +10,6 @@ reads them), and beside them ``NAME.scores.npy``, float32, in the same order.
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +26,12 @@ from datasets.readers.unlabelled import LIST_FOLDERS
 from datasets.records import Records
 from model.make_model import make_backbone
 from processor.evaluate import extract_features
-from utils.checkpoint import load_pretrained, require_complete
+from utils.checkpoint import load_complete, load_pretrained
 from utils.commands import make_parser, run_command
 from utils.device import choose_device
 from utils.distributed import is_main, start, stop
 from utils.errors import UserError
 from utils.files import write_atomically
-
-log = logging.getLogger("lineup")
 
 
 class Forgetting(nn.Module):
@@ -57,9 +54,7 @@ def ranked(names: list[str], scores: np.ndarray) -> tuple[list[str], np.ndarray]
 def load_backbone(cfg, path: str) -> nn.Module:
     """A backbone of the configuration with a file's weights: a bare one, a DINO checkpoint, or a whole ReID model's."""
     backbone = make_backbone(cfg, 0, 0)
-    report = load_pretrained(backbone, path, cfg.MODEL.PRETRAIN_HW_RATIO)
-    log.info("%s", report)
-    require_complete(backbone, report)
+    load_complete(backbone, path, cfg.MODEL.PRETRAIN_HW_RATIO, load=load_pretrained)
     return backbone
 
 

@@ -21,17 +21,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor, nn
+from torch import Tensor
 
 from configs import load_config
 from datasets.loaders import Data, feature_loader, make_dataloader
 from datasets.records import Records, join
 from datasets.storage.decoding import load_image
 from datasets.transforms.pipelines import build_transforms
+from model import RetrievalModel
 from processor.evaluate import extract_features
 from processor.trained import output_folder, tested_model
 from tools.pages.kept_tokens import draw_tokens, last_attentions, watched
-from tools.pages.looking import attentions, last_attention, last_map, roll_out, strength, tokens_of
+from tools.pages.looking import attentions, last_attention, last_map, roll_out, strength
 from tools.pages.sheet import contact_sheet
 from tools.report import write_report
 from utils.commands import make_parser, run_command
@@ -114,8 +115,8 @@ def save_png(picture: Image.Image, path: Path) -> None:
     write_atomically(path, lambda handle: small.save(handle, "PNG", optimize=True))
 
 
-def draw_attention(model: nn.Module, looked: Looked, folder: Path) -> Picture | None:
-    found, layout = attentions(model, looked.images, **looked.labels), tokens_of(model)
+def draw_attention(model: RetrievalModel, looked: Looked, folder: Path) -> Picture | None:
+    found, layout = attentions(model, looked.images, **looked.labels), model.token_layout()
     if not found:
         return None
     heats = {"last block": last_attention(found, layout), "roll-out": roll_out(found, layout)}
@@ -130,7 +131,7 @@ def draw_attention(model: nn.Module, looked: Looked, folder: Path) -> Picture | 
     )  # fmt: skip
 
 
-def draw_activation(model: nn.Module, looked: Looked, folder: Path) -> Picture | None:
+def draw_activation(model: RetrievalModel, looked: Looked, folder: Path) -> Picture | None:
     maps = last_map(model, looked.images, **looked.labels)
     if maps is None:
         return None
@@ -143,7 +144,7 @@ def draw_activation(model: nn.Module, looked: Looked, folder: Path) -> Picture |
     )  # fmt: skip
 
 
-def draw_kept_tokens(model: nn.Module, looked: Looked, folder: Path, at: tuple[float, float]) -> Picture | None:
+def draw_kept_tokens(model: RetrievalModel, looked: Looked, folder: Path, at: tuple[float, float]) -> Picture | None:
     if not last_attentions(model):
         return None
     with watched(model) as stages:
@@ -158,7 +159,7 @@ def draw_kept_tokens(model: nn.Module, looked: Looked, folder: Path, at: tuple[f
     )  # fmt: skip
 
 
-def draw_map(cfg, model: nn.Module, data: Data, device: torch.device, folder: Path) -> Picture | None:
+def draw_map(cfg, model: RetrievalModel, data: Data, device: torch.device, folder: Path) -> Picture | None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -200,7 +201,7 @@ def draw_sheets(data: Data, folder: Path) -> list[Picture]:
 
 def draw(
     cfg,
-    model: nn.Module | None,
+    model: RetrievalModel | None,
     data: Data,
     device: torch.device,
     folder: Path,
@@ -235,7 +236,7 @@ def draw(
     return pictures
 
 
-def report_with_pictures(cfg, model: nn.Module, data: Data, device: torch.device, folder: Path) -> None:
+def report_with_pictures(cfg, model: RetrievalModel, data: Data, device: torch.device, folder: Path) -> None:
     """Draws the pictures that a report shows, less the map, which it draws itself, and writes it (``TEST.REPORT``)."""
     if cfg.TEST.REPORT:
         draw(cfg, model.to(device), data, device, folder, tuple(kind for kind in KINDS if kind != "map"))

@@ -20,7 +20,7 @@ from datasets.loaders import make_dataloader
 from model import make_model
 from model.pretrained import pretrained_source
 from processor.methods.prompt import image_features
-from utils.checkpoint import LoadReport, as_tensors, load_weights, require_complete
+from utils.checkpoint import LoadReport, as_tensors, load_complete
 from utils.commands import make_parser, run_command
 from utils.device import choose_device
 from utils.errors import UserError
@@ -74,8 +74,7 @@ def rank_by_text(cfg, sentence: str) -> list[tuple[float, str, str, int, int]]:
     table = token_table(cfg)
     data = make_dataloader(cfg, training=False)
     model = make_model(cfg, data.num_classes, data.num_cameras, data.num_views, data.kind)
-    report = load_weights(model, cfg.TEST.WEIGHT)
-    require_complete(model, report)
+    report = load_complete(model, cfg.TEST.WEIGHT)
     refuse_mute(cfg, report)
     model.to(choose_device(cfg.MODEL.DEVICE)).eval()
     wanted = sentence_features(model, table, [sentence])[0].float()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from model.base import Backbone
 from model.layers.norms import IBN
 from model.layers.pooling import make_pooling
 from utils.errors import UserError
@@ -19,7 +20,7 @@ from utils.errors import UserError
 class ResNetSpec:
     """block: torchvision's residual block; layers: blocks per stage; ibn: IBN-a in the first three stages."""
 
-    block: type
+    block: type[BasicBlock | Bottleneck]
     layers: tuple[int, int, int, int]
     ibn: bool = False
 
@@ -36,7 +37,7 @@ RESNET_TYPES = {
 }
 
 
-class ReIDResNet(ResNet):
+class ReIDResNet(ResNet, Backbone):
     """torchvision's ResNet without its classifier. (B, 3, H, W) -> feature (B, width).
 
     last_stride: stride of the last stage; 1 keeps its map as large as the third's. The plain networks pool 2 x 2
@@ -54,18 +55,26 @@ class ReIDResNet(ResNet):
         if not spec.ibn:
             self.maxpool = nn.MaxPool2d(kernel_size=2, stride=2)
         if last_stride == 1:
-            first = self.layer4[0]
-            (first.conv2 if spec.block is Bottleneck else first.conv1).stride = (1, 1)
-            first.downsample[0].stride = (1, 1)
+            keep_size(self.layer4)
         if spec.ibn:
             for stage in (self.layer1, self.layer2, self.layer3):
                 for block in stage:
+                    assert isinstance(block, Bottleneck) and isinstance(block.bn1, nn.BatchNorm2d)
                     block.bn1 = IBN(block.bn1.num_features)
 
     def maps(self, images: Tensor) -> Tensor:
-        """The last feature map, (B, width, h, w)."""
+        """Returns the last feature map, (B, width, h, w)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
-    def forward(self, images: Tensor, cam_label=None, view_label=None) -> Tensor:
+    def forward(self, images: Tensor, cam_label: Tensor | None = None, view_label: Tensor | None = None) -> Tensor:
         return self.avgpool(self.maps(images))
+
+
+def keep_size(stage: nn.Sequential) -> None:
+    """Sets the stride of a stage's first block to 1, so that its map is as large as the one before it."""
+    first = stage[0]
+    assert isinstance(first, BasicBlock | Bottleneck) and isinstance(first.downsample, nn.Sequential)
+    for conv in (first.conv2 if isinstance(first, Bottleneck) else first.conv1, first.downsample[0]):
+        assert isinstance(conv, nn.Conv2d)
+        conv.stride = (1, 1)

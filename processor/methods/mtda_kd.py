@@ -18,14 +18,13 @@ import loss
 from datasets.options import names_of
 from loss.distillation import margin_total
 from loss.dmmd import SIGMAS
-from model import make_model
-from model.networks.torchreid import PREFIX, RESNETS, head_of
-from model.output import ReIDOutput
+from model import ReIDOutput, RetrievalModel, make_model
+from model.networks.torchreid import PREFIX, gives_stage_maps, head_of
 from processor.methods.dmmd import dmmd_terms
 from processor.methods.domains import Pairs, Zipped, load_start, target_groups
 from processor.stage import Stage
 from solver import make_solver
-from utils.checkpoint import as_tensors, load_weights, require_complete
+from utils.checkpoint import as_tensors, load_complete
 from utils.distributed import gather_rows, is_distributed
 from utils.errors import UserError
 
@@ -123,11 +122,10 @@ class Distillation(Stage):
         refuse_conflicts(cfg)
         load_start(model, "KD.STUDENT_WEIGHT", cfg.KD.STUDENT_WEIGHT)
         teachers = [make_teacher(cfg, path, data) for path in cfg.KD.TEACHER.WEIGHTS]
-        if not cfg.KD.WEIGHT_DA and hasattr(model, "classifier"):
-            model.classifier.requires_grad_(False)  # no term uses it
+        if not cfg.KD.WEIGHT_DA:
+            model.freeze_classifiers()  # no term uses them
         if cfg.KD.MULTI_HEAD:
-            model.feat.requires_grad_(False)
-            model.feat_bn.requires_grad_(False)
+            model.freeze_shared_head()
 
         for target in data.targets:
             groups = "identity" if cfg.DMMD.GROUPS == "identity" else "tracklet"
@@ -215,7 +213,7 @@ class Distillation(Stage):
     def losses(self, batch: Turn) -> dict[str, Tensor]:
         source, target = batch.pairs.parts
         teacher = self.teachers[batch.target]
-        self.use_domain(batch.target)
+        self.model.use_domain(batch.target)
         seen = self.net(source.images, label=source.pids) if self.sees_source() else None
         ours = self.net(target.images)
         terms = {f"target_{k}": self.on_target * v for k, v in self.distil(ours, teacher, target.images).items()}
@@ -242,18 +240,11 @@ class Distillation(Stage):
             feats = tuple(gather_rows(f) for f in feats)
         return style_terms(self.style, *feats, ours.maps, theirs.maps, len(images), self.log_euclid)
 
-    def use_domain(self, index: int) -> None:
-        if hasattr(self.model, "use_domain"):
-            self.model.use_domain(index)
-
 
 @torch.no_grad()
-def look(teacher: nn.Module, images: Tensor) -> ReIDOutput:
+def look(teacher: RetrievalModel, images: Tensor) -> ReIDOutput:
     """What a teacher shows: its feature (of retrieval, unless it runs in training mode), stage maps if it has any."""
-    if hasattr(teacher, "outputs"):
-        return teacher.outputs(images)
-    out = teacher(images)
-    return ReIDOutput(scores=[], feats=[out]) if isinstance(out, Tensor) else out
+    return teacher.outputs(images)
 
 
 def refuse_conflicts(cfg) -> None:
@@ -269,7 +260,7 @@ def refuse_conflicts(cfg) -> None:
     if cfg.KD.STYLE == "only_outputs":
         return
     for key, name in (("KD.TEACHER.NAME", cfg.KD.TEACHER.NAME), ("MODEL.NAME", cfg.MODEL.NAME)):
-        if name.removeprefix(PREFIX) not in RESNETS or not name.startswith(PREFIX):
+        if not gives_stage_maps(name):
             raise UserError(
                 f"KD.STYLE {cfg.KD.STYLE!r} and {key} {name!r} cannot go together: only the torchreid ResNets have "
                 "matching stages; KD.STYLE 'only_outputs' takes any"
@@ -278,7 +269,7 @@ def refuse_conflicts(cfg) -> None:
         raise UserError(f"KD.STYLE {cfg.KD.STYLE!r} needs MODEL.MAPS 'student', which is {cfg.MODEL.MAPS!r}")
 
 
-def make_teacher(cfg, path: str, data) -> nn.Module:
+def make_teacher(cfg, path: str, data) -> RetrievalModel:
     """A teacher of the architecture ``KD.TEACHER.NAME`` with the weights of a file, whose head decides the head.
 
     SPCL files have one batch norm per domain (``BN_S``, ``BN_T``); the target's is taken. Raises ``UserError`` for a
@@ -295,13 +286,11 @@ def make_teacher(cfg, path: str, data) -> nn.Module:
         teacher.MODEL.FC_HEAD, teacher.MODEL.FC_DIM = head_of(state, cfg.MODEL.FC_DIM)
     model = make_model(teacher, data.num_classes, data.num_cameras, data.num_views)
     try:
-        report = load_weights(model, path)
-        require_complete(model, report)
+        load_complete(model, path)
     except UserError as error:
         raise UserError(f"KD.TEACHER.WEIGHTS: {error} (KD.TEACHER.NAME is {cfg.KD.TEACHER.NAME!r})") from None
-    log.info("teacher: %s", report)
-    if cfg.KD.MARGINS == "teacher" and hasattr(model, "sync_copies"):
-        model.sync_copies()
+    if cfg.KD.MARGINS == "teacher":
+        model.set_margins()
     return model
 
 

@@ -49,5 +49,5 @@ def test_means_leave_outliers_out():
 
 
 def test_an_unknown_update_is_refused():
-    with pytest.raises(ValueError, match="'soft' is none of mean, hard"):
+    with pytest.raises(ValueError, match="update: unknown 'soft'. Known: mean, hard"):
         ClusterMemory(torch.eye(2), update="soft")

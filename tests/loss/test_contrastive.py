@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from loss import cross_entropy, make_loss, simclr, simsiam, supervised_contrasti
 from loss.make_loss import clip_part_weights
 from tests.loss.draws import LABELS, draw, same_value_and_gradient
 from utils.errors import UserError
+from utils.output import ReIDOutput
 
 # ---------------------------------------------------------------- supervised contrast
 
@@ -120,8 +120,8 @@ def settings(**changes):
     return load_config(opts=[word for pair in words.items() for word in pair])
 
 
-def output(parts: int = 0, **more):
-    return SimpleNamespace(
+def output(parts: int = 0, **more) -> ReIDOutput:
+    return ReIDOutput(
         scores=[draw(8, 6, seed=i) for i in range(2 + parts)], feats=[draw(8, 5, seed=9 + i) for i in range(3 + parts)],
         **more,
     )  # fmt: skip
@@ -135,7 +135,8 @@ def test_clips_parts_are_summed_and_jpms_share_one_weight(local):
     torch.testing.assert_close(terms["id"], 0.25 * (sum(ids[:2]) + sum(ids[2:]) / 4))
     torch.testing.assert_close(terms["triplet"], 2 * (sum(triplets[:3]) + sum(triplets[3:]) / 4))
     assert set(terms) == {"id", "triplet"}
-    assert clip_part_weights(6, own=2) == [1, 1, 0.25, 0.25, 0.25, 0.25] and clip_part_weights(3, own=3) == [1, 1, 1]
+    assert clip_part_weights(6, whole=2) == [1, 1, 0.25, 0.25, 0.25, 0.25]
+    assert clip_part_weights(3, whole=3) == [1, 1, 1]
 
 
 def test_text_and_views_join_where_the_output_has_them():

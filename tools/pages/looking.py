@@ -4,44 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention
 from torch import Tensor, nn
 
-from model.backbones.clip import CLIPViT
-from model.backbones.timm_image import TimmBackbone
-from model.backbones.vit import ViT
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """How a transformer's tokens lie. grid: patches (down, across). prefix: tokens before them.
-
-    by_class: the feature is the first token's; else it is the mean of the patches.
-    """
-
-    grid: tuple[int, int]
-    prefix: int
-    by_class: bool
-
-
-def tokens_of(model: nn.Module) -> Tokens | None:
-    """The layout of the model's image tokens; None for networks without a plain grid of patches."""
-    for module in model.modules():
-        if isinstance(module, ViT):
-            return Tokens(module.grid, 1, True)
-        if isinstance(module, CLIPViT):
-            return Tokens(module.grid, 1, not module.mean_pooled)
-        if isinstance(module, TimmBackbone):
-            grid = getattr(getattr(module.net, "patch_embed", None), "grid_size", None)
-            prefix = getattr(module.net, "num_prefix_tokens", None)
-            if grid is None or prefix is None:
-                return None
-            return Tokens(tuple(grid), prefix, getattr(module.net, "global_pool", "") == "token")
-    return None
+from model.base import RetrievalModel, TokenLayout
 
 
 def timm_weights(module: Attention, x: Tensor) -> Tensor:
@@ -73,13 +42,13 @@ def hooked(modules: list[nn.Module], hook: Callable, before: bool) -> Iterator[N
 
 
 @torch.no_grad()
-def attentions(model: nn.Module, images: Tensor, **labels: Tensor) -> list[Tensor]:
+def attentions(model: RetrievalModel, images: Tensor, **labels: Tensor) -> list[Tensor]:
     """Weights (B, heads, T, T) of every attention over all tokens of an image, first block first; model in evaluation.
 
     Empty where the attention is of another kind. labels: what the model's forward takes besides. JPM's pieces are left
     out: they hold a part of the tokens each.
     """
-    layout, found = tokens_of(model), []
+    layout, found = model.token_layout(), []
     if layout is None:
         return found
     total = layout.prefix + layout.grid[0] * layout.grid[1]
@@ -94,18 +63,18 @@ def attentions(model: nn.Module, images: Tensor, **labels: Tensor) -> list[Tenso
     return found
 
 
-def of_feature(weights: Tensor, layout: Tokens) -> Tensor:
+def of_feature(weights: Tensor, layout: TokenLayout) -> Tensor:
     """From weights (B, T, T) to what the feature takes from each patch, (B, down, across)."""
     rows = weights[:, 0] if layout.by_class else weights[:, layout.prefix :].mean(1)
     return rows[:, layout.prefix :].unflatten(1, layout.grid)
 
 
-def last_attention(found: list[Tensor], layout: Tokens) -> Tensor:
+def last_attention(found: list[Tensor], layout: TokenLayout) -> Tensor:
     """The last block's attention, mean over heads, as heat (B, down, across)."""
     return of_feature(found[-1].mean(1), layout)
 
 
-def roll_out(found: list[Tensor], layout: Tokens) -> Tensor:
+def roll_out(found: list[Tensor], layout: TokenLayout) -> Tensor:
     """Attention roll-out (Abnar and Zuidema, ACL 2020, section 3) as heat (B, down, across).
 
     The mean over heads, half of it and half the residual path, multiplied through all blocks.
@@ -117,7 +86,7 @@ def roll_out(found: list[Tensor], layout: Tokens) -> Tensor:
 
 
 @torch.no_grad()
-def last_map(model: nn.Module, images: Tensor, **labels: Tensor) -> Tensor | None:
+def last_map(model: RetrievalModel, images: Tensor, **labels: Tensor) -> Tensor | None:
     """The last map (B, C, h, w) that any part of a convolutional network gives; model in evaluation.
 
     None where tokens come after it, as behind a transformer's patch embedding.
@@ -132,12 +101,9 @@ def last_map(model: nn.Module, images: Tensor, **labels: Tensor) -> Tensor | Non
 
     with hooked(list(model.modules()), keep, before=False):
         model(images, **labels)
-    channels_last = any(
-        isinstance(m, TimmBackbone) and getattr(m.net, "output_fmt", "") == "NHWC" for m in model.modules()
-    )
-    return (
-        found[0].permute(0, 3, 1, 2) if channels_last and found[0] is not None else found[0]
-    )  # Swin's channels come last
+    if found[0] is None or not model.maps_channels_last():
+        return found[0]
+    return found[0].permute(0, 3, 1, 2)
 
 
 def strength(maps: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ from torch import nn
 
 from model import make_model
 from model.backbones.vit import ScaleQuery
+from model.base import TokenLayout
 from tests.model.families import MODELS
 from tests.tiny import config
-from tools.pages.looking import Tokens, attentions, last_attention, last_map, roll_out, strength, tokens_of
+from tools.pages.looking import attentions, last_attention, last_map, roll_out, strength
 from tools.pages.looking import timm_weights as of_timm
 from tools.pages.looking import torch_weights as of_torch
 
@@ -60,7 +61,7 @@ def test_torch_s_weights_are_those_it_returns():
 def test_every_block_of_a_transformer_is_seen_once(name, tmp_path):
     model, images = built(name, tmp_path)
     before = model(images)
-    found, layout = attentions(model, images, cam_label=torch.tensor([0, 1])), tokens_of(model)
+    found, layout = attentions(model, images, cam_label=torch.tensor([0, 1])), model.token_layout()
     total = layout.prefix + layout.grid[0] * layout.grid[1]
     assert len(found) == TRANSFORMERS[name] and {w.shape[2:] for w in found} == {(total, total)}
     assert all(torch.allclose(w.sum(-1), torch.ones(())) and len(w) == 2 for w in found)
@@ -88,11 +89,11 @@ def test_roll_out_follows_a_path_through_the_blocks():
     first, second = torch.eye(4).view(1, 1, 4, 4).clone(), torch.eye(4).view(1, 1, 4, 4).clone()
     first[0, 0, 2] = torch.tensor([0.0, 0, 0, 1])
     second[0, 0, 0] = torch.tensor([0.0, 0, 1, 0])
-    heat = roll_out([first, second], Tokens((1, 3), 1, True))
+    heat = roll_out([first, second], TokenLayout((1, 3), 1, True))
     torch.testing.assert_close(heat, torch.tensor([[[0.0, 0.25, 0.25]]]))
 
 
 def test_a_mean_over_patches_asks_for_all_of_them():
     weights = torch.rand(1, 2, 5, 5).softmax(-1)
-    heat = last_attention([weights], Tokens((2, 2), 1, False))
+    heat = last_attention([weights], TokenLayout((2, 2), 1, False))
     torch.testing.assert_close(heat.flatten(), weights.mean(1)[0, 1:].mean(0)[1:])
