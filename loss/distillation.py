@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from loss.adding import add_up
+from loss.weighted_sum import weighted_sum
 
 STAGE_SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0)
 """Weight of each stage's margin loss, the last stage's highest."""
@@ -86,4 +86,4 @@ def margin_distillation(student_map: Tensor, teacher_map: Tensor) -> Tensor:
 def margin_total(student_maps: list[Tensor], teacher_maps: list[Tensor], batch: int) -> Tensor:
     """Returns the weighted sum of the four stages' margin losses over 1000 times the batch size, a scalar."""
     terms = (margin_distillation(s, t) for s, t in zip(student_maps, teacher_maps, strict=True))
-    return add_up(share * term for share, term in zip(STAGE_SHARES, terms, strict=True)) / (1000 * batch)
+    return weighted_sum(terms, STAGE_SHARES) / (1000 * batch)

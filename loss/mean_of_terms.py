@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from loss.adding import add_up
 from loss.cross_entropy import cross_entropy
 from loss.triplet import triplet
+from loss.weighted_sum import weighted_sum
 from utils.distributed import gather_rows
 
 
@@ -22,16 +22,18 @@ def mean_of_terms(
     normalize: bool = True,
     gather: bool = False,
 ) -> dict[str, Tensor]:
-    """Returns a cross-entropy per score and a triplet term per feature, weighted and divided by the sum of all weights.
+    """Returns a cross-entropy per score and a triplet term per feature, weighted and over the sum of all weights.
 
     scores: (B, C) logits each. feats: (B, d) each. labels: (B,). The weights change the balance and not the size of the
-    total; a weight of 0 leaves its term out. epsilon: label smoothing. margin: None for the soft margin. normalize:
+    total; 0 omits a term. epsilon: label smoothing. margin: None for the soft margin. normalize:
     unit-length features. gather: mine the hardest pairs over the batches of all processes.
     """
     divisor = id_weight * len(scores) + triplet_weight * len(feats)
-    terms = {"id": id_weight / divisor * add_up(cross_entropy(s, labels, epsilon) for s in scores)}
+    entropies = [cross_entropy(s, labels, epsilon) for s in scores]
+    terms = {"id": id_weight / divisor * weighted_sum(entropies, [1.0] * len(entropies))}
     if triplet_weight:
         if gather:
             feats, labels = [gather_rows(f) for f in feats], gather_rows(labels)
-        terms["triplet"] = triplet_weight / divisor * add_up(triplet(f, labels, margin, normalize) for f in feats)
+        triplets = [triplet(f, labels, margin, normalize) for f in feats]
+        terms["triplet"] = triplet_weight / divisor * weighted_sum(triplets, [1.0] * len(triplets))
     return terms

@@ -1,9 +1,10 @@
-"""Backbones, necks, heads and how a YAML puts them together."""
+"""Networks: backbones, layers, and how the configuration combines them."""
 
+from model.base import Backbone, RetrievalModel
 from model.make_model import make_model, register_backbone
-from model.output import ReIDOutput
 from utils.former_names import redirect_former_commands
+from utils.output import ReIDOutput
 
 redirect_former_commands()
 
-__all__ = ["ReIDOutput", "make_model", "register_backbone"]
+__all__ = ["Backbone", "ReIDOutput", "RetrievalModel", "make_model", "register_backbone"]

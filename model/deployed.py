@@ -1,27 +1,28 @@
-"""A retrieval model as it leaves the toolbox: uint8 images of any size in, features of unit length out.
+"""The retrieval model as it is exported: uint8 images of any size in, features of unit length out.
 
 Written in plain tensor operations, so that it can be traced for any number and size of images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from utils import switch
 from utils.errors import UserError
+from utils.features import mean_with_mirrored, to_unit_length
 
 
 def triangle(x: Tensor) -> Tensor:
-    """Pillow's bilinear filter, of support 1."""
+    """Returns Pillow's bilinear filter, of support 1, at ``x``."""
     return (1 - x.abs()).clamp(min=0)
 
 
 def cubic(x: Tensor) -> Tensor:
-    """Pillow's bicubic filter (a = -0.5), of support 2."""
+    """Returns Pillow's bicubic filter (a = -0.5), of support 2, at ``x``."""
     x = x.abs()
     near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
     return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
@@ -36,34 +37,38 @@ FILTERS = {
 }
 
 
-def resize_matrix(source: int, target: int, kernel, antialias: bool) -> Tensor:
-    """What each of ``target`` pixels takes of ``source`` ones, rows of sum 1. (target, source) float32."""
-    places = torch.arange(source, dtype=torch.float32) + 0.5
-    scale = (places[-1] + 0.5) / target  # a tensor, so that tracing does not take the image's size for a constant
+def resize_matrix(source: int, target: int, kernel: Callable[[Tensor], Tensor], antialias: bool) -> Tensor:
+    """Returns the weights of ``source`` pixels in each of ``target`` ones, rows of sum 1. (target, source) float32."""
+    pixels = torch.arange(source, dtype=torch.float32) + 0.5
+    scale = (pixels[-1] + 0.5) / target  # a tensor, so that tracing does not take the image's size for a constant
     width = scale.clamp(min=1.0) if antialias else torch.ones(())
     centres = (torch.arange(target, dtype=torch.float32) + 0.5) * scale
-    weights = kernel((places[None] - centres[:, None]) / width)
+    weights = kernel((pixels[None] - centres[:, None]) / width)
     return weights / weights.sum(1, keepdim=True)
 
 
-def whole(pixels: Tensor) -> Tensor:
-    """Grey levels, halves up, as Pillow rounds."""
+def round_levels(pixels: Tensor) -> Tensor:
+    """Returns whole grey levels from 0 to 255, halves rounded up as Pillow does."""
     return (pixels + 0.5).floor().clamp(0, 255)
 
 
 class Preprocess(nn.Module):
     """Evaluation's transform on whole images: resize as Pillow does, cut the margin off, normalise.
 
-    size: (H, W). resize: a word of INPUT.RESIZE. margin: pixels of which the centre is kept (INPUT.RESIZE_MARGIN).
-    Across first and down then, each rounded to whole grey levels, as Pillow's eight-bit arithmetic does.
+    size: (H, W). resize: a word of INPUT.RESIZE. margin: pixels that are cut off after resizing, half of them on each
+    side (INPUT.RESIZE_MARGIN). Resizes across and then down, each rounded to whole grey levels, as Pillow's eight-bit
+    arithmetic does.
     """
+
+    scale: Tensor
+    shift: Tensor
 
     def __init__(
         self, size: tuple[int, int], mean: Sequence[float], std: Sequence[float], resize: str = "auto", margin: int = 0
     ):
         super().__init__()
         if resize not in FILTERS:
-            raise UserError(f"INPUT.RESIZE: {resize!r} is none of {', '.join(FILTERS)}")
+            raise UserError(f"INPUT.RESIZE: unknown {resize!r}. Known: {', '.join(FILTERS)}")
         self.size, self.margin = size, margin
         self.kernel, self.antialias = FILTERS[resize]
         self.register_buffer("scale", torch.tensor([1 / (255 * s) for s in std]).view(3, 1, 1), persistent=False)
@@ -71,13 +76,13 @@ class Preprocess(nn.Module):
         self.register_buffer("shift", shift, persistent=False)
 
     def resized(self, images: Tensor) -> Tensor:
-        """uint8 (B, H', W', 3) -> whole grey levels as float32 (B, 3, H, W)."""
+        """Returns resized images in whole grey levels. uint8 (B, H', W', 3) -> float32 (B, 3, H, W)."""
         pixels = images.permute(0, 3, 1, 2).float()
         height, width = (side + self.margin for side in self.size)
         across = resize_matrix(pixels.shape[3], width, self.kernel, self.antialias)
         down = resize_matrix(pixels.shape[2], height, self.kernel, self.antialias)
-        pixels = whole(pixels @ across.t())
-        pixels = whole(down @ pixels)
+        pixels = round_levels(pixels @ across.t())
+        pixels = round_levels(down @ pixels)
         edge = self.margin // 2
         return pixels[:, :, edge : edge + self.size[0], edge : edge + self.size[1]]
 
@@ -104,23 +109,21 @@ class Deployed(nn.Module):
         self.model, self.preprocess, self.sides, self.flip, self.unit = model, preprocess, sides, flip, unit
 
     def forward(self, images: Tensor, *labels: Tensor) -> Tensor:
-        """uint8 (B, H', W', 3), RGB, and a (B,) int64 label for each of ``sides`` -> features (B, D) float32."""
+        """Returns features (B, D) float32 of RGB images, uint8 (B, H', W', 3), and int64 labels (B,) per ``sides``."""
         pixels, named = self.preprocess(images), dict(zip(self.sides, labels, strict=True))
-        feats = self.model(pixels, **named)
-        if self.flip:
-            feats = (feats + self.model(pixels.flip(3), **named)) / 2
-        return F.normalize(feats.float()) if self.unit else feats.float()
+        feats = mean_with_mirrored(self.model, pixels, **named) if self.flip else self.model(pixels, **named)
+        return to_unit_length(feats) if self.unit else feats.float()
 
 
-def make_deployed(cfg, model: nn.Module) -> Deployed:
-    """A model as it is exported, on the CPU in full precision; the configuration is that of its test."""
+def make_deployed(cfg: CfgNode, model: nn.Module) -> Deployed:
+    """Returns the model as it is exported, on the CPU in full precision. cfg: the configuration of its test."""
     if cfg.KD.MULTI_HEAD:
         raise UserError("KD.MULTI_HEAD: a model with a head per target has no single feature to export")
     if cfg.INPUT.PIPELINE != "reid":
-        raise UserError(f"INPUT.PIPELINE {cfg.INPUT.PIPELINE!r}: only 'reid' is exported, the others classify")
+        raise UserError(f"INPUT.PIPELINE {cfg.INPUT.PIPELINE!r}: only 'reid' can be exported, the others classify")
     sizes = tuple(cfg.INPUT.SIZE_TEST), cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD
     preprocess = Preprocess(*sizes, cfg.INPUT.RESIZE, cfg.INPUT.RESIZE_MARGIN)
     keys = (("cam_label", cfg.MODEL.SIE_CAMERA), ("view_label", cfg.MODEL.SIE_VIEW))
-    sides = tuple(name for name, wanted in keys if wanted)
+    sides = tuple(name for name, switched_on in keys if switched_on)
     unit = switch("TEST.FEAT_NORM", cfg.TEST.FEAT_NORM)
     return Deployed(model.cpu().float().eval(), preprocess, sides, cfg.TEST.FLIP, unit).eval()

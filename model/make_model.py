@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, TypeVar
 
 from torch import nn
+from yacs.config import CfgNode
 
-from model.backbones.msvit import MSVIT_TYPES, Attention, MSViT, check_size, freeze, make_spec
+from model.backbones.msvit import MSVIT_TYPES, MSViT, WindowSpec, check_size, freeze, make_spec
 from model.backbones.resnet import RESNET_TYPES, ReIDResNet
 from model.backbones.swin import SWIN_TYPES, Swin
 from model.backbones.timm_image import TimmBackbone
 from model.backbones.vit import DEIT_SMALL, TRANSREID_VIT_SMALL, VIT_SMALL, VIT_TYPES, ViT, ViTSpec
+from model.base import Backbone, RetrievalModel, as_backbone
 from model.layers.batch_erasing import BatchErasing
 from model.layers.heads import make_head
 from model.layers.jpm import jigsaw_layout
@@ -21,31 +25,56 @@ from model.layers.pooling import make_pooling
 from model.layers.sparse_attention import kept_count
 from model.make_clip import make_clip_model, make_clip_tower
 from model.networks.cluster_encoder import ClusterEncoder, PooledTrunk
-from model.networks.dino import make_multi_crop
+from model.networks.dino import DINOHead, MultiCrop
 from model.networks.msvit import MSViTClassifier, MSViTReID, check_parts
 from model.networks.reid import ReIDModel
 from model.networks.ssdvit import SSDViT
-from model.networks.torchreid import HEADS, PREFIX, RESNETS, TRUNKS, TorchreidModel, make_trunk, stage_widths
+from model.networks.torchreid import (
+    FC_HEADS,
+    PREFIX,
+    TRUNKS,
+    TorchreidModel,
+    gives_stage_maps,
+    make_trunk,
+    stage_widths,
+)
 from utils import switch
-from utils.errors import UserError, nearest
-from utils.names import is_clip
+from utils.errors import UserError, conflict, nearest
+from utils.methods import method_of
+from utils.names import BACKBONES, is_clip
 
-BACKBONES: dict = {}
-"""Backbones from outside the repository: name -> function of (cfg, camera_num, view_num)."""
+Build = TypeVar("Build", bound=Callable[[CfgNode, int, int], nn.Module])
 
 
-def register_backbone(name: str):
-    """Decorator: makes ``MODEL.NAME: name`` build the decorated function's backbone."""
+def register_backbone(name: str) -> Callable[[Build], Build]:
+    """Returns a decorator that makes ``MODEL.NAME: name`` build the decorated function's backbone."""
 
-    def add(build):
+    def add(build: Build) -> Build:
         BACKBONES[name] = build
         return build
 
     return add
 
 
-def vit_spec(cfg) -> ViTSpec:
-    """The network that MODEL.TRANSFORMER_TYPE names; ``vit_small`` means two (``MODEL.VIT_SMALL``)."""
+@dataclass(frozen=True)
+class Counts:
+    """What a network is sized by, from the training data.
+
+    classes: identities. cameras, views: for side information. kind: what the images show (person, vehicle, ...), for
+    prompts; '' if not known.
+    """
+
+    classes: int
+    cameras: int = 0
+    views: int = 0
+    kind: str = ""
+
+
+# ---------------------------------------------------------------- backbones
+
+
+def vit_spec(cfg: CfgNode) -> ViTSpec:
+    """Returns the network that MODEL.TRANSFORMER_TYPE names; ``vit_small`` means two (``MODEL.VIT_SMALL``)."""
     name = cfg.MODEL.TRANSFORMER_TYPE
     if name == VIT_SMALL:
         return TRANSREID_VIT_SMALL if cfg.MODEL.VIT_SMALL == "transreid" else DEIT_SMALL
@@ -56,7 +85,8 @@ def vit_spec(cfg) -> ViTSpec:
     return VIT_TYPES[name]
 
 
-def make_vit(cfg, camera_num: int, view_num: int) -> ViT:
+def make_vit(cfg: CfgNode, camera_num: int, view_num: int) -> ViT:
+    """Returns TransReID's vision transformer."""
     spec = vit_spec(cfg)
     return ViT(
         replace(spec, norm_eps=1e-5) if cfg.MODEL.NAME == "ssdvit" else spec,
@@ -72,46 +102,122 @@ def make_vit(cfg, camera_num: int, view_num: int) -> ViT:
         gem_pooling=cfg.MODEL.GEM_POOLING,
         published_init=cfg.MODEL.VIT_SMALL,
         grad_checkpoint=cfg.MODEL.GRAD_CHECKPOINT,
-        any_size=cfg.PROCESSOR.NAME == "dino",
+        any_size=method_of(cfg).network == "multi_crop",
     )
 
 
-def make_swin(cfg) -> Swin:
-    unfit = {
-        "MODEL.SIE_CAMERA": cfg.MODEL.SIE_CAMERA, "MODEL.SIE_VIEW": cfg.MODEL.SIE_VIEW,
-        "MODEL.STEM_CONV": cfg.MODEL.STEM_CONV, "MODEL.GEM_POOLING": cfg.MODEL.GEM_POOLING,
-        "PROCESSOR.NAME 'dino'": cfg.PROCESSOR.NAME == "dino",
-    }  # fmt: skip
-    for key in (name for name, value in unfit.items() if value):
-        raise UserError(f"{key} and MODEL.TRANSFORMER_TYPE {cfg.MODEL.TRANSFORMER_TYPE!r} cannot go together")
+def make_swin(cfg: CfgNode) -> Swin:
+    """Returns a Swin transformer."""
+    method, name = method_of(cfg), f"MODEL.TRANSFORMER_TYPE {cfg.MODEL.TRANSFORMER_TYPE!r}"
+    refuse_set(name, "Swin does not support it", *sides(cfg), *switches(cfg, "STEM_CONV", "GEM_POOLING"))
+    if method.network == "multi_crop":
+        raise conflict(method_name(cfg), name, "Swin takes images of one size only")
     spec = SWIN_TYPES[cfg.MODEL.TRANSFORMER_TYPE]
     return Swin(spec, tuple(cfg.INPUT.SIZE_TRAIN), cfg.MODEL.DROP_PATH, cfg.MODEL.GRAD_CHECKPOINT)
 
 
-def msvit_parts(cfg) -> dict:
-    """What the three networks that stand on MSViT's stages share, checked against the image sizes."""
+def make_backbone(cfg: CfgNode, camera_num: int, view_num: int) -> Backbone:
+    """Returns the backbone that MODEL.NAME names, other than CLIP's and torchreid's."""
+    name = cfg.MODEL.NAME
+    if name == "transformer" and cfg.MODEL.TRANSFORMER_TYPE in SWIN_TYPES:
+        return make_swin(cfg)
+    if name in ("transformer", "ssdvit"):
+        return make_vit(cfg, camera_num, view_num)
+    if name in RESNET_TYPES:
+        refuse_set(f"MODEL.NAME {name!r}", "it is for transformers", *switches(cfg, "GRAD_CHECKPOINT"))
+        return ReIDResNet(RESNET_TYPES[name], cfg.MODEL.LAST_STRIDE, cfg.MODEL.POOLING)
+    if name in MSVIT_TYPES:
+        backbone = MSViT(**msvit_parts(cfg), last_stride=cfg.MODEL.LAST_STRIDE)
+        freeze(backbone, tuple(cfg.MODEL.MSVIT.FREEZE))
+        return backbone
+    if name in BACKBONES:
+        return as_backbone(BACKBONES[name](cfg, camera_num, view_num))
+    if name.startswith("timm:"):
+        size = tuple(cfg.INPUT.SIZE_TRAIN)
+        return TimmBackbone(name.removeprefix("timm:"), size, cfg.MODEL.DROP_PATH, cfg.MODEL.GRAD_CHECKPOINT)
+    known = ["transformer", "ssdvit", *RESNET_TYPES, *MSVIT_TYPES, *(PREFIX + trunk for trunk in TRUNKS), *BACKBONES]
+    hint = nearest(name, [*known, "ViT-B-16", "RN50"])
+    raise UserError(
+        f"MODEL.NAME: unknown {name!r}{hint} Known: {', '.join(known)}, ViT-B-16, RN50 and CLIP's other names, "
+        "open_clip:NAME for any CLIP of open_clip, or timm:NAME for any image model of timm"
+    )
+
+
+def bare_backbone(cfg: CfgNode, camera_num: int, view_num: int) -> Backbone:
+    """Returns the backbone that MODEL.NAME names, of any family, for networks that are a backbone and necks."""
+    unfit = switches(cfg, "JPM", "REDUCE_FEAT_DIM", "DROPOUT_RATE")
+    refuse_set(method_name(cfg), "its encoder is a backbone and a neck", *unfit)
+    name = cfg.MODEL.NAME
+    if is_clip(name):
+        refuse_set(method_name(cfg), "a CLIP's image tower alone takes no side information", *sides(cfg))
+        return make_clip_tower(cfg)
+    if is_torchreid(name):
+        return PooledTrunk(make_trunk(name), make_pooling(cfg.MODEL.POOLING))
+    return make_backbone(cfg, camera_num, view_num)
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def is_torchreid(name: str) -> bool:
+    """Returns whether MODEL.NAME is a network of the torchreid family."""
+    return name not in BACKBONES and name.startswith(PREFIX)
+
+
+def method_name(cfg: CfgNode) -> str:
+    """Returns the method as messages name it."""
+    return f"PROCESSOR.NAME {cfg.PROCESSOR.NAME!r}"
+
+
+def switches(cfg: CfgNode, *keys: str) -> list[str]:
+    """Returns the names of those keys of MODEL that are set."""
+    return [f"MODEL.{key}" for key in keys if cfg.MODEL[key]]
+
+
+def sides(cfg: CfgNode) -> list[str]:
+    """Returns the names of the keys of side information that are set."""
+    return switches(cfg, "SIE_CAMERA", "SIE_VIEW")
+
+
+def refuse_set(other: str, why: str, *keys: str) -> None:
+    """Raises ``UserError`` for the first of the keys that are set although ``other`` excludes them."""
+    if keys:
+        raise conflict(keys[0], other, why)
+
+
+def refuse_pooling(cfg: CfgNode) -> None:
+    """Raises ``UserError`` if MODEL.POOLING is set for a network without a map to pool, or with its own pooling."""
+    pooled_trunk = is_torchreid(cfg.MODEL.NAME) and method_of(cfg).network == "cluster_encoder"
+    if cfg.MODEL.POOLING != "avg" and not (cfg.MODEL.NAME in RESNET_TYPES or pooled_trunk):
+        raise conflict(
+            f"MODEL.POOLING {cfg.MODEL.POOLING!r}", f"MODEL.NAME {cfg.MODEL.NAME!r}",
+            "it is for ResNets, and in PROCESSOR.NAME 'cluster' for torchreid's networks too",
+        )  # fmt: skip
+
+
+# ---------------------------------------------------------------- networks of one family
+
+
+def msvit_parts(cfg: CfgNode) -> dict[str, Any]:
+    """Returns the arguments that the three networks on MSViT's stages share, checked against the image sizes."""
     keys, split = cfg.MODEL.MSVIT, tuple(cfg.MODEL.MSVIT.SPLIT_SIZE)
-    unfit = {
-        "MODEL.JPM": cfg.MODEL.JPM, "MODEL.GRAD_CHECKPOINT": cfg.MODEL.GRAD_CHECKPOINT,
-        "MODEL.SIE_CAMERA": cfg.MODEL.SIE_CAMERA, "MODEL.SIE_VIEW": cfg.MODEL.SIE_VIEW,
-    }  # fmt: skip
+    unfit = [*switches(cfg, "JPM", "GRAD_CHECKPOINT"), *sides(cfg)]
     if keys.HEAD != "bnneck":
-        unfit |= {"MODEL.REDUCE_FEAT_DIM": cfg.MODEL.REDUCE_FEAT_DIM, "MODEL.DROPOUT_RATE": cfg.MODEL.DROPOUT_RATE}
-    for key in (name for name, value in unfit.items() if value):
-        raise UserError(f"{key} and MODEL.NAME {cfg.MODEL.NAME!r} cannot go together: the network has no place for it")
+        unfit += switches(cfg, "REDUCE_FEAT_DIM", "DROPOUT_RATE")
+    refuse_set(f"MODEL.NAME {cfg.MODEL.NAME!r}", "MSViT does not support it", *unfit)
     kept_count(split[0] * split[1], keys.SPARSE_RATIO)
     check_size("INPUT.SIZE_TRAIN", tuple(cfg.INPUT.SIZE_TRAIN), split)
     check_size("INPUT.SIZE_TEST", tuple(cfg.INPUT.SIZE_TEST), split)
     return {
         "spec": make_spec(cfg.MODEL.NAME, tuple(keys.WIDTHS), tuple(keys.BLOCKS)),
-        "attention": Attention(split, keys.SPARSE_RATIO),
+        "attention": WindowSpec(split, keys.SPARSE_RATIO),
         "drop_path": cfg.MODEL.DROP_PATH,
         "act": keys.ACT,
     }
 
 
-def make_msvit(cfg, num_class: int, make_head) -> MSViTReID | MSViTClassifier:
-    """The network of two branches and part heads, or the classifier. make_head: width -> classifier of a head."""
+def make_msvit(cfg: CfgNode, num_class: int, head_of_width: Callable[[int], nn.Module]) -> MSViTReID | MSViTClassifier:
+    """Returns the network of two branches and part heads, or the classifier. head_of_width: width -> classifier."""
     keys, stride = cfg.MODEL.MSVIT, cfg.MODEL.LAST_STRIDE
     if keys.HEAD == "classifier":
         model = MSViTClassifier(**msvit_parts(cfg), num_class=num_class)
@@ -124,7 +230,7 @@ def make_msvit(cfg, num_class: int, make_head) -> MSViTReID | MSViTClassifier:
         check_parts(math.ceil(height / (16 * stride)), keys.NUM_PART, keys.SPARSE_POOL)
     return MSViTReID(
         **shared,
-        make_head=make_head,
+        make_head=head_of_width,
         parts=keys.NUM_PART,
         interleaved=keys.SPARSE_POOL,
         last_stride=stride,
@@ -134,151 +240,124 @@ def make_msvit(cfg, num_class: int, make_head) -> MSViTReID | MSViTClassifier:
     )
 
 
-def make_backbone(cfg, camera_num: int, view_num: int) -> nn.Module:
-    name = cfg.MODEL.NAME
-    if name == "transformer" and cfg.MODEL.TRANSFORMER_TYPE in SWIN_TYPES:
-        return make_swin(cfg)
-    if name in ("transformer", "ssdvit"):
-        return make_vit(cfg, camera_num, view_num)
-    if name in RESNET_TYPES:
-        if cfg.MODEL.GRAD_CHECKPOINT:
-            raise UserError(f"MODEL.GRAD_CHECKPOINT and MODEL.NAME {name!r} cannot go together: it is for transformers")
-        return ReIDResNet(RESNET_TYPES[name], cfg.MODEL.LAST_STRIDE, cfg.MODEL.POOLING)
-    if name in MSVIT_TYPES:
-        backbone = MSViT(**msvit_parts(cfg), last_stride=cfg.MODEL.LAST_STRIDE)
-        freeze(backbone, tuple(cfg.MODEL.MSVIT.FREEZE))
-        return backbone
-    if name in BACKBONES:
-        return BACKBONES[name](cfg, camera_num, view_num)
-    if name.startswith("timm:"):
-        size = tuple(cfg.INPUT.SIZE_TRAIN)
-        return TimmBackbone(name.removeprefix("timm:"), size, cfg.MODEL.DROP_PATH, cfg.MODEL.GRAD_CHECKPOINT)
-    known = ["transformer", "ssdvit", *RESNET_TYPES, *MSVIT_TYPES, *(PREFIX + trunk for trunk in TRUNKS), *BACKBONES]
-    hint = nearest(name, [*known, "ViT-B-16", "RN50"])
-    raise UserError(
-        f"MODEL.NAME: unknown {name!r}{hint} Known: {', '.join(known)}, ViT-B-16, RN50 and CLIP's other names, "
-        "open_clip:NAME for any CLIP of open_clip, or timm:NAME for any image model of timm"
-    )
-
-
-def make_torchreid(cfg, num_class: int) -> TorchreidModel:
-    """A model of the torchreid family: MODEL.FC_HEAD, MODEL.FC_DIM, MODEL.MAPS, and a head per target if asked for."""
+def make_torchreid(cfg: CfgNode, num_class: int) -> TorchreidModel:
+    """Returns a torchreid model by MODEL.FC_HEAD, MODEL.FC_DIM and MODEL.MAPS, with a head per target if asked for."""
     name, maps, head = cfg.MODEL.NAME, cfg.MODEL.MAPS, cfg.MODEL.FC_HEAD
-    if maps != "none" and name.removeprefix(PREFIX) not in RESNETS:
-        raise UserError(f"MODEL.MAPS {maps!r} and MODEL.NAME {name!r} cannot go together: only ResNets give stage maps")
-    if cfg.KD.MULTI_HEAD and (head != "feat" or cfg.PROCESSOR.NAME != "mtda_kd"):
-        raise UserError("KD.MULTI_HEAD goes with PROCESSOR.NAME 'mtda_kd' and MODEL.FC_HEAD 'feat' only")
-    if head not in HEADS:
-        raise UserError(f"MODEL.FC_HEAD: {head!r} is none of {', '.join(HEADS)}")
+    only_resnets = "only torchreid's ResNets give stage maps"
+    if maps != "none" and not gives_stage_maps(name):
+        raise conflict(f"MODEL.MAPS {maps!r}", f"MODEL.NAME {name!r}", only_resnets)
+    if cfg.KD.MULTI_HEAD and not method_of(cfg).head_per_target:
+        raise conflict("KD.MULTI_HEAD", method_name(cfg), "it is for methods with a head per target, such as mtda_kd")
+    if cfg.KD.MULTI_HEAD and head != "feat":
+        raise conflict("KD.MULTI_HEAD", f"MODEL.FC_HEAD {head!r}", "the heads per target are copies of 'feat'")
+    if head not in FC_HEADS:
+        raise UserError(f"MODEL.FC_HEAD: unknown {head!r}. Known: {', '.join(FC_HEADS)}")
     matched: tuple[int, ...] = ()
     if maps == "student":
-        if cfg.KD.TEACHER.NAME.removeprefix(PREFIX) not in RESNETS or not cfg.KD.TEACHER.NAME.startswith(PREFIX):
-            raise UserError(
-                f"MODEL.MAPS 'student' and KD.TEACHER.NAME {cfg.KD.TEACHER.NAME!r} cannot go together: only "
-                f"{PREFIX} ResNets give stage maps to follow"
-            )
+        if not gives_stage_maps(cfg.KD.TEACHER.NAME):
+            raise conflict("MODEL.MAPS 'student'", f"KD.TEACHER.NAME {cfg.KD.TEACHER.NAME!r}", only_resnets)
         matched = stage_widths(cfg.KD.TEACHER.NAME)
     domains = len(cfg.DATASETS.TARGETS) if cfg.KD.MULTI_HEAD else 0
     return TorchreidModel(make_trunk(name), num_class, head, cfg.MODEL.FC_DIM, maps, matched, domains)
 
 
-def make_ssdvit(cfg) -> SSDViT:
-    """The network of ``PROCESSOR.NAME: self_distill`` around any backbone."""
-    sides = {"MODEL.SIE_CAMERA": cfg.MODEL.SIE_CAMERA, "MODEL.SIE_VIEW": cfg.MODEL.SIE_VIEW}
-    refuse_unfit(cfg, sides, "its targets' cameras are never trained on")
+# ---------------------------------------------------------------- the networks of the methods
+
+
+def make_reid(cfg: CfgNode, counts: Counts) -> RetrievalModel:
+    """Returns the network of supervised training: a backbone with necks and classifiers."""
+    name = cfg.MODEL.NAME
+    if is_clip(name):
+        return make_clip_model(cfg, counts.classes, counts.cameras, counts.views)
+    if cfg.MODEL.NECK not in ("bnneck", "no"):
+        raise UserError(f"MODEL.NECK: unknown {cfg.MODEL.NECK!r}. Known: bnneck, no")
+    if is_torchreid(name):
+        return make_torchreid(cfg, counts.classes)
+    head_of_width = partial(
+        make_head,
+        cfg.MODEL.ID_LOSS_TYPE,
+        num_class=counts.classes,
+        scale=cfg.SOLVER.COSINE_SCALE,
+        margin=cfg.SOLVER.COSINE_MARGIN,
+    )
+    if name in MSVIT_TYPES and cfg.MODEL.MSVIT.HEAD != "bnneck":
+        return make_msvit(cfg, counts.classes, head_of_width)
+    base = make_backbone(cfg, counts.cameras, counts.views)
+    return ReIDModel(
+        base,
+        head_of_width,
+        neck_feat=cfg.TEST.NECK_FEAT,
+        jigsaw=jigsaw_layout(cfg, base.patches),
+        use_neck=cfg.MODEL.NECK == "bnneck" or name == "transformer",
+        reduce_dim=cfg.MODEL.FEAT_DIM if cfg.MODEL.REDUCE_FEAT_DIM else 0,
+        dropout=cfg.MODEL.DROPOUT_RATE,
+    )
+
+
+def make_prompted(cfg: CfgNode, counts: Counts) -> RetrievalModel:
+    """Returns a CLIP with learnt prompts."""
+    if not is_clip(cfg.MODEL.NAME):
+        raise conflict(
+            method_name(cfg), f"MODEL.NAME {cfg.MODEL.NAME!r}",
+            "prompts need a CLIP, such as ViT-B-16, RN50 or open_clip:NAME",
+        )  # fmt: skip
+    return make_clip_model(cfg, counts.classes, counts.cameras, counts.views, counts.kind, prompted=True)
+
+
+def make_cluster_encoder(cfg: CfgNode, counts: Counts) -> ClusterEncoder:
+    """Returns the network of cluster contrast around any backbone."""
+    return ClusterEncoder(bare_backbone(cfg, counts.cameras, counts.views))
+
+
+def make_ssdvit(cfg: CfgNode, counts: Counts) -> SSDViT:
+    """Returns the network of self distillation around any backbone."""
+    refuse_set(method_name(cfg), "its targets' cameras are never trained on", *sides(cfg))
     return SSDViT(bare_backbone(cfg, 0, 0), cfg.TEST.NECK_FEAT, cfg.SSD.RANDOM_BLOCK)
 
 
-def make_cluster_encoder(cfg, camera_num: int, view_num: int) -> ClusterEncoder:
-    """The model of ``PROCESSOR.NAME: cluster`` around any backbone."""
-    return ClusterEncoder(bare_backbone(cfg, camera_num, view_num))
-
-
-def bare_backbone(cfg, camera_num: int, view_num: int) -> nn.Module:
-    """The backbone that MODEL.NAME names, of any family, for models that are a backbone and necks."""
-    unfit = {
-        "MODEL.JPM": cfg.MODEL.JPM, "MODEL.REDUCE_FEAT_DIM": cfg.MODEL.REDUCE_FEAT_DIM,
-        "MODEL.DROPOUT_RATE": cfg.MODEL.DROPOUT_RATE,
-    }  # fmt: skip
-    refuse_unfit(cfg, unfit, "its encoder is a backbone and a neck")
+def make_multi_crop(cfg: CfgNode, counts: Counts) -> MultiCrop:
+    """Returns the network of DINO's pre-training; its batch norms share statistics over all processes."""
     name = cfg.MODEL.NAME
-    if is_clip(name) and name not in BACKBONES:
-        return make_clip_tower(cfg)
-    if name.startswith(PREFIX):
-        return PooledTrunk(make_trunk(name), make_pooling(cfg.MODEL.POOLING))
-    return make_backbone(cfg, camera_num, view_num)
+    if is_clip(name) or is_torchreid(name) or name in MSVIT_TYPES:
+        why = "it pre-trains a transformer, a ResNet or timm:NAME"
+        raise conflict(method_name(cfg), f"MODEL.NAME {name!r}", why)
+    refuse_set(method_name(cfg), "a crop has one feature", *switches(cfg, "JPM"))
+    backbone = make_backbone(cfg, counts.cameras, counts.views)
+    backbone.require_tiling("INPUT.SIZE_TRAIN", tuple(cfg.INPUT.SIZE_TRAIN))
+    backbone.require_tiling("DINO.CROP_HEIGHT, DINO.CROP_WIDTH", (cfg.DINO.CROP_HEIGHT, cfg.DINO.CROP_WIDTH))
+    keys = cfg.DINO
+    head = DINOHead(backbone.width, keys.OUT_DIM, keys.USE_BN_IN_HEAD, keys.NORM_LAST_LAYER, keys.HIDDEN_DIM)
+    model = MultiCrop(backbone, head)
+    convert_sync_batch_norm(model)
+    return model
 
 
-def refuse_unfit(cfg, switches: dict[str, object], why: str) -> None:
-    """Raises ``UserError`` for a key that is set and has no place in the method's network."""
-    for key in (key for key, value in switches.items() if value):
-        raise UserError(f"{key} and PROCESSOR.NAME {cfg.PROCESSOR.NAME!r} cannot go together: {why}")
+NETWORKS: dict[str, Callable[[CfgNode, Counts], RetrievalModel]] = {
+    "reid": make_reid,
+    "prompt": make_prompted,
+    "cluster_encoder": make_cluster_encoder,
+    "ssdvit": make_ssdvit,
+    "multi_crop": make_multi_crop,
+}
+"""``Method.network`` -> function that builds it."""
 
 
-def make_model(cfg, num_class: int, camera_num: int = 0, view_num: int = 0, kind: str = "") -> nn.Module:
-    """The model that the configuration asks for, randomly initialised; reads no file.
+def make_model(cfg: CfgNode, num_class: int, camera_num: int = 0, view_num: int = 0, kind: str = "") -> RetrievalModel:
+    """Returns the model that the configuration asks for, randomly initialised; reads no file.
 
     num_class: training identities. camera_num, view_num: their numbers in the training split, for side information.
     kind: what the data show (person, vehicle, ...), for prompts. Raises ``UserError`` for unknown names and for keys
     that cannot go together.
     """
+    method = method_of(cfg)
     refuse_pooling(cfg)
-    if cfg.PROCESSOR.NAME == "cluster":
-        return synchronised(cfg, make_cluster_encoder(cfg, camera_num, view_num))
-    if cfg.PROCESSOR.NAME == "self_distill":
-        return synchronised(cfg, make_ssdvit(cfg))
-    clip = is_clip(cfg.MODEL.NAME) and cfg.MODEL.NAME not in BACKBONES
-    if cfg.PROCESSOR.NAME == "dino" and (clip or cfg.MODEL.NAME.startswith(PREFIX) or cfg.MODEL.NAME in MSVIT_TYPES):
+    if method.network not in NETWORKS:
         raise UserError(
-            f"PROCESSOR.NAME 'dino' and MODEL.NAME {cfg.MODEL.NAME!r} cannot go together: it pre-trains a transformer, "
-            "a ResNet or timm:NAME"
+            f"{method_name(cfg)}: its method asks for network {method.network!r}. Known: {', '.join(NETWORKS)}"
         )
-    if clip:
-        return make_clip_model(cfg, num_class, camera_num, view_num, kind)
-    if cfg.PROCESSOR.NAME == "prompt":
-        raise UserError(
-            f"PROCESSOR.NAME 'prompt' and MODEL.NAME {cfg.MODEL.NAME!r} cannot go together: prompts need a CLIP, such "
-            "as ViT-B-16, RN50 or open_clip:NAME"
-        )
-    if cfg.MODEL.NECK not in ("bnneck", "no"):
-        raise UserError(f"MODEL.NECK: {cfg.MODEL.NECK!r} is neither 'bnneck' nor 'no'")
-    if cfg.MODEL.NAME.startswith(PREFIX):
-        return synchronised(cfg, make_torchreid(cfg, num_class))
-    head = partial(
-        make_head,
-        cfg.MODEL.ID_LOSS_TYPE,
-        num_class=num_class,
-        scale=cfg.SOLVER.COSINE_SCALE,
-        margin=cfg.SOLVER.COSINE_MARGIN,
-    )
-    if cfg.MODEL.NAME in MSVIT_TYPES and cfg.MODEL.MSVIT.HEAD != "bnneck":
-        model = make_msvit(cfg, num_class, lambda width: head(width=width))
-        return convert_sync_batch_norm(model) if switch("MODEL.SYNC_BN", cfg.MODEL.SYNC_BN) else model
-    base = make_backbone(cfg, camera_num, view_num)
-    if cfg.PROCESSOR.NAME == "dino":
-        return make_multi_crop(cfg, base)
-    model = ReIDModel(
-        base,
-        lambda width: head(width=width),
-        neck_feat=cfg.TEST.NECK_FEAT,
-        jigsaw=jigsaw_layout(cfg, base.pos_embed.shape[1] - 1 if hasattr(base, "last_stage") else 0),
-        use_neck=cfg.MODEL.NECK == "bnneck" or cfg.MODEL.NAME == "transformer",
-        reduce_dim=cfg.MODEL.FEAT_DIM if cfg.MODEL.REDUCE_FEAT_DIM else 0,
-        dropout=cfg.MODEL.DROPOUT_RATE,
-    )
-    return synchronised(cfg, model)
-
-
-def refuse_pooling(cfg) -> None:
-    """Raises ``UserError`` where MODEL.POOLING is set for a network that has no map to pool, or pools its own way."""
-    pools = cfg.MODEL.NAME in RESNET_TYPES or (cfg.MODEL.NAME.startswith(PREFIX) and cfg.PROCESSOR.NAME == "cluster")
-    if cfg.MODEL.POOLING != "avg" and not pools:
-        raise UserError(
-            f"MODEL.POOLING {cfg.MODEL.POOLING!r} and MODEL.NAME {cfg.MODEL.NAME!r} cannot go together: it is for "
-            "ResNets, and in PROCESSOR.NAME 'cluster' for torchreid's networks too"
-        )
-
-
-def synchronised(cfg, model: nn.Module) -> nn.Module:
-    """The model with batch norms over all processes where MODEL.SYNC_BN asks for it."""
-    return convert_sync_batch_norm(model) if switch("MODEL.SYNC_BN", cfg.MODEL.SYNC_BN) else model
+    model = NETWORKS[method.network](cfg, Counts(num_class, camera_num, view_num, kind))
+    if switch("MODEL.SYNC_BN", cfg.MODEL.SYNC_BN):
+        for name, child in list(model.named_children()):
+            if name not in model.sees_whole_batch:
+                setattr(model, name, convert_sync_batch_norm(child))
+    return model

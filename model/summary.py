@@ -6,9 +6,14 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from utils.checkpoint import rules_of
+
 
 def count(model: nn.Module, image_size: tuple[int, int]) -> tuple[int, int, int]:
-    """(all parameters, trained ones, multiply-adds of one image's retrieval feature). image_size: (H, W)."""
+    """Returns numbers of parameters, of trained ones, and of multiply-adds of one image's retrieval feature.
+
+    image_size: (H, W).
+    """
     parameters = list(model.parameters())
     training = model.training
     model.eval()
@@ -21,13 +26,13 @@ def count(model: nn.Module, image_size: tuple[int, int]) -> tuple[int, int, int]
 
 
 def classifier_products(model: nn.Module) -> int:
-    """Multiply-adds of the classifiers, which the retrieval feature does without: one for each of their weights."""
-    names = tuple(getattr(model, "optional_keys", ()))
-    return sum(p.numel() for name, p in model.named_parameters() if names and name.startswith(names) and p.dim() == 2)
+    """Returns the multiply-adds of the classifiers, which retrieval does without: one for each of their weights."""
+    names = rules_of(model).optional_keys
+    return sum(p.numel() for name, p in model.named_parameters() if name.startswith(names) and p.dim() == 2)
 
 
 def summary(model: nn.Module, image_size: tuple[int, int]) -> str:
-    """One line: parameters in millions, multiply-adds in billions, those of training besides."""
+    """Returns one line: parameters in millions, multiply-adds in billions without and with the classifiers."""
     total, trained, multiply_adds = count(model, image_size)
     height, width = image_size
     return (

@@ -21,11 +21,13 @@ from datasets.loaders import TestLoader, TestSet
 from datasets.readers.folders import draw_one_each
 from datasets.records import Records
 from datasets.storage.files import own_name
+from model import RetrievalModel
 from processor.finished import COUNTS, PER_QUERY, RANKED, Ranked, Results, file_name
 from processor.rankings import RankingRecorder
 from utils import switch
 from utils.distributed import gather_objects, is_main
 from utils.errors import UserError
+from utils.features import mean_with_mirrored
 from utils.files import write_atomically
 from utils.metrics import evaluate_features, evaluate_retrieval, evaluate_roc
 from utils.reranking import query_expansion
@@ -102,10 +104,8 @@ def extract_features(
     rows, feats = [], []
     for batch in tqdm(loader, desc="features", leave=False, disable=not (is_main() and sys.stderr.isatty())):
         batch = batch.to(device)
-        features = call(batch.images, cam_label=batch.cam_labels, view_label=batch.view_labels)
-        if flip:
-            mirrored = call(batch.images.flip(3), cam_label=batch.cam_labels, view_label=batch.view_labels)
-            features = (features + mirrored) / 2
+        labels = {"cam_label": batch.cam_labels, "view_label": batch.view_labels}
+        features = mean_with_mirrored(call, batch.images, **labels) if flip else call(batch.images, **labels)
         rows.append(batch.rows.cpu())
         feats.append(features.float().cpu())
     model.train(training)
@@ -232,17 +232,8 @@ def classification(test: TestSet, scores: Tensor) -> Scored:
     return Scored(metrics, test.query, {"first_match_rank": rank.numpy()})
 
 
-def class_scores(model: nn.Module) -> Callable[..., Tensor]:
-    if not hasattr(model, "class_scores"):
-        raise UserError(
-            f"DATASETS.NAMES: this data is to be classified and {type(model).__name__} has no class scores of its own; "
-            "MODEL.MSVIT.HEAD 'classifier' has"
-        )
-    return model.class_scores
-
-
 def evaluate(
-    model: nn.Module, tests: list[TestSet], settings: Settings, device: torch.device, folder: Path | None = None
+    model: RetrievalModel, tests: list[TestSet], settings: Settings, device: torch.device, folder: Path | None = None
 ) -> dict[str, dict[str, float]]:
     """Returns the metrics of each test set by its name, the same on every rank, and logs a table.
 
@@ -253,10 +244,9 @@ def evaluate(
     settings = replace(settings, report=settings.report and folder is not None and is_main())
     counted = [test.name for test in tests if test.in_mean]
     for test in tests:
-        if hasattr(model, "use_domain"):
-            model.use_domain(counted.index(test.name) if test.in_mean else 0)
+        model.use_domain(counted.index(test.name) if test.in_mean else 0)
         if test.protocol == "classification":
-            scored = classification(test, extract_features(model, test.loader, device, call=class_scores(model)))
+            scored = classification(test, extract_features(model, test.loader, device, call=model.class_scores))
         else:
             feats = extract_features(model, test.loader, device, settings.flip)
             scored = score(test, feats.to(device) if fits(feats, device) else feats, settings)

@@ -12,23 +12,23 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from yacs.config import CfgNode
 
 from configs import load_config
 from datasets.storage.decoding import load_image
 from datasets.transforms.pipelines import build_transforms
-from model import make_model
+from model import RetrievalModel, make_model
 from model.networks.clip_reid import PromptReID
 from model.sentences import refuse_missing_text_tower, refuse_without_text, sentence_features, token_table
 from processor.trained import weight_file
 from utils import switch
-from utils.checkpoint import as_tensors, load_weights, require_complete
+from utils.checkpoint import as_tensors, load_complete
 from utils.device import choose_device
 from utils.errors import UserError
 from utils.extra_modules import import_extras
+from utils.features import mean_with_mirrored, to_unit_length
 
 log = logging.getLogger("lineup")
 
@@ -58,7 +58,7 @@ class Extractor:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: RetrievalModel,
         transform: Callable[[Image.Image], Tensor],
         size: tuple[int, int],
         settings: dict[str, Any],
@@ -107,16 +107,14 @@ class Extractor:
         images = images.to(self.device, non_blocking=True)
         columns = {"cam_label": camids, "view_label": viewids}
         labels = {k: v.to(self.device) for k, v in columns.items() if k in self.sides and v is not None}
-        feats = self.call(images, **labels)
-        if self.flip:
-            feats = (feats + self.call(images.flip(3), **labels)) / 2
-        return F.normalize(feats.float()) if self.unit else feats.float()
+        feats = mean_with_mirrored(self.call, images, **labels) if self.flip else self.call(images, **labels)
+        return to_unit_length(feats) if self.unit else feats.float()
 
     def sentences(self, words: list[str]) -> np.ndarray:
         """Returns features of sentences, (S, D) float32 of unit length, to search a gallery of space ``text`` with."""
         if self._sentences is None:
             raise UserError("sentences are compared with features of space 'text' of a model of the prompt method")
-        return F.normalize(self._sentences(words).float()).cpu().numpy()
+        return to_unit_length(self._sentences(words)).cpu().numpy()
 
     @cached_property
     def model_hash(self) -> str:
@@ -125,9 +123,8 @@ class Extractor:
         Features of different hashes are not comparable. Classifiers and the machine do not enter.
         """
         digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode())
-        optional = tuple(getattr(self.model, "optional_keys", ()))
         for name, value in sorted(self.model.state_dict().items()):
-            if not (optional and name.startswith(optional)) and not name.endswith("num_batches_tracked"):
+            if not name.startswith(self.model.optional_keys) and not name.endswith("num_batches_tracked"):
                 digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
                 digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
@@ -166,9 +163,7 @@ def make_extractor(cfg: CfgNode, space: str = IMAGE) -> Extractor:
     weight = weight_file(cfg)
     cfg, cameras, views = with_sides_of(cfg, weight)
     model = make_model(cfg, 2, cameras, views)  # classifiers do not matter here
-    report = load_weights(model, weight)
-    log.info("%s", report)
-    require_complete(model, report)
+    report = load_complete(model, weight)
     if space == TEXT:
         refuse_missing_text_tower(cfg, report)
     sides = (("cam_label", cameras), ("view_label", views))
@@ -187,7 +182,7 @@ def make_extractor(cfg: CfgNode, space: str = IMAGE) -> Extractor:
     )
 
 
-def make_sentence_encoder(cfg: CfgNode, model: nn.Module) -> Callable[[list[str]], Tensor]:
+def make_sentence_encoder(cfg: CfgNode, model: RetrievalModel) -> Callable[[list[str]], Tensor]:
     """Returns a function from sentences to text features (S, P); it reads CLIP's token embedding when first called."""
     assert isinstance(model, PromptReID), "the prompt method's network"
     table = cache(partial(token_table, cfg))

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
-from torch import nn
 from yacs.config import CfgNode
 
 from datasets.loaders import Data
-from model import make_model
-from utils.checkpoint import load_weights, require_complete
+from model import RetrievalModel, make_model
+from utils.checkpoint import load_complete
 from utils.errors import UserError
-
-log = logging.getLogger("lineup")
 
 
 def output_folder(cfg: CfgNode, config_file: str) -> Path:
@@ -21,12 +17,10 @@ def output_folder(cfg: CfgNode, config_file: str) -> Path:
     return Path(cfg.OUTPUT_DIR or Path("runs") / (Path(config_file).stem or "default"))
 
 
-def tested_model(cfg: CfgNode, data: Data) -> nn.Module:
+def tested_model(cfg: CfgNode, data: Data) -> RetrievalModel:
     """Returns the model of TEST.WEIGHT. Raises ``UserError`` if the file is missing or belongs to another model."""
     model = make_model(cfg, data.num_classes, data.num_cameras, data.num_views, data.kind)
-    report = load_weights(model, weight_file(cfg))
-    log.info("%s", report)
-    require_complete(model, report)
+    load_complete(model, weight_file(cfg))
     return model
 
 

@@ -10,7 +10,6 @@ DATASETS.FILTER_PATH reads them); beside it ``NAME.scores.npy`` holds the scores
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,14 +28,12 @@ from datasets.readers.unlabelled import LIST_FOLDERS
 from datasets.records import Records
 from model.make_model import make_backbone
 from processor.evaluate import extract_features
-from utils.checkpoint import load_pretrained, require_complete
+from utils.checkpoint import load_complete, load_pretrained
 from utils.commands import make_parser, run_command
 from utils.device import choose_device
 from utils.distributed import is_main, start, stop
 from utils.errors import UserError
 from utils.files import write_atomically, write_lines
-
-log = logging.getLogger("lineup")
 
 
 class Forgetting(nn.Module):
@@ -59,9 +56,7 @@ def sorted_by_score(names: list[str], scores: np.ndarray) -> tuple[list[str], np
 def load_backbone(cfg: CfgNode, path: str) -> nn.Module:
     """Returns the configured backbone with the weights of a file: of a backbone, a DINO run, or a whole ReID model."""
     backbone = make_backbone(cfg, 0, 0)
-    report = load_pretrained(backbone, path, cfg.MODEL.PRETRAIN_HW_RATIO)
-    log.info("%s", report)
-    require_complete(backbone, report)
+    load_complete(backbone, path, cfg.MODEL.PRETRAIN_HW_RATIO, load=load_pretrained)
     return backbone
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor, nn
+from torch import Tensor
 from yacs.config import CfgNode
 
 from configs import load_config
@@ -30,9 +30,10 @@ from datasets.loaders import Data, feature_loader, make_dataloader
 from datasets.records import Records, join
 from datasets.storage.decoding import load_image
 from datasets.transforms.pipelines import build_transforms
+from model import RetrievalModel
 from processor.evaluate import extract_features
 from processor.trained import output_folder, tested_model
-from tools.pages.attention_maps import attentions, channel_energy, last_attention, last_map, roll_out, tokens_of
+from tools.pages.attention_maps import attentions, channel_energy, last_attention, last_map, roll_out
 from tools.pages.kept_tokens import draw_tokens, last_attentions, watched
 from tools.pages.sheet import contact_sheet
 from tools.report import PICTURE_INDEX, PICTURES, write_report
@@ -117,9 +118,9 @@ def save_png(picture: Image.Image, path: Path) -> None:
     write_atomically(path, lambda handle: small.save(handle, "PNG", optimize=True))
 
 
-def draw_attention(model: nn.Module, samples: Samples, folder: Path) -> Picture | None:
+def draw_attention(model: RetrievalModel, samples: Samples, folder: Path) -> Picture | None:
     """Draws the attention of a transformer; None for other networks."""
-    weights, layout = attentions(model, samples.images, **samples.labels), tokens_of(model)
+    weights, layout = attentions(model, samples.images, **samples.labels), model.token_layout()
     if not weights or layout is None:
         return None
     heats = {"last block": last_attention(weights, layout), "roll-out": roll_out(weights, layout)}
@@ -134,7 +135,7 @@ def draw_attention(model: nn.Module, samples: Samples, folder: Path) -> Picture 
     )  # fmt: skip
 
 
-def draw_activation(model: nn.Module, samples: Samples, folder: Path) -> Picture | None:
+def draw_activation(model: RetrievalModel, samples: Samples, folder: Path) -> Picture | None:
     """Draws the last map of a convolutional network; None for other networks."""
     maps = last_map(model, samples.images, **samples.labels)
     if maps is None:
@@ -148,7 +149,7 @@ def draw_activation(model: nn.Module, samples: Samples, folder: Path) -> Picture
     )  # fmt: skip
 
 
-def draw_kept_tokens(model: nn.Module, samples: Samples, folder: Path, at: tuple[float, float]) -> Picture | None:
+def draw_kept_tokens(model: RetrievalModel, samples: Samples, folder: Path, at: tuple[float, float]) -> Picture | None:
     """Draws the tokens that an MSViT keeps; None for other networks."""
     if not last_attentions(model):
         return None
@@ -164,7 +165,7 @@ def draw_kept_tokens(model: nn.Module, samples: Samples, folder: Path, at: tuple
     )  # fmt: skip
 
 
-def draw_map(cfg: CfgNode, model: nn.Module, data: Data, device: torch.device, folder: Path) -> Picture | None:
+def draw_map(cfg: CfgNode, model: RetrievalModel, data: Data, device: torch.device, folder: Path) -> Picture | None:
     """Draws the features of some identities in two dimensions; None if there are too few images."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -212,7 +213,7 @@ def draw_sheets(data: Data, folder: Path) -> list[Picture]:
 
 def draw_pictures(
     cfg: CfgNode,
-    model: nn.Module | None,
+    model: RetrievalModel | None,
     data: Data,
     device: torch.device,
     folder: Path,
@@ -247,7 +248,7 @@ def draw_pictures(
     return pictures
 
 
-def report_with_pictures(cfg: CfgNode, model: nn.Module, data: Data, device: torch.device, folder: Path) -> None:
+def report_with_pictures(cfg: CfgNode, model: RetrievalModel, data: Data, device: torch.device, folder: Path) -> None:
     """Writes the report of a run with its pictures, if ``TEST.REPORT`` asks for it; the report draws the map itself."""
     if cfg.TEST.REPORT:
         draw_pictures(cfg, model.to(device), data, device, folder, tuple(kind for kind in KINDS if kind != "map"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import pickle
 import re
@@ -21,15 +22,64 @@ from torch import Tensor, nn
 from utils.errors import UserError
 from utils.files import write_atomically
 
+log = logging.getLogger("lineup")
+
+Source = str | Path | Mapping[str, Any]
+"""A checkpoint file, or what it holds."""
+
 WRAPPERS = ("model", "state_dict", "teacher")
 """Keys under which published files hold their weights; opened one after the other."""
 
-POSITIONS = ("pos_embed", "positional_embedding")
-"""Last part of the name of a position embedding over a grid of patches."""
-
-
 COMPUTED = (".relative_position_index", ".attn_mask")
-"""Ends of the names of what Swin's files hold and every model computes for itself."""
+"""Ends of the names of buffers that Swin's files hold and every model computes itself."""
+
+
+class WeightRules:
+    """How files of weights fit a module. Networks and backbones inherit these defaults and override what differs.
+
+    ``rules_of`` gives the defaults to every other module (a library's, a user's own): its names are those of the file
+    and none of its tensors is optional.
+    """
+
+    optional_keys: tuple[str, ...] = ()
+    """Prefixes of the parameters that retrieval does without, such as classifiers."""
+
+    needed_of_pretrained: tuple[str, ...] = ()
+    """Prefixes of the parameters that a pre-trained file must bring."""
+
+    keeps_backbone_prefix: bool = False
+    """Whether the module's own names start with ``backbone.``, so that a file's do not lose it."""
+
+    def published_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the state of a published file under the module's names."""
+        return state
+
+    def pretrained_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the state of a pre-trained backbone under the names of ``pretrained_part``."""
+        return state
+
+    def pretrained_part(self) -> nn.Module | None:
+        """Returns the sub-module that takes pre-trained weights; None for the whole module."""
+        return None
+
+    def position_grids(self) -> dict[str, tuple[int, int]]:
+        """Returns the (rows, columns) of every position embedding over patches, by its name in this module.
+
+        Sub-modules answer for themselves.
+        """
+        return {}
+
+    def settings_for(self, state: dict[str, Tensor]) -> str:
+        """Returns the keys and values that would make the model fit a file, as on a command line; '' if unknown."""
+        return ""
+
+    def sync_copies(self) -> None:
+        """Sets what starts from other weights of the module (copied stages, margins); called after pre-training."""
+
+
+def rules_of(module: nn.Module) -> WeightRules:
+    """Returns the module's own rules, or the defaults for a module that has none."""
+    return module if isinstance(module, WeightRules) else WeightRules()
 
 
 @dataclass
@@ -49,8 +99,10 @@ class LoadReport:
 
     def __str__(self) -> str:
         words = [f"{len(self.loaded)} tensors loaded from {self.source}"]
-        for name in ("resized", "mismatched", "missing", "unexpected"):
-            keys = getattr(self, name)
+        for name, keys in (
+            ("resized", self.resized), ("mismatched", self.mismatched), ("missing", self.missing),
+            ("unexpected", self.unexpected),
+        ):  # fmt: skip
             if keys:
                 words.append(f"{len(keys)} {name} ({', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''})")
         return "; ".join(words)
@@ -60,8 +112,11 @@ class LoadReport:
         return "this checkpoint is of another model or setting" + (f": set {self.settings}" if self.settings else "")
 
 
+# ---------------------------------------------------------------- reading
+
+
 def read_state(path: str | Path) -> dict[str, Any]:
-    """Whatever mapping a checkpoint file holds, on the CPU. Runs no code from the file.
+    """Returns the mapping that a checkpoint file holds, on the CPU, without running code from the file.
 
     Reads ``torch.save`` files (weights only, with the NumPy scalars of torchreid's files), TorchScript archives (their
     state) and safetensors. Raises ``UserError`` for a missing, damaged or unsafe file.
@@ -85,14 +140,14 @@ def read_state(path: str | Path) -> dict[str, Any]:
 
 
 def _allowed_globals() -> list:
-    """What published files hold beside their weights: NumPy scalars (torchreid's epoch, rank1), DINO's arguments."""
-    scalar = np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar
+    """Returns what published files hold beside weights: NumPy scalars (torchreid's epoch, rank1), DINO's arguments."""
+    scalar = np.float64(0).__reduce__()[0]  # its module has another name in NumPy 1 and 2
     kinds = {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
     return [(scalar, "numpy.core.multiarray.scalar"), scalar, np.dtype, *kinds, argparse.Namespace]
 
 
 def _read_archive(path: Path, error: Exception) -> dict[str, Any]:
-    """The state of a TorchScript archive; for any other file, the reason why it cannot be read."""
+    """Returns the state of a TorchScript archive; raises the reason why any other file cannot be read."""
     with suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch calls its own format deprecated
         return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
@@ -108,14 +163,17 @@ def _read_archive(path: Path, error: Exception) -> dict[str, Any]:
         ) from None
     reason = "" if unpickling else f" ({type(error).__name__}: {text[:120]})"
     raise UserError(
-        f"{path}: not a readable checkpoint: damaged, or no file of torch.save or safetensors{reason}"
+        f"{path}: not a readable checkpoint: damaged, or not written by torch.save or safetensors{reason}"
     ) from None
 
 
-def unwrap(state: Mapping[str, Any], whole: bool = False) -> dict[str, Tensor]:
-    """The named tensors inside a published file: wrappers opened, ``module.`` and ``backbone.`` taken off.
+# ---------------------------------------------------------------- names and shapes
 
-    Where some names start with ``backbone.``, the others (DINO's head) are left out, unless ``whole``: then all keep
+
+def unwrap(state: Mapping[str, Any], whole: bool = False) -> dict[str, Tensor]:
+    """Returns the named tensors inside a published file, without wrappers, ``module.`` and ``backbone.``.
+
+    If some names start with ``backbone.``, the others (DINO's head) are left out, unless ``whole``: then all keep
     their names.
     """
     for _ in range(len(WRAPPERS)):
@@ -126,12 +184,12 @@ def unwrap(state: Mapping[str, Any], whole: bool = False) -> dict[str, Tensor]:
     tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)}
     for prefix in ("module.", "_orig_mod."):
         tensors = {k.removeprefix(prefix): v for k, v in tensors.items()}
-    backbone = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
+    backbone = _below("backbone.", tensors)
     return tensors if whole else backbone or tensors
 
 
-def as_tensors(source: str | Path | Mapping[str, Any], whole: bool = False) -> tuple[dict[str, Tensor], str]:
-    """Named tensors from a path or a state dict (NumPy arrays welcome), and what to call them in a message.
+def as_tensors(source: Source, whole: bool = False) -> tuple[dict[str, Tensor], str]:
+    """Returns the named tensors of a path or a state dict (which may hold NumPy arrays), and its name for messages.
 
     whole: see ``unwrap``.
     """
@@ -141,21 +199,26 @@ def as_tensors(source: str | Path | Mapping[str, Any], whole: bool = False) -> t
     return unwrap(state, whole), "the state dict"
 
 
-def backbone_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
-    """The teacher's backbone of a DINO checkpoint under bare names: what the published pre-trained files hold.
+def backbone_state(source: Source) -> dict[str, Tensor]:
+    """Returns the backbone of a DINO checkpoint's teacher under bare names, as the published pre-trained files hold it.
 
-    source: a path, a checkpoint, or the state of a network of backbone and head. Raises ``UserError`` where none of its
+    source: a path, a checkpoint, or the state of a network of backbone and head. Raises ``UserError`` if none of its
     tensors is a backbone's.
     """
     state, name = as_tensors(source, whole=True)
-    found = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
-    if not found:
-        raise UserError(f"{name}: no tensor's name starts with 'backbone.' (found {', '.join(list(state)[:3])}, ...)")
-    return found
+    backbone = _below("backbone.", state)
+    if not backbone:
+        raise UserError(f"{name}: no tensor's name starts with 'backbone.' (it has {', '.join(list(state)[:3])}, ...)")
+    return backbone
+
+
+def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the entries whose name starts with ``prefix``, without it."""
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def resize_positions(old: Tensor, grid: tuple[int, int], hw_ratio: int = 1) -> Tensor:
-    """Position embeddings of another grid, bilinear, corners not aligned, no antialiasing.
+    """Returns position embeddings resized to another grid: bilinear, corners not aligned, no antialiasing.
 
     (1, 1 + n, D) -> (1, 1 + N, D). The first token is kept. The old grid has ``int(sqrt(n * hw_ratio))`` rows; equal
     lengths are left alone even if the grids differ in shape, as published.
@@ -167,7 +230,7 @@ def resize_positions(old: Tensor, grid: tuple[int, int], hw_ratio: int = 1) -> T
     rows, columns = _grid(count, hw_ratio)
     if rows * columns != count:
         raise UserError(
-            f"position embeddings for {count} patches are no grid at MODEL.PRETRAIN_HW_RATIO {hw_ratio} "
+            f"position embeddings for {count} patches do not form a grid at MODEL.PRETRAIN_HW_RATIO {hw_ratio} "
             f"({rows} x {columns}); set the ratio of height to width that the weights were trained at"
         )
     patches = old[:, 1:].reshape(1, rows, columns, -1).permute(0, 3, 1, 2).float()
@@ -176,107 +239,136 @@ def resize_positions(old: Tensor, grid: tuple[int, int], hw_ratio: int = 1) -> T
 
 
 def drop_distillation_token(state: dict[str, Tensor], target: nn.Module, hw_ratio: int = 1) -> dict[str, Tensor]:
-    """DeiT's distilled files have a second token before the grid: known by ``dist_token``, or by a count n + 2.
+    """Returns the state without the second token that DeiT's distilled files have before the grid.
 
-    By the count only where the tokens are no grid without it: neither the target's own nor one of ``hw_ratio``.
+    It is known by ``dist_token``, or by a count of n + 2 tokens, if they form no grid without it: neither the target's
+    nor one of ``hw_ratio``.
     """
-    out, own = dict(state), target.state_dict()
-    named = any(key.endswith("dist_token") for key in state.keys() - own.keys())
+    out, target_state = dict(state), target.state_dict()
+    named = any(key.endswith("dist_token") for key in state.keys() - target_state.keys())
     for key, value in state.items():
         if key.rpartition(".")[2] != "pos_embed" or value.dim() != 3:
             continue
         count = value.shape[1] - 1
-        fits = (key in own and value.shape == own[key].shape) or math.prod(_grid(count, hw_ratio)) == count
+        same_shape = key in target_state and value.shape == target_state[key].shape
+        fits = same_shape or math.prod(_grid(count, hw_ratio)) == count
         if named or (not fits and math.isqrt(count - 1) ** 2 == count - 1):
             out[key] = torch.cat([value[:, :1], value[:, 2:]], dim=1)
     return out
 
 
 def _grid(count: int, hw_ratio: int) -> tuple[int, int]:
-    """Rows and columns of ``count`` patches of images ``hw_ratio`` times as high as wide."""
+    """Returns rows and columns of ``count`` patches of images ``hw_ratio`` times as high as wide."""
     rows = int((count * hw_ratio) ** 0.5)
     return rows, rows // hw_ratio
 
 
+def position_grids(module: nn.Module, target: nn.Module) -> dict[str, tuple[int, int]]:
+    """Returns the patch grids of all position embeddings in ``module``, by their names in its sub-module ``target``."""
+    paths = {part: path for path, part in module.named_modules()}
+    grids = {
+        f"{path}.{name}".removeprefix("."): grid
+        for part, path in paths.items()
+        if isinstance(part, WeightRules)
+        for name, grid in part.position_grids().items()
+    }
+    start = f"{paths[target]}." if paths[target] else ""
+    return {name.removeprefix(start): grid for name, grid in grids.items() if name.startswith(start)}
+
+
+def _shaped(value: Tensor, shape: torch.Size, grid: tuple[int, int] | None, hw_ratio: int) -> Tensor:
+    """Returns a tensor of a file, reshaped or resized where that makes it fit ``shape``."""
+    if value.numel() == math.prod(shape) and value.dim() == 2 and len(shape) == 4:
+        return value.reshape(shape)  # old exports hold patch weights flattened
+    if grid is None or value.dim() != len(shape):
+        return value
+    rows = resize_positions(value if value.dim() == 3 else value[None], grid, hw_ratio)  # CLIP's have no leading 1
+    return rows if value.dim() == 3 else rows[0]
+
+
+# ---------------------------------------------------------------- loading
+
+
 def _copy(
-    target: nn.Module, state: dict[str, Tensor], report: LoadReport, hw_ratio: int, may_differ: Callable[[str], bool]
+    target: nn.Module,
+    state: dict[str, Tensor],
+    report: LoadReport,
+    grids: Mapping[str, tuple[int, int]],
+    hw_ratio: int,
+    may_differ: tuple[str, ...] = (),
+    settings: Callable[[], str] = str,
 ) -> None:
-    """Fits ``state`` onto ``target``'s names and shapes and copies what fits, telling the report about the rest."""
-    own = target.state_dict()
+    """Copies what fits ``target``'s names and shapes and fills the report with the rest.
+
+    grids: see ``position_grids``. may_differ: prefixes of names whose shape may be another. settings: gives the
+    report's field of that name if a shape is refused.
+    """
+    target_state = target.state_dict()
     fitting: dict[str, Tensor] = {}
     for key, value in state.items():
-        if key not in own:
+        if key not in target_state:
             if not key.endswith(COMPUTED):
                 report.unexpected.append(key)
             continue
-        wanted = own[key].shape
-        if value.shape != wanted and value.numel() == own[key].numel() and value.dim() == 2 and len(wanted) == 4:
-            value = value.reshape(wanted)  # old exports hold patch weights flattened
-        grid = _grid_of(target, key) if value.shape != wanted and value.dim() == len(wanted) else None
-        if grid is not None:
-            rows = value if value.dim() == 3 else value[None]  # CLIP's have no leading 1
-            rows = resize_positions(rows, grid, hw_ratio)
-            value = rows if value.dim() == 3 else rows[0]
-            report.resized.append(key)
-        if value.shape != wanted:
-            report.mismatched.append(f"{key} {tuple(value.shape)} for {tuple(wanted)}")
-            if not may_differ(key):
+        shape = target_state[key].shape
+        if value.shape != shape:
+            resized = key in grids and value.dim() == len(shape)
+            value = _shaped(value, shape, grids.get(key), hw_ratio)
+            report.resized += [key] if resized else []
+        if value.shape != shape:
+            report.mismatched.append(f"{key} {tuple(value.shape)} for {tuple(shape)}")
+            if not key.startswith(may_differ):
+                report.settings = settings()
                 raise UserError(
-                    f"{report.source}: {key} has shape {tuple(value.shape)}, the model's is {tuple(wanted)}: "
+                    f"{report.source}: {key} has shape {tuple(value.shape)}, the model's is {tuple(shape)}: "
                     f"{report.refusal()}"
                 )
             continue
         fitting[key] = value
     report.loaded = list(fitting)
-    report.missing = [k for k in own if k not in fitting and not k.endswith("num_batches_tracked")]
+    report.missing = [k for k in target_state if k not in fitting and not k.endswith("num_batches_tracked")]
     if not fitting:
-        raise UserError(
-            f"{report.source}: no tensor fits the model (found {', '.join(list(state)[:3]) or 'none'}, ...)"
-        )
+        names = f"it has {', '.join(list(state)[:3])}, ..." if state else "it has none"
+        raise UserError(f"{report.source}: no tensor fits the model ({names})")
     target.load_state_dict(fitting, strict=False)
 
 
-def _grid_of(module: nn.Module, key: str) -> tuple[int, int] | None:
-    """The patch grid of the sub-module that owns the position embedding ``key``; None when it is none of a grid."""
-    path, _, leaf = key.rpartition(".")
-    if leaf not in POSITIONS:
-        return None
-    owner = module.get_submodule(path)
-    grid = getattr(owner, "grid", None)  # ours; timm's have it in the patch embedding, text towers have none
-    return grid if grid is not None else getattr(getattr(owner, "patch_embed", None), "grid_size", None)
+def load_weights(module: nn.Module, source: Source, hw_ratio: int = 1) -> LoadReport:
+    """Loads a whole ReID model, ours or a published one, and returns what became of every tensor.
 
-
-def load_weights(module: nn.Module, source: str | Path | Mapping[str, Any], hw_ratio: int = 1) -> LoadReport:
-    """Loads a whole ReID model, ours or a published one.
-
-    source: a path or a state dict. The model's ``published_state`` maps published names to ours. Parameters under
-    the model's ``optional_keys`` (classifiers, for another number of identities) may differ or be missing. Raises
-    ``UserError`` when the file cannot be read, nothing fits, or another shape is found where it matters.
+    source: a path or a state dict. The module's ``WeightRules`` map published names to ours and say which parameters
+    (classifiers, for another number of identities) may differ or be missing. hw_ratio: height over width of the
+    images that position embeddings were trained on. Raises ``UserError`` if the file cannot be read, nothing fits, or
+    a parameter that retrieval needs has another shape.
     """
-    state, name = as_tensors(source, whole=hasattr(module, "backbone"))
-    original = state
-    if hasattr(module, "published_state"):
-        state = module.published_state(state)
-    report = LoadReport(source=name)
-    if hasattr(module, "settings_for"):
-        report.settings = module.settings_for(state)
-    optional = tuple(getattr(module, "optional_keys", ()))
+    rules = rules_of(module)
+    original, name = as_tensors(source, whole=rules.keeps_backbone_prefix)
+    state, report = rules.published_state(original), LoadReport(source=name)
     _copy(
         module,
         drop_distillation_token(state, module, hw_ratio),
         report,
+        position_grids(module, module),
         hw_ratio,
-        lambda key: key.startswith(optional) if optional else False,
+        may_differ=rules.optional_keys,
+        settings=lambda: rules.settings_for(state),
     )
     kept = {id(value) for value in state.values()}  # under our names
     report.unexpected += sorted(key for key, value in original.items() if id(value) not in kept)
+    if needed_and_missing(module, report):
+        report.settings = rules.settings_for(state)
     return report
 
 
+def needed_and_missing(module: nn.Module, report: LoadReport) -> list[str]:
+    """Returns the names of the parameters that retrieval needs and the file does not have."""
+    optional = rules_of(module).optional_keys
+    return [key for key in report.missing if not key.startswith(optional)]
+
+
 def require_complete(module: nn.Module, report: LoadReport) -> None:
-    """Raises ``UserError`` when a parameter that retrieval needs was not in the file."""
-    optional = tuple(getattr(module, "optional_keys", ()))
-    needed = [k for k in report.missing if not (optional and k.startswith(optional))]
+    """Raises ``UserError`` if a parameter that retrieval needs was not in the file."""
+    needed = needed_and_missing(module, report)
     if needed:
         raise UserError(
             f"{report.source}: {len(needed)} of the model's tensors are not in it ({', '.join(needed[:3])}, ...): "
@@ -284,41 +376,36 @@ def require_complete(module: nn.Module, report: LoadReport) -> None:
         )
 
 
-def load_pretrained(module: nn.Module, path: str | Path | Mapping[str, Any], hw_ratio: int = 1) -> LoadReport:
-    """Loads backbone weights from elsewhere (ImageNet, DINO, a LUPerson file) into ``module.base`` or ``.backbone``.
+def load_pretrained(module: nn.Module, path: Source, hw_ratio: int = 1) -> LoadReport:
+    """Loads backbone weights from elsewhere (ImageNet, DINO, a LUPerson file) into the module's ``pretrained_part``.
 
-    Heads of the source are skipped; position embeddings are resized (``resize_positions``). hw_ratio: height over width
-    of the images that the weights were trained on. A distillation token is dropped. The model's ``pretrained_state``
-    maps foreign names to its own; what starts as its ``needed_of_pretrained`` must be there. Raises as
-    ``load_weights``.
+    A whole ReID model serves as a backbone file too. Heads of the source are skipped; position embeddings are resized
+    (``resize_positions``). hw_ratio: height over width of the images that the weights were trained on. A distillation
+    token is dropped. The module's ``WeightRules`` map foreign names to ours and say what must be there. Raises
+    ``UserError`` as ``load_weights`` does.
     """
     state, name = as_tensors(path)
-    base = getattr(module, "base", None) or getattr(module, "backbone", module)
-    target = getattr(base, "net", base)
-    if hasattr(module, "pretrained_state"):
-        try:
-            state = module.pretrained_state(state)
-        except UserError as error:
-            raise UserError(f"{name}: {error}") from None
-    if any(key.startswith("base.") for key in state):  # a whole ReID model serves as a backbone file too
-        state = {key.removeprefix("base."): value for key, value in state.items() if key.startswith("base.")}
-    if target is not module and hasattr(target, "pretrained_state"):
-        state = target.pretrained_state(state)
+    rules = rules_of(module)
+    target = rules.pretrained_part() or module
+    try:
+        state = rules.pretrained_state(_below("base.", state) or state)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
     state = drop_distillation_token(state, target, hw_ratio)
     report = LoadReport(source=name)
     skipped = [k for k in state if k not in target.state_dict() and _is_head(k)]
     if len(skipped) == len(state):
         raise UserError(f"{name}: holds no backbone ({', '.join(skipped[:3]) or 'no tensor'}, ...)")
-    _copy(target, {k: v for k, v in state.items() if k not in skipped}, report, hw_ratio, lambda key: False)
+    backbone = {k: v for k, v in state.items() if k not in skipped}
+    _copy(target, backbone, report, position_grids(module, target), hw_ratio)
     report.unexpected += skipped
-    lacking = [key for key in report.missing if key.startswith(getattr(module, "needed_of_pretrained", ()))]
+    lacking = [key for key in report.missing if key.startswith(rules.needed_of_pretrained)]
     if lacking:
         raise UserError(
             f"{name}: {len(lacking)} of the backbone's tensors are not in it ({', '.join(lacking[:3])}, ...): this "
             "file is of another network"
         )
-    if hasattr(module, "sync_copies"):
-        module.sync_copies()
+    rules.sync_copies()
     return report
 
 
@@ -326,6 +413,26 @@ def _is_head(key: str) -> bool:
     return any(word in key for word in ("head", "pre_logits", "dist_token")) or key.startswith("fc.")
 
 
+def load_complete(
+    module: nn.Module,
+    source: Source,
+    hw_ratio: int = 1,
+    load: Callable[[nn.Module, Source, int], LoadReport] = load_weights,
+) -> LoadReport:
+    """Loads weights, logs the report and returns it.
+
+    load: ``load_weights`` or ``load_pretrained``. Raises ``UserError`` as that does, and if a parameter that retrieval
+    needs was not in the file.
+    """
+    report = load(module, source, hw_ratio)
+    log.info("%s", report)
+    require_complete(module, report)
+    return report
+
+
+# ---------------------------------------------------------------- writing
+
+
 def save_atomically(value: Any, path: str | Path) -> None:
-    """``torch.save`` that writes the whole file or nothing. Raises ``UserError`` when the disk refuses."""
+    """Writes ``value`` by ``torch.save``, the whole file or nothing. Raises ``UserError`` if the disk refuses."""
     write_atomically(path, lambda handle: torch.save(value, handle))

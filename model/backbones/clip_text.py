@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import open_clip
 import torch
+from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
 
@@ -13,17 +15,21 @@ class CLIPText(nn.Module):
     ReID files. width: W of the prompts; embed_dim: P of the features.
     """
 
-    def __init__(self, source: nn.Module):
+    attn_mask: Tensor
+
+    def __init__(self, source: open_clip.CLIP | TextTransformer):
         super().__init__()
+        assert isinstance(source.text_projection, nn.Parameter), "CLIP's own text towers project by a matrix"
         self.transformer, self.ln_final = source.transformer, source.ln_final
         self.positional_embedding, self.text_projection = source.positional_embedding, source.text_projection
         self.register_buffer("attn_mask", source.attn_mask, persistent=False)
         self.width, self.embed_dim = self.text_projection.shape
 
     def forward(self, prompts: Tensor, ends: Tensor | int) -> Tensor:
-        """(B, L, W) -> (B, P). ends: position of the end-of-text token, one for all or (B,).
+        """Returns the text features (B, P) of prompts (B, L, W).
 
-        Attention is causal, so what follows the last end has no influence and is not computed.
+        ends: position of the end-of-text token, one for all or (B,). Attention is causal, so what follows the last end
+        has no influence and is not computed.
         """
         length = int(ends.max() if isinstance(ends, Tensor) else ends) + 1
         x = prompts[:, :length] + self.positional_embedding[:length]

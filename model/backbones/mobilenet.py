@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from model.base import Trunk
+
 STAGES = (
     ("conv2", 16, 1, 1, 1), ("conv3", 24, 2, 2, 6), ("conv4", 32, 3, 2, 6), ("conv5", 64, 4, 2, 6),
     ("conv6", 96, 3, 1, 6), ("conv7", 160, 3, 2, 6), ("conv8", 320, 1, 1, 6),
 )  # fmt: skip
 """Name, channels at multiplier 1, blocks, stride of the first block, expansion."""
 
-STEM, WIDTH = 32, 1280
-"""Channels of the first and of the last convolution at multiplier 1."""
+STEM, LAST = 32, 1280
+"""Channels at multiplier 1 of the first and the last convolution."""
 
 MOBILENET_TYPES = {"mobilenetv2_x1_0": 1.0, "mobilenetv2_x1_4": 1.4}
-"""torchreid's name -> multiplier of the channels."""
+"""Name -> multiplier of all channels."""
 
 
 class ConvNorm6(nn.Module):
@@ -45,28 +47,27 @@ class InvertedResidual(nn.Module):
         return x + y if self.residual else y
 
 
-class MobileNetV2(nn.Module):
-    """The trunk. (B, 3, H, W) -> map (B, width, H / 32, W / 32).
+class MobileNetV2(Trunk):
+    """MobileNetV2 without its head. (B, 3, H, W) -> map (B, width, H / 32, W / 32).
 
-    multiplier: of all channels, rounded down; the last convolution never has fewer than ``WIDTH``.
+    multiplier: of all channels, which are cut to integers; the last convolution has 1280 or more.
     """
 
-    def __init__(self, multiplier: float = 1.0) -> None:
+    def __init__(self, multiplier: float = 1.0):
         super().__init__()
         width = int(STEM * multiplier)
-        self.width = int(WIDTH * max(multiplier, 1.0))
+        self.width = int(LAST * max(multiplier, 1.0))
         self.conv1 = ConvNorm6(3, width, 3, 2)
         for name, channels, blocks, stride, expansion in STAGES:
-            out = int(channels * multiplier)
-            layers = []
+            out, layers = int(channels * multiplier), []
             for i in range(blocks):
                 layers.append(InvertedResidual(width, out, expansion, stride if i == 0 else 1))
                 width = out
             self.add_module(name, nn.Sequential(*layers))
         self.conv9 = ConvNorm6(width, self.width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv1(x)
-        for name, *_ in STAGES:
-            x = self.get_submodule(name)(x)
-        return self.conv9(x)
+    def forward(self, images: Tensor) -> Tensor:
+        x = images
+        for layer in self.children():  # in the order in which they were added
+            x = layer(x)
+        return x

@@ -13,6 +13,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from model.base import Backbone
 from model.layers.sparse_attention import sparse_window_attention
 from utils.errors import UserError
 
@@ -38,21 +39,34 @@ ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
 
 
 def make_spec(name: str, widths: tuple[int, ...] = (), blocks: tuple[int, ...] = ()) -> MSViTSpec:
-    """The size that MODEL.NAME names, with other widths or numbers of blocks where they are given."""
+    """Returns the size that MODEL.NAME names, with other widths or numbers of blocks if they are not empty."""
     base = MSVIT_TYPES[name]
-    spec = MSViTSpec(tuple(widths) or base.widths, tuple(blocks) or base.blocks, base.heads)
-    if len(spec.widths) != 4 or any(w < 1 or w % (2 * CHANNELS_PER_GROUP) for w in spec.widths):
+    spec = MSViTSpec(
+        widths=_four("MODEL.MSVIT.WIDTHS", widths) or base.widths,
+        blocks=_four("MODEL.MSVIT.BLOCKS", blocks) or base.blocks,
+        heads=base.heads,
+    )
+    if any(w < 1 or w % (2 * CHANNELS_PER_GROUP) for w in spec.widths):
         raise UserError(f"MODEL.MSVIT.WIDTHS: {list(widths)} must be four multiples of {2 * CHANNELS_PER_GROUP}")
     if any(width % heads for width, heads in zip(spec.widths, spec.heads, strict=False)):
         raise UserError(f"MODEL.MSVIT.WIDTHS: {list(widths)} must be multiples of the stages' heads, {spec.heads}")
-    if len(spec.blocks) != 4 or min(spec.blocks) < 1:
-        raise UserError(f"MODEL.MSVIT.BLOCKS: {list(blocks)} must be four numbers, at least 1 each")
+    if min(spec.blocks) < 1:
+        raise UserError(f"MODEL.MSVIT.BLOCKS: {list(blocks)} must be at least 1 each")
     return spec
 
 
+def _four(key: str, numbers: tuple[int, ...]) -> tuple[int, int, int, int] | None:
+    """Returns the numbers of the four stages, None for none. Raises ``UserError`` naming the key for another count."""
+    if not numbers:
+        return None
+    if len(numbers) != 4:
+        raise UserError(f"{key}: expected four numbers, one for each stage, got {list(numbers)}")
+    return numbers[0], numbers[1], numbers[2], numbers[3]
+
+
 @dataclass(frozen=True)
-class Attention:
-    """How the attention blocks attend: see ``sparse_window_attention``."""
+class WindowSpec:
+    """Windows and sparsity of the attention blocks: see ``sparse_window_attention``."""
 
     split: tuple[int, int] = (8, 8)
     ratio: float = 1.0
@@ -115,7 +129,7 @@ class CNNBlock(nn.Module):
 class WindowAttention(nn.Module):
     """``sparse_window_attention`` with a learned scale per head."""
 
-    def __init__(self, heads: int, attention: Attention):
+    def __init__(self, heads: int, attention: WindowSpec):
         super().__init__()
         self.logit_scale = nn.Parameter(torch.full((heads, 1, 1), math.log(10.0)))
         self.attention = attention
@@ -130,7 +144,7 @@ class AttentionBlock(nn.Module):
     (B, C, H, W) -> (B, C, H, W).
     """
 
-    def __init__(self, width: int, heads: int, drop_path: float, act: type[nn.Module], attention: Attention):
+    def __init__(self, width: int, heads: int, drop_path: float, act: type[nn.Module], attention: WindowSpec):
         super().__init__()
         self.proj_in = ConvBN(width, width)
         self.q, self.k, self.v = (ConvBN(width, width, 3, grouped=True) for _ in range(3))
@@ -145,14 +159,14 @@ class AttentionBlock(nn.Module):
 
 
 def make_stem(spec: MSViTSpec, act: type[nn.Module]) -> ConvBN:
-    """(B, 3, H, W) -> (B, widths[0] / 2, H / 2, W / 2)."""
+    """Returns the first convolution. (B, 3, H, W) -> (B, widths[0] / 2, H / 2, W / 2)."""
     return ConvBN(3, spec.stem, 3, 2, act=act)
 
 
 def make_stages(
-    spec: MSViTSpec, drop_path: float, act: type[nn.Module], attention: Attention, last_stride: int = 2
+    spec: MSViTSpec, drop_path: float, act: type[nn.Module], attention: WindowSpec, last_stride: int = 2
 ) -> list[nn.Sequential]:
-    """The four stages: a convolution block that halves the map, then pairs of convolution and attention blocks.
+    """Returns the four stages: a convolution block that halves the map, then pairs of convolution and attention blocks.
 
     The last has no attention. drop_path grows linearly over the convolution blocks from 0 to its value; an attention
     block has that of the convolution block before it. last_stride: of the fourth stage, 1 or 2.
@@ -174,38 +188,42 @@ def make_stages(
 
 
 def make_conv_head(spec: MSViTSpec, act: type[nn.Module]) -> ConvBN:
+    """Returns the convolution after the last stage. (B, widths[3], h, w) -> (B, 512, h, w)."""
     return ConvBN(spec.widths[3], CONV_HEAD_WIDTH, act=act)
 
 
 def initialise(module: nn.Module) -> nn.Module:
-    """Kaiming's normal draw by fan-in for convolutions and linear layers (He et al., ICCV 2015), biases 0, in place."""
-    for part in module.modules():
-        if isinstance(part, nn.Conv2d | nn.Linear) and part.weight.numel():  # a classifier may have no classes
-            nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
+    """Draws convolutions and linear layers by Kaiming's normal rule over fan-in (He et al., ICCV 2015), biases 0.
+
+    In place; returns the module.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear) and layer.weight.numel():
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
     return module
 
 
 def check_size(key: str, size: tuple[int, int], split: tuple[int, int]) -> None:
-    """Raises ``UserError`` unless the third stage's map, a sixteenth of the image, can be dealt out to windows."""
+    """Raises ``UserError`` unless the third stage's map, a sixteenth of the image, divides into windows."""
     for side, length, tokens in zip(("height", "width"), size, split, strict=True):
         if length % (16 * tokens):
             raise UserError(
-                f"{key}: {side} {length} of {list(size)} is no multiple of {16 * tokens}, which MODEL.MSVIT.SPLIT_SIZE "
-                f"{list(split)} asks for (16 times {tokens})"
+                f"{key}: {side} {length} of {list(size)} must be a multiple of {16 * tokens}: 16 times the {tokens} of "
+                f"MODEL.MSVIT.SPLIT_SIZE {list(split)}"
             )
 
 
 def freeze(module: nn.Module, parts: tuple[str, ...]) -> None:
-    """No gradients for these parts, ``stem`` or stages. Batch norm inside goes on updating its running statistics."""
-    prefixes = tuple(f"{part}." for part in (*parts, *(["first_conv"] if "stem" in parts else [])))
+    """Excludes these parts, ``stem`` or stages, from training. Their batch norms still update running statistics."""
+    prefixes = tuple(f"{name}." for name in (*parts, *(["first_conv"] if "stem" in parts else [])))
     for name, parameter in module.named_parameters():
         if name.startswith(prefixes):
             parameter.requires_grad_(False)
 
 
-class MSViT(nn.Module):
+class MSViT(Backbone):
     """The plain backbone, as pre-trained on ImageNet. ``forward`` gives the mean of the last map, (B, 512).
 
     attention: of stages 1 to 3. drop_path: of the last block. last_stride: of the fourth stage.
@@ -214,7 +232,7 @@ class MSViT(nn.Module):
     width = CONV_HEAD_WIDTH
 
     def __init__(
-        self, spec: MSViTSpec, attention: Attention, drop_path: float = 0.0, act: str = "relu", last_stride: int = 2
+        self, spec: MSViTSpec, attention: WindowSpec, drop_path: float = 0.0, act: str = "relu", last_stride: int = 2
     ):
         super().__init__()
         kind = ACTIVATIONS[act]
@@ -224,9 +242,9 @@ class MSViT(nn.Module):
         initialise(self)
 
     def maps(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, 512, H / 32, W / 32), or sixteenths with a last stride of 1."""
+        """Returns the last map, (B, 512, H / 32, W / 32), or sixteenths with a last stride of 1."""
         x = self.layer3(self.layer2(self.layer1(self.first_conv(images))))
         return self.conv_head(self.layer4(x))
 
-    def forward(self, images: Tensor, cam_label=None, view_label=None) -> Tensor:
+    def forward(self, images: Tensor, cam_label: Tensor | None = None, view_label: Tensor | None = None) -> Tensor:
         return self.maps(images).mean((2, 3))

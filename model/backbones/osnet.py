@@ -5,12 +5,15 @@ Parameter names are torchreid's, so that its published weights load.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from model.base import Trunk
+
 STREAMS = 4
-"""Streams of a block; stream t looks through t light convolutions, so its field of view grows with t."""
+"""Streams of a block; stream t has t light convolutions, so its receptive field grows with t."""
 
 
 @dataclass(frozen=True)
@@ -21,14 +24,14 @@ class OSNetSpec:
     kind: str = "plain"
 
 
-WIDTHS = {
+CHANNELS = {
     "x1_0": (64, 256, 384, 512), "x0_75": (48, 192, 288, 384), "x0_5": (32, 128, 192, 256), "x0_25": (16, 64, 96, 128),
 }  # fmt: skip
 
 OSNET_TYPES = (
-    {f"osnet_{name}": OSNetSpec(width) for name, width in WIDTHS.items()}
-    | {f"osnet_ain_{name}": OSNetSpec(width, "ain") for name, width in WIDTHS.items()}
-    | {"osnet_ibn_x1_0": OSNetSpec(WIDTHS["x1_0"], "ibn")}
+    {f"osnet_{name}": OSNetSpec(width) for name, width in CHANNELS.items()}
+    | {f"osnet_ain_{name}": OSNetSpec(width, "ain") for name, width in CHANNELS.items()}
+    | {"osnet_ibn_x1_0": OSNetSpec(CHANNELS["x1_0"], "ibn")}
 )
 
 AIN_NORMED = ((True, True), (False, True), (True, False))
@@ -63,7 +66,7 @@ class LightConv(nn.Module):
 
 
 class LightStream(nn.Module):
-    """Several light convolutions under the name ``layers``, as ``ain`` has them."""
+    """Several light convolutions under the name ``layers``, as in ``ain``."""
 
     def __init__(self, width: int, depth: int):
         super().__init__()
@@ -74,7 +77,7 @@ class LightStream(nn.Module):
 
 
 class ChannelGate(nn.Module):
-    """Weighs channels by what they hold on average; one gate for all streams of a block. Keeps the shape."""
+    """Weighs channels by their mean over the map; one gate for all streams of a block. Keeps the shape."""
 
     def __init__(self, width: int, reduction: int = 16):
         super().__init__()
@@ -96,6 +99,7 @@ class OSBlock(nn.Module):
         super().__init__()
         mid = out // 4
         self.conv1 = ConvNorm(width, mid)
+        self.kind = kind
         if kind == "ain":
             self.conv2 = nn.ModuleList(LightStream(mid, depth) for depth in range(1, STREAMS + 1))
         else:
@@ -109,13 +113,14 @@ class OSBlock(nn.Module):
         self.IN = nn.InstanceNorm2d(out, affine=True) if normed else None
         self.downsample = LinearConv(width, out) if width != out else None
 
-    def streams(self):
-        return self.conv2 if hasattr(self, "conv2") else (self.conv2a, self.conv2b, self.conv2c, self.conv2d)
+    def streams(self) -> Iterable[nn.Module]:
+        """Returns the streams, from one light convolution to ``STREAMS``."""
+        return self.conv2 if self.kind == "ain" else (self.conv2a, self.conv2b, self.conv2c, self.conv2d)
 
     def forward(self, x: Tensor) -> Tensor:
         narrow = self.conv1(x)
         y = self.conv3(sum(self.gate(stream(narrow)) for stream in self.streams()))
-        if self.inside:
+        if self.IN is not None and self.inside:
             y = self.IN(y)
         y = y + (x if self.downsample is None else self.downsample(x))
         if self.IN is not None and not self.inside:
@@ -136,8 +141,8 @@ class LinearConv(nn.Module):
         return x if self.bn is None else self.bn(x)
 
 
-class OSNet(nn.Module):
-    """The trunk. (B, 3, H, W) -> map (B, width, H / 16, W / 16)."""
+class OSNet(Trunk):
+    """OSNet without its head. (B, 3, H, W) -> map (B, width, H / 16, W / 16)."""
 
     def __init__(self, spec: OSNetSpec):
         super().__init__()
@@ -159,8 +164,8 @@ class OSNet(nn.Module):
                 self.add_module(name, nn.Sequential(*blocks, *([nn.Sequential(*down)] if down else [])))
         self.conv5 = ConvNorm(c3, c3)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.conv1(x))
-        for name in ("conv2", "pool2", "conv3", "pool3", "conv4", "conv5"):
-            x = getattr(self, name, nn.Identity())(x)
+    def forward(self, images: Tensor) -> Tensor:
+        x = images
+        for layer in self.children():  # in the order in which they were added
+            x = layer(x)
         return x

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from model.base import Backbone
 from model.layers.norms import IBN
 from model.layers.pooling import make_pooling
 from utils.errors import UserError
@@ -19,7 +20,7 @@ from utils.errors import UserError
 class ResNetSpec:
     """block: torchvision's residual block; layers: blocks per stage; ibn: IBN-a in the first three stages."""
 
-    block: type
+    block: type[BasicBlock | Bottleneck]
     layers: tuple[int, int, int, int]
     ibn: bool = False
 
@@ -36,7 +37,7 @@ RESNET_TYPES = {
 }
 
 
-class ReIDResNet(ResNet):
+class ReIDResNet(ResNet, Backbone):
     """torchvision's ResNet without its classifier. (B, 3, H, W) -> feature (B, width).
 
     last_stride: stride of the last stage; 1 keeps its map as large as the third's. The plain networks pool 2 x 2
@@ -58,14 +59,15 @@ class ReIDResNet(ResNet):
         if spec.ibn:
             for stage in (self.layer1, self.layer2, self.layer3):
                 for block in stage:
+                    assert isinstance(block, Bottleneck) and isinstance(block.bn1, nn.BatchNorm2d)
                     block.bn1 = IBN(block.bn1.num_features)
 
     def maps(self, images: Tensor) -> Tensor:
-        """The last feature map, (B, width, h, w)."""
+        """Returns the last feature map, (B, width, h, w)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
-    def forward(self, images: Tensor, cam_label=None, view_label=None) -> Tensor:
+    def forward(self, images: Tensor, cam_label: Tensor | None = None, view_label: Tensor | None = None) -> Tensor:
         return self.avgpool(self.maps(images))
 
 

@@ -6,11 +6,13 @@ import re
 from dataclasses import dataclass
 
 import torch
-from timm.layers import resize_rel_pos_bias_table, trunc_normal_
+from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
+from timm.layers.weight_init import trunc_normal_
 from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from model.backbones.vit import run_block
+from model.base import Backbone
 from utils.errors import UserError
 
 
@@ -70,10 +72,10 @@ class SwinStage(nn.Module):
         self.downsample = PatchMerging(width) if merge else nn.Identity()
 
 
-class Swin(nn.Module):
-    """(B, 3, H, W) -> mean over the last grid, (B, width).
+class Swin(Backbone):
+    """TransReID-SSL's Swin. (B, 3, H, W) -> mean over the last grid, (B, width).
 
-    image_size: (H, W), which windows and their bias tables are made for. drop_path grows linearly over all blocks.
+    image_size: (H, W), for which windows and their bias tables are made. drop_path grows linearly over all blocks.
     """
 
     def __init__(
@@ -84,17 +86,18 @@ class Swin(nn.Module):
         smallest = spec.patch * 2 ** (len(spec.depths) - 1)
         if any(side % smallest for side in image_size):
             raise UserError(
-                f"INPUT.SIZE_TRAIN: {tuple(image_size)} does not suit Swin, whose last grid takes {smallest} pixels a "
-                f"cell; both sides must be multiples of {smallest}"
+                f"INPUT.SIZE_TRAIN: {tuple(image_size)} does not suit Swin, whose last grid has cells of {smallest} "
+                f"pixels; both sides must be multiples of {smallest}"
             )
-        window = WINDOWS.get(self.image_size, 7)
+        window = WINDOWS.get((image_size[0], image_size[1]), 7)
         rates = torch.linspace(0, drop_path, sum(spec.depths)).tolist()
         self.patch_embed = SwinEmbed(spec.width, spec.patch)
         self.layers = nn.ModuleList()
         for i, (depth, heads) in enumerate(zip(spec.depths, spec.heads, strict=True)):
-            grid = tuple(side // spec.patch // 2**i for side in image_size)
-            own, rates = rates[:depth], rates[depth:]
-            self.layers.append(SwinStage(spec.width * 2**i, grid, heads, window, own, merge=i + 1 < len(spec.depths)))
+            grid = image_size[0] // spec.patch // 2**i, image_size[1] // spec.patch // 2**i
+            merge = i + 1 < len(spec.depths)
+            self.layers.append(SwinStage(spec.width * 2**i, grid, heads, window, rates[:depth], merge))
+            rates = rates[depth:]
         self.width = spec.width * 2 ** (len(spec.depths) - 1)
         self.norm = nn.LayerNorm(self.width)
         for module in self.modules():
@@ -103,30 +106,37 @@ class Swin(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward(self, images: Tensor, cam_label=None, view_label=None) -> Tensor:
+    def forward(self, images: Tensor, cam_label: Tensor | None = None, view_label: Tensor | None = None) -> Tensor:
         if tuple(images.shape[2:]) != self.image_size:
             raise UserError(
                 f"images of {tuple(images.shape[2:])} for a Swin that was built for {self.image_size}: set "
-                "INPUT.SIZE_TRAIN and INPUT.SIZE_TEST alike"
+                "INPUT.SIZE_TRAIN and INPUT.SIZE_TEST to the same size"
             )
         x = self.patch_embed(images)
-        for layer in self.layers:
-            for block in layer.blocks:
-                x = checkpoint(block, x, use_reentrant=False) if self.grad_checkpoint and self.training else block(x)
-            x = layer.downsample(x)
+        checkpointed = self.grad_checkpoint and self.training
+        for stage in self.layers:
+            assert isinstance(stage, SwinStage)
+            for block in stage.blocks:
+                x = run_block(block, x, checkpointed)
+            x = stage.downsample(x)
         return self.norm(x).mean((1, 2))
 
     def pretrained_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """ImageNet files under our names: timm's have the merging one stage later; bias tables are resized."""
-        own, last = self.state_dict(), len(self.layers) - 1
+        """Returns an ImageNet file's state under our names, bias tables resized; timm merges one stage later."""
+        last = len(self.layers) - 1
         if any(key.startswith(f"layers.{last}.downsample.") for key in state):
             state = {
                 re.sub(r"^layers\.(\d+)\.downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample", key): value
                 for key, value in state.items()
             }
+        shapes = {key: value.shape for key, value in self.state_dict().items() if key.endswith(TABLE)}
         return {
-            key: resize_rel_pos_bias_table(value, (side := round((len(own[key]) ** 0.5 + 1) / 2), side), own[key].shape)
-            if key.endswith(TABLE) and key in own and value.shape != own[key].shape
-            else value
+            key: resized_table(value, shapes[key]) if key in shapes and value.shape != shapes[key] else value
             for key, value in state.items()
         }
+
+
+def resized_table(table: Tensor, shape: torch.Size) -> Tensor:
+    """Returns a relative position bias table for square windows of another size. shape: (rows, heads)."""
+    window = round((shape[0] ** 0.5 + 1) / 2)
+    return resize_rel_pos_bias_table(table, (window, window), tuple(shape))

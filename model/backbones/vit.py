@@ -11,11 +11,12 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from timm.layers import trunc_normal_
+from timm.layers.weight_init import trunc_normal_
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from model.base import Backbone, TokenLayout
 from model.layers.norms import IBN
 from model.layers.pooling import gem
 from utils.errors import UserError
@@ -98,7 +99,7 @@ class ConvStem(nn.Module):
 class SideInformation(nn.Module):
     """Rows of the side information table: camera, view, or both (TransReID, section 3.4).
 
-    A count below 2 means that there is nothing to tell apart. Labels are 0-based; one that training never saw adds
+    A count below 2 means that there is nothing to distinguish. Labels are 0-based; one that training never saw adds
     nothing, as do labels that are ``None``.
     """
 
@@ -115,28 +116,27 @@ class SideInformation(nn.Module):
 
     def forward(self, table: Tensor, cam_label: Tensor | None, view_label: Tensor | None) -> Tensor | float:
         """table: (rows, ..., D). Returns (B, ..., D), zero where a label is unknown, or 0.0 without labels."""
-        row, known = None, None
+        row, known = torch.zeros((), dtype=torch.long, device=table.device), True
         for count, label in ((self.camera_num, cam_label), (self.view_num, view_label)):
             if not count:
                 continue
             if label is None:
                 return 0.0
             label = torch.as_tensor(label, device=table.device).long()
-            seen = (label >= 0) & (label < count)
-            row = label if row is None else row * count + label
-            known = seen if known is None else known & seen
+            row, known = row * count + label, (label >= 0) & (label < count) & known
+        assert isinstance(known, Tensor), "a table without rows has no labels to look up"
         return table[row.masked_fill(~known, 0)] * known.view(-1, *[1] * (table.dim() - 1)).to(table.dtype)
 
 
 def grid_size(image_size: tuple[int, int], patch: int, stride: tuple[int, int]) -> tuple[int, int]:
-    """Patches per column and per row."""
+    """Returns the number of patches per column and per row."""
     if image_size[0] < patch or image_size[1] < patch:
         raise UserError(f"INPUT.SIZE_TRAIN: {tuple(image_size)} is smaller than one patch of {patch} x {patch}")
-    return tuple((side - patch) // step + 1 for side, step in zip(image_size, stride, strict=True))
+    return (image_size[0] - patch) // stride[0] + 1, (image_size[1] - patch) // stride[1] + 1
 
 
 def interpolate_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Position embeddings of an image of another size, bicubic, with gradient (DINO, arXiv:2104.14294).
+    """Returns position embeddings for an image of another size, bicubic, with gradient (DINO, arXiv:2104.14294).
 
     (1, 1 + old[0] * old[1], D) -> (1, 1 + new[0] * new[1], D); the first token is kept. The scale factors are those of
     grids a tenth of a patch larger, and they, not the ratio of the sizes, say where is sampled, as published.
@@ -149,8 +149,8 @@ def interpolate_positions(positions: Tensor, old: tuple[int, int], new: tuple[in
     return torch.cat([positions[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
 
 
-class ViT(nn.Module):
-    """The backbone. ``forward`` gives the pooled feature (B, D); ``tokens`` and ``last_stage`` serve JPM.
+class ViT(Backbone):
+    """TransReID's backbone. ``forward`` gives the pooled feature (B, D); ``tokens`` and ``last_stage`` serve JPM.
 
     image_size: (H, W) for which position embeddings are made. camera_num, view_num: rows of side information, 0 for
     none; sie_coe: their weight. drop_path grows linearly with depth from 0 to its value in the last block. any_size:
@@ -183,13 +183,14 @@ class ViT(nn.Module):
         width = spec.width
         self.width, self.gem_pooling, self.grad_checkpoint = width, gem_pooling, grad_checkpoint
         self.patch, self.stride, self.any_size = spec.patch, tuple(stride), any_size
-        self.image_size, self.sie_coe = tuple(image_size), sie_coe
+        self.image_size, self.sie_coe, self.depths = tuple(image_size), sie_coe, spec.depth
         self.grid = grid_size(image_size, spec.patch, stride)
+        self.patches = self.grid[0] * self.grid[1]
         self.patch_embed = (
             ConvStem(width, spec.patch, spec.stem_width) if conv_stem else PatchEmbed(width, spec.patch, stride)
         )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.patches, width))
         self.side = SideInformation(camera_num, view_num)
         if self.side.rows:
             self.sie_embed = nn.Parameter(torch.zeros(self.side.rows, 1, width))
@@ -215,24 +216,23 @@ class ViT(nn.Module):
                 trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for parameter in (self.cls_token, self.pos_embed, getattr(self, "sie_embed", None)):
-            if parameter is not None:
-                trunc_normal_(parameter, std=0.02)
+        for parameter in (self.cls_token, self.pos_embed, *([self.sie_embed] if self.side.rows else [])):
+            trunc_normal_(parameter, std=0.02)
         if published_init == "transreid" and isinstance(self.patch_embed, PatchEmbed):
             kernel = self.patch_embed.proj.kernel_size
             nn.init.normal_(self.patch_embed.proj.weight, std=(2.0 / (kernel[0] * kernel[1] * self.width)) ** 0.5)
 
-    def embed(self, images: Tensor, cam_label=None, view_label=None) -> Tensor:
-        """Tokens before the first block. (B, 3, H, W) -> (B, 1 + N, D)."""
+    def embed(self, images: Tensor, cam_label: Tensor | None = None, view_label: Tensor | None = None) -> Tensor:
+        """Returns the tokens before the first block. (B, 3, H, W) -> (B, 1 + N, D)."""
         x, positions = self.patch_embed(images), self.pos_embed
         if self.any_size:
-            grid = grid_size(images.shape[2:], self.patch, self.stride)
+            grid = grid_size((images.shape[2], images.shape[3]), self.patch, self.stride)
             positions = interpolate_positions(positions, self.grid, grid)
         if x.shape[1] + 1 != positions.shape[1]:
             raise UserError(
                 f"images of {tuple(images.shape[2:])} give {x.shape[1]} patches, the model was built for "
                 f"{self.image_size} ({self.pos_embed.shape[1] - 1} patches): "
-                "set INPUT.SIZE_TRAIN and INPUT.SIZE_TEST alike"
+                "set INPUT.SIZE_TRAIN and INPUT.SIZE_TEST to the same size"
             )
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + positions
         if self.side.rows:
@@ -240,36 +240,61 @@ class ViT(nn.Module):
         return self.pos_drop(x)
 
     def run(self, block: nn.Module, x: Tensor) -> Tensor:
-        return checkpoint(block, x, use_reentrant=False) if self.grad_checkpoint and self.training else block(x)
+        """Returns the block's output, with gradient checkpointing in training if it is on."""
+        return run_block(block, x, self.grad_checkpoint and self.training)
 
-    def tokens(self, images: Tensor, cam_label=None, view_label=None, blocks: int | None = None) -> Tensor:
-        """Tokens after the first ``blocks`` blocks (all by default), not normalised. (B, 3, H, W) -> (B, 1 + N, D)."""
+    def tokens(
+        self,
+        images: Tensor,
+        cam_label: Tensor | None = None,
+        view_label: Tensor | None = None,
+        blocks: int | None = None,
+    ) -> Tensor:
+        """Returns the tokens (B, 1 + N, D) after the first ``blocks`` blocks (all by default), not normalised."""
         x = self.embed(images, cam_label, view_label)
         for block in self.blocks[:blocks]:
             x = self.run(block, x)
         return x
 
-    @property
-    def depths(self) -> int:
-        """How many features ``at_depth`` can give."""
-        return len(self.blocks)
-
     def at_depth(self, images: Tensor, depth: int) -> tuple[Tensor, Tensor]:
-        """The features after the last block and after block ``depth`` (from 0), both under the final norm, (B, D)."""
-        x = self.embed(images)
+        """Returns the features (B, D) after the last block and after block ``depth``, both under the final norm."""
+        x = inner = self.embed(images)
         for i, block in enumerate(self.blocks):
             x = self.run(block, x)
             if i == depth:
-                chosen = self.pool(self.norm(x))
-        return self.pool(self.norm(x)), chosen
+                inner = self.pool_tokens(self.norm(x))
+        return self.pool_tokens(self.norm(x)), inner
 
     def last_stage(self) -> nn.Sequential:
-        """The last block and the final norm, the part of which JPM keeps two copies."""
+        """Returns the last block and the final norm, of which JPM keeps two copies."""
         return nn.Sequential(self.blocks[-1], self.norm)
 
-    def pool(self, x: Tensor) -> Tensor:
-        """Normalised tokens (B, 1 + N, D) -> feature (B, D)."""
-        return x[:, 0] + gem(x[:, 1:]) if self.gem_pooling else x[:, 0]
+    def pool_tokens(self, tokens: Tensor) -> Tensor:
+        """Returns the feature (B, D) of normalised tokens (B, 1 + N, D)."""
+        return tokens[:, 0] + gem(tokens[:, 1:]) if self.gem_pooling else tokens[:, 0]
 
-    def forward(self, images: Tensor, cam_label=None, view_label=None) -> Tensor:
-        return self.pool(self.norm(self.tokens(images, cam_label, view_label)))
+    def forward(self, images: Tensor, cam_label: Tensor | None = None, view_label: Tensor | None = None) -> Tensor:
+        return self.pool_tokens(self.norm(self.tokens(images, cam_label, view_label)))
+
+    def require_tiling(self, key: str, size: tuple[int, int]) -> None:
+        for side, step in zip(size, self.stride, strict=True):
+            if side < self.patch or (side - self.patch) % step:
+                raise UserError(
+                    f"{key}: {size[0]} x {size[1]} cannot be tiled by patches of {self.patch} at stride {step}: {side} "
+                    f"leaves {side % step if side < self.patch else (side - self.patch) % step} pixels over"
+                )
+
+    def token_layout(self) -> TokenLayout:
+        return TokenLayout(self.grid, 1, True)
+
+    def position_grids(self) -> dict[str, tuple[int, int]]:
+        return {"pos_embed": self.grid}
+
+
+def run_block(block: nn.Module, x: Tensor, checkpointed: bool) -> Tensor:
+    """Returns the block's output; checkpointed: activations inside are computed again in the backward pass."""
+    if not checkpointed:
+        return block(x)
+    out = checkpoint(block, x, use_reentrant=False)
+    assert isinstance(out, Tensor)
+    return out

@@ -12,7 +12,7 @@ from utils.errors import UserError, nearest
 
 
 def make_neck(width: int) -> nn.BatchNorm1d:
-    """BNNeck (Luo et al., CVPRW 2019): batch norm whose shift is frozen at 0."""
+    """Returns a BNNeck (Luo et al., CVPRW 2019): batch norm whose shift is frozen at 0."""
     neck = nn.BatchNorm1d(width)
     neck.bias.requires_grad_(False)
     return neck
@@ -48,15 +48,16 @@ class MarginHead(nn.Module):
             self.initialise()
 
     def initialise(self) -> None:
+        """Draws the first weights."""
         nn.init.xavier_uniform_(self.weight)
 
     def cosines(self, feat: Tensor) -> Tensor:
-        """Cosines in float32 whatever the autocast: the margin is lost in half precision. (B, D) -> (B, C)."""
+        """Returns cosines in float32 whatever the autocast: half precision loses the margin. (B, D) -> (B, C)."""
         with torch.autocast(feat.device.type, enabled=False):
             return F.linear(F.normalize(feat.float()), F.normalize(self.weight.float()))
 
     def with_margin(self, cosine: Tensor) -> Tensor:
-        """The label's logit over the scale, from its cosine."""
+        """Returns the label's logit over the scale, from its cosine."""
         raise NotImplementedError(f"{type(self).__name__} has no margin of its own")
 
     def forward(self, feat: Tensor, label: Tensor | None = None) -> Tensor:
@@ -68,7 +69,7 @@ class MarginHead(nn.Module):
 
 
 class ArcFace(MarginHead):
-    """Deng et al., CVPR 2019: the margin is added to the angle, and beyond pi - m goes on as a straight line."""
+    """Deng et al., CVPR 2019: the margin is added to the angle; beyond pi - m a straight line continues it."""
 
     def with_margin(self, cosine: Tensor) -> Tensor:
         m = self.margin
@@ -112,18 +113,19 @@ class Circle(MarginHead):
         cosine, m = self.cosines(feat), self.margin
         if label is None:
             return self.scale * cosine
-        held = cosine.detach()
-        positive = (1 + m - held).clamp(min=0) * (cosine - (1 - m))
-        negative = (held + m).clamp(min=0) * (cosine - m)
+        fixed = cosine.detach()
+        positive = (1 + m - fixed).clamp(min=0) * (cosine - (1 - m))
+        negative = (fixed + m).clamp(min=0) * (cosine - m)
         target = F.one_hot(label, cosine.shape[1]).bool()
         return self.scale * torch.where(target, positive, negative)
 
 
-HEADS = {"softmax": LinearHead, "arcface": ArcFace, "cosface": CosFace, "amsoftmax": AMSoftmax, "circle": Circle}
+CLASSIFIERS = {"softmax": LinearHead, "arcface": ArcFace, "cosface": CosFace, "amsoftmax": AMSoftmax, "circle": Circle}
 
 
 def make_head(kind: str, width: int, num_class: int, scale: float = 30.0, margin: float = 0.5) -> nn.Module:
-    """The classifier that MODEL.ID_LOSS_TYPE names. Forward takes (feature, label)."""
-    if kind not in HEADS:
-        raise UserError(f"MODEL.ID_LOSS_TYPE: unknown {kind!r}{nearest(kind, HEADS)} Known: {', '.join(HEADS)}")
-    return HEADS[kind](width, num_class, scale, margin)
+    """Returns the classifier that MODEL.ID_LOSS_TYPE names; its forward takes (feature, label)."""
+    if kind not in CLASSIFIERS:
+        hint = nearest(kind, CLASSIFIERS)
+        raise UserError(f"MODEL.ID_LOSS_TYPE: unknown {kind!r}{hint} Known: {', '.join(CLASSIFIERS)}")
+    return CLASSIFIERS[kind](width, num_class, scale, margin)

@@ -47,5 +47,5 @@ POOLINGS = {"avg": Average, "max": Largest, "gem": GeM}
 def make_pooling(name: str) -> nn.Module:
     """The pooling that MODEL.POOLING names; ``UserError`` for any other word."""
     if name not in POOLINGS:
-        raise UserError(f"MODEL.POOLING: {name!r} is none of {', '.join(POOLINGS)}")
+        raise UserError(f"MODEL.POOLING: unknown {name!r}. Known: {', '.join(POOLINGS)}")
     return POOLINGS[name]()

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from model.backbones.clip import CLIPTower, Taps
 from model.backbones.clip_text import CLIPText
 from model.backbones.vit import SideInformation
-from model.layers.heads import make_neck
+from model.base import TokenLayout
 from model.layers.jpm import LOCAL_PARTS, local_features
 from model.layers.prompt_learner import PromptLearner
-from model.output import ReIDOutput
+from model.networks.necked import NeckedModel
 from utils.errors import UserError
+from utils.output import ReIDOutput
 
 
-class CLIPReID(nn.Module):
+class CLIPReID(NeckedModel):
     """Two features of a CLIP image tower, each with neck and classifier (Li et al., AAAI 2023, section 3.3).
 
     image_encoder: a tower of ``model.backbones.clip``. make_head: width -> classifier. neck_feat: ``before`` or
@@ -26,117 +29,118 @@ class CLIPReID(nn.Module):
     quick_gelu: whether the tower has the activation that OpenAI's weights need.
     """
 
+    whole_parts = 2
+
+    optional_keys = ("classifier", "prompt_learner", "text_encoder", "image_mlp", "text_mlp")
+
+    needed_of_pretrained = ("image_encoder.",)
+
+    image_encoder: CLIPTower
+
     def __init__(
         self,
-        image_encoder: nn.Module,
+        image_encoder: CLIPTower,
         make_head: Callable[[int], nn.Module],
         *,
         neck_feat: str = "after",
         side: SideInformation | None = None,
         sie_coe: float = 3.0,
-        jigsaw: dict | None = None,
+        jigsaw: dict[str, int] | None = None,
         quick_gelu: bool = True,
     ):
-        super().__init__()
-        if neck_feat not in ("before", "after"):
-            raise UserError(f"TEST.NECK_FEAT: {neck_feat!r} is neither 'before' nor 'after'")
-        self.image_encoder, self.neck_feat, self.jigsaw, self.sie_coe = image_encoder, neck_feat, jigsaw, sie_coe
+        super().__init__(neck_feat)
+        self.image_encoder, self.jigsaw, self.sie_coe = image_encoder, jigsaw, sie_coe
         self.side, self.quick_gelu = side or SideInformation(0, 0), quick_gelu
         if self.side.rows:
             self.cv_embed = nn.Parameter(torch.empty(self.side.rows, image_encoder.width))
             nn.init.trunc_normal_(self.cv_embed, std=0.02)
         self.width = image_encoder.width
-        local = [f"_{i}" for i in range(1, LOCAL_PARTS + 1)] if jigsaw else []
-        self.suffixes = ["", "_proj", *local]
-        for suffix in self.suffixes:
-            width = image_encoder.embed_dim if suffix == "_proj" else self.width
-            self.add_module(f"classifier{suffix}", make_head(width))
-            self.add_module(f"bottleneck{suffix}", make_neck(width))
+        for suffix in ("", "_proj", *(f"_{i}" for i in range(1, LOCAL_PARTS + 1) if jigsaw)):
+            self.add_part(suffix, image_encoder.embed_dim if suffix == "_proj" else self.width, make_head)
         if jigsaw:
             self.jigsaw_branch = copy.deepcopy(image_encoder.last_stage())
 
     def sync_copies(self) -> None:
-        """Makes JPM's branch a copy of the tower's last stage; to be called when weights are in."""
+        """Makes JPM's branch a copy of the tower's last stage; called after pre-trained weights are loaded."""
         if self.jigsaw:
             self.jigsaw_branch.load_state_dict(self.image_encoder.last_stage().state_dict())
 
     def side_vector(self, cam_label: Tensor | None, view_label: Tensor | None) -> Tensor | float:
-        """(B, D) for the class token; 0 where the model embeds nothing or no labels are given."""
+        """Returns what is added to the class token, (B, D); 0 if the model embeds nothing or no labels are given."""
         return self.sie_coe * self.side(self.cv_embed, cam_label, view_label) if self.side.rows else 0.0
 
-    def embed(self, images: Tensor, cam_label=None, view_label=None) -> Tensor:
-        """The projected feature, which is compared with text. (B, 3, H, W) -> (B, P)."""
+    def embed(self, images: Tensor, cam_label: Tensor | None = None, view_label: Tensor | None = None) -> Tensor:
+        """Returns the projected feature, which is compared with text. (B, 3, H, W) -> (B, P)."""
         return self.image_encoder(images, self.side_vector(cam_label, view_label)).projected
 
-    def forward(self, images: Tensor, label=None, cam_label=None, view_label=None) -> ReIDOutput | Tensor:
-        """Training: ``ReIDOutput``, feats with the early feature first. Evaluation: (B, D + P), locals in quarters."""
-        taps = self.image_encoder(images, self.side_vector(cam_label, view_label))
-        parts = [taps.late, taps.projected]
+    def part_features(
+        self, images: Tensor, cam_label: Tensor | None, view_label: Tensor | None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Returns the last feature, the projected one and JPM's local ones; the early one is for the metric loss."""
+        taps: Taps = self.image_encoder(images, self.side_vector(cam_label, view_label))
+        feats = [taps.late, taps.projected]
         if self.jigsaw:
-            parts += local_features(taps.tokens, self.jigsaw_branch, self.image_encoder.pool, **self.jigsaw)
-        if not self.training and self.neck_feat == "before":
-            return self._join(parts)
-        necked = [self.get_submodule(f"bottleneck{s}")(f) for s, f in zip(self.suffixes, parts, strict=True)]
-        if not self.training:
-            return self._join(necked)
-        scores = [self.get_submodule(f"classifier{s}")(f, label) for s, f in zip(self.suffixes, necked, strict=True)]
-        return ReIDOutput(scores=scores, feats=[taps.early, *parts])
+            assert taps.tokens is not None, "JPM is refused for towers without tokens"
+            feats += local_features(taps.tokens, self.jigsaw_branch, self.image_encoder.pool_tokens, **self.jigsaw)
+        return feats, [taps.early]
 
-    @staticmethod
-    def _join(parts: list[Tensor]) -> Tensor:
-        return torch.cat([*parts[:2], *(p / LOCAL_PARTS for p in parts[2:])], dim=1)
-
-    optional_keys = ("classifier", "prompt_learner", "text_encoder", "image_mlp", "text_mlp")
-    """Prefixes of parameters that retrieval does without."""
-
-    needed_of_pretrained = ("image_encoder.",)
-    """Prefixes of what a pre-trained CLIP must bring."""
+    def token_layout(self) -> TokenLayout | None:
+        return self.image_encoder.token_layout()
 
     def pretrained_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A CLIP, or of a whole ReID model the parts that a CLIP has, under our names."""
+        """Returns a CLIP's state under our names; of a whole ReID model the parts that a CLIP has."""
         return clip_state(state, self.quick_gelu, self.needed_of_pretrained)
 
 
 class PromptReID(CLIPReID):
     """With a prompt per identity and CLIP's text tower, frozen, for the two stages of CLIP-ReID and SVLL-ReID.
 
-    image_mlp, text_mlp: heads of vision and language self-supervision, None: without. Others as ``CLIPReID``.
+    image_mlp, text_mlp: heads of vision and language self-supervision, None for none. Others as for ``CLIPReID``.
     """
+
+    needed_of_pretrained = ("image_encoder.", "text_encoder.", "prompt_learner.token_")
+
+    needed_for_stage2 = ("image_encoder.", "text_encoder.", "prompt_learner.")
+
+    sees_whole_batch = ("text_mlp",)
 
     def __init__(
         self,
-        image_encoder: nn.Module,
+        image_encoder: CLIPTower,
         make_head: Callable[[int], nn.Module],
         prompt_learner: PromptLearner,
         text_encoder: CLIPText,
         image_mlp: nn.Module | None = None,
         text_mlp: nn.Module | None = None,
-        **others,
+        **others: Any,
     ):
         super().__init__(image_encoder, make_head, **others)
         self.prompt_learner, self.text_encoder = prompt_learner, text_encoder.requires_grad_(False)
         self.image_mlp, self.text_mlp = image_mlp, text_mlp
 
-    needed_of_pretrained = ("image_encoder.", "text_encoder.", "prompt_learner.token_")
-    needed_for_stage2 = ("image_encoder.", "text_encoder.", "prompt_learner.")
-
     def prompts(self, labels: Tensor) -> Tensor:
-        """(B,) -> (B, L, W)."""
         return self.prompt_learner(labels)
 
     def encode_text(self, prompts: Tensor) -> Tensor:
-        """(B, L, W) -> (B, P), read at the template's end whatever augmentation did to the prompts."""
+        """Returns the text features of prompts, read at the template's end. (B, L, W) -> (B, P)."""
         return self.text_encoder(prompts, self.prompt_learner.end)
 
-    def text_features(self, labels: Tensor) -> Tensor:
-        """(B,) -> (B, P)."""
-        return self.encode_text(self.prompts(labels))
-
     def forward(
-        self, images: Tensor, label=None, cam_label=None, view_label=None, views: Sequence[Tensor] = ()
+        self,
+        images: Tensor,
+        label: Tensor | None = None,
+        cam_label: Tensor | None = None,
+        view_label: Tensor | None = None,
+        views: Sequence[Tensor] = (),
     ) -> ReIDOutput | Tensor:
-        """views: further views of the images, each passed by itself without side information (batch norm sees one)."""
+        """Returns what ``CLIPReID`` returns, and with ``views`` the self-supervised outputs of these.
+
+        views: further views of the images, each passed by itself without side information (batch norm sees one).
+        """
         out = super().forward(images, label, cam_label, view_label)
+        if not views:
+            return out
+        assert isinstance(out, ReIDOutput) and self.image_mlp is not None, "views are for training with MODEL.USE_SSL"
         for view in views:
             token = self.image_encoder(view).late
             out.tokens.append(token)
@@ -144,6 +148,7 @@ class PromptReID(CLIPReID):
         return out
 
     def pretrained_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the state of both towers under our names, and the prompts' fixed parts from the token embedding."""
         out = {}
         for key, value in super().pretrained_state(state).items():
             key = key.removeprefix("text.")
@@ -160,9 +165,10 @@ class PromptReID(CLIPReID):
 def clip_state(
     state: dict[str, Tensor], quick_gelu: bool, parts: tuple[str, ...] = ("image_encoder.",)
 ) -> dict[str, Tensor]:
-    """A CLIP of OpenAI or open_clip under our names; what has no place here keeps its own.
+    """Returns the state of a CLIP of OpenAI or open_clip under our names; names that are not ours stay as they are.
 
-    A whole ReID model serves too: of that, ``parts``. quick_gelu: whether the model has that activation.
+    A whole ReID model serves too: ``parts`` are its prefixes that count. quick_gelu: whether the model has that
+    activation; raises ``UserError`` for an archive of OpenAI's without it.
     """
     if any(key.startswith("image_encoder.") for key in state):
         return {key: value for key, value in state.items() if key.startswith(parts)}

@@ -5,63 +5,78 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.backbones.clip import CLIPTower
+from model.base import Backbone, RetrievalModel, TokenLayout, Trunk, with_base
 from model.layers.heads import make_neck
 from model.networks.clip_reid import clip_state
-from model.output import ReIDOutput
+from utils.output import ReIDOutput
 
 
-class ClusterEncoder(nn.Module):
-    """Features of unit length behind the neck, in training (with the batch's statistics) and in evaluation alike.
+class ClusterEncoder(RetrievalModel):
+    """Features of unit length behind the neck, in training (with the batch's statistics) and in evaluation."""
 
-    base: backbone with ``width`` and ``forward(images, cam_label, view_label) -> (B, width)``.
-    """
+    optional_keys = classifier_keys = ()
 
-    def __init__(self, base: nn.Module):
+    base: Backbone
+
+    def __init__(self, base: Backbone):
         super().__init__()
         self.base, self.width = base, base.width
         self.bottleneck = make_neck(base.width)
 
-    def forward(self, images: Tensor, label=None, cam_label=None, view_label=None) -> ReIDOutput | Tensor:
-        """Training: ``ReIDOutput`` without scores, the memory takes the classifier's place. Evaluation: (B, width)."""
+    def forward(
+        self,
+        images: Tensor,
+        label: Tensor | None = None,
+        cam_label: Tensor | None = None,
+        view_label: Tensor | None = None,
+    ) -> ReIDOutput | Tensor:
+        """Returns a ``ReIDOutput`` without scores in training (the memory classifies), else the feature (B, width)."""
         feat = F.normalize(self.bottleneck(self.base(images, cam_label, view_label)))
         return ReIDOutput(scores=[], feats=[feat]) if self.training else feat
 
+    def trunk(self) -> Backbone:
+        return self.base
+
     def published_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Published files have the backbone's names bare, beside ``bottleneck.``; ours have ``base.`` before them."""
+        """Returns a published file's state, whose backbone names are bare, under ours with ``base.``."""
         return with_base(state, ("bottleneck.",))
 
 
-def with_base(state: dict[str, Tensor], own: tuple[str, ...]) -> dict[str, Tensor]:
-    """Bare backbone names with ``base.`` before them, where none has it. own: prefixes that are not the backbone's."""
-    if any(key.startswith("base.") for key in state):
-        return state
-    return {key if key.startswith(own) else f"base.{key}": value for key, value in state.items()}
+class PooledTrunk(Backbone):
+    """A network that gives a map, as a backbone. pool: (B, width, h, w) -> (B, width)."""
 
+    net: Trunk
 
-class PooledTrunk(nn.Module):
-    """A network that gives a map, as a backbone. net: trunk with ``width``, images -> (B, width, h, w)."""
-
-    def __init__(self, net: nn.Module, pool: nn.Module):
+    def __init__(self, net: Trunk, pool: nn.Module):
         super().__init__()
         self.net, self.pool, self.width = net, pool, net.width
 
-    def forward(self, images: Tensor, cam_label=None, view_label=None) -> Tensor:
+    def forward(self, images: Tensor, cam_label: Tensor | None = None, view_label: Tensor | None = None) -> Tensor:
         return self.pool(self.net(images))
 
+    def pretrained_part(self) -> nn.Module:
+        return self.net
 
-class ImageTower(nn.Module):
+
+class ImageTower(Backbone):
     """CLIP's image side as a backbone: its last feature before the projection.
 
-    image_encoder: one of our towers. quick_gelu: whether it has the activation that OpenAI's weights need.
+    quick_gelu: whether the tower has the activation that OpenAI's weights need.
     """
 
-    def __init__(self, image_encoder: nn.Module, quick_gelu: bool = True):
+    image_encoder: CLIPTower
+
+    def __init__(self, image_encoder: CLIPTower, quick_gelu: bool = True):
         super().__init__()
         self.image_encoder, self.width, self.quick_gelu = image_encoder, image_encoder.width, quick_gelu
 
-    def forward(self, images: Tensor, cam_label=None, view_label=None) -> Tensor:
+    def forward(self, images: Tensor, cam_label: Tensor | None = None, view_label: Tensor | None = None) -> Tensor:
         return self.image_encoder(images, 0.0).late
 
+    def token_layout(self) -> TokenLayout | None:
+        return self.image_encoder.token_layout()
+
     def pretrained_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The image side of a CLIP, or of a ReID model that has one."""
+        """Returns the state of a CLIP's image side, or of a ReID model that has one."""
         return clip_state(state, self.quick_gelu)

@@ -10,11 +10,10 @@ from itertools import groupby
 
 import torch
 import torch.nn.functional as F
-from timm.layers import trunc_normal_
+from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
-from model.layers.norms import convert_sync_batch_norm
-from utils.errors import UserError
+from model.base import Backbone, RetrievalModel
 
 
 class WeightNormLinear(nn.Module):
@@ -64,28 +63,41 @@ class DINOHead(nn.Module):
         return self.last_layer(F.normalize(self.mlp(x), dim=1))
 
 
-class MultiCrop(nn.Module):
+class MultiCrop(RetrievalModel):
     """Backbone and head. A tensor of images gives the backbone's feature, a list of crops the head's logits."""
 
-    optional_keys = ("head.",)
-    """Prefixes of parameters that retrieval does without."""
+    optional_keys = classifier_keys = ("head.",)
 
-    def __init__(self, backbone: nn.Module, head: DINOHead):
+    keeps_backbone_prefix = True
+
+    backbone: Backbone
+
+    def __init__(self, backbone: Backbone, head: DINOHead):
         super().__init__()
         self.backbone, self.head, self.width = backbone, head, backbone.width
 
-    def forward(self, crops: Tensor | Sequence[Tensor], cam_label=None, view_label=None) -> Tensor:
-        """(B, 3, H, W) -> (B, width); V crops of (B, 3, H_v, W_v) -> (V * B, out_dim), crop after crop.
+    def forward(
+        self,
+        crops: Tensor | Sequence[Tensor],
+        label: Tensor | None = None,
+        cam_label: Tensor | None = None,
+        view_label: Tensor | None = None,
+    ) -> Tensor:
+        """Returns features (B, width) of images (B, 3, H, W), or the head's logits of crops, in either mode.
 
-        Crops of one size that follow each other go through the backbone in one pass, all crops through the head in one.
+        V crops of (B, 3, H_v, W_v) give (V * B, out_dim), crop after crop. Crops of one size that follow each
+        other go through the backbone in one pass, all crops through the head in one.
         """
         if isinstance(crops, Tensor):
             return self.backbone(crops)
         runs = [list(run) for _, run in groupby(crops, key=lambda crop: crop.shape[2:])]
         return self.head(torch.cat([self.backbone(torch.cat(run)) for run in runs]))
 
+    def trunk(self) -> Backbone:
+        return self.backbone
+
     def published_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A bare backbone's tensors go into the backbone; weight norm in torch's later spelling is understood."""
+        """Returns a file's state under our names: a bare backbone's, or one with torch's later names of weight norm."""
         if not any(key.startswith(("backbone.", "head.")) for key in state):
             return {f"backbone.{key}": value for key, value in state.items()}
         spelling = {
@@ -93,29 +105,3 @@ class MultiCrop(nn.Module):
             "head.last_layer.parametrizations.weight.original1": "head.last_layer.weight_v",
         }
         return {spelling.get(key, key): value for key, value in state.items()}
-
-
-def check_tiling(key: str, size: tuple[int, int], patch: int, stride: tuple[int, int]) -> None:
-    """Raises ``UserError`` unless patches at this stride cover images of this size to their edges."""
-    for side, step in zip(size, stride, strict=True):
-        if side < patch or (side - patch) % step:
-            raise UserError(
-                f"{key}: {size[0]} x {size[1]} cannot be tiled by patches of {patch} at stride {step}: {side} leaves "
-                f"{side % step if side < patch else (side - patch) % step} pixels over"
-            )
-
-
-def make_multi_crop(cfg, backbone: nn.Module) -> MultiCrop:
-    """The network of ``PROCESSOR.NAME: dino`` on a backbone; its batch norms share statistics over all processes."""
-    if cfg.MODEL.JPM:
-        raise UserError("MODEL.JPM and PROCESSOR.NAME 'dino' cannot go together: a crop has one feature")
-    if hasattr(backbone, "any_size"):
-        for key, size in {
-            "INPUT.SIZE_TRAIN": tuple(cfg.INPUT.SIZE_TRAIN),
-            "DINO.CROP_HEIGHT, DINO.CROP_WIDTH": (cfg.DINO.CROP_HEIGHT, cfg.DINO.CROP_WIDTH),
-        }.items():
-            check_tiling(key, size, backbone.patch, backbone.stride)
-    head = DINOHead(
-        backbone.width, cfg.DINO.OUT_DIM, cfg.DINO.USE_BN_IN_HEAD, cfg.DINO.NORM_LAST_LAYER, cfg.DINO.HIDDEN_DIM
-    )
-    return convert_sync_batch_norm(MultiCrop(backbone, head))

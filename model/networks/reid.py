@@ -5,56 +5,69 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
-from model.layers.heads import make_neck
+from model.base import Backbone, with_base
 from model.layers.jpm import LOCAL_PARTS, jigsaw_features
-from model.networks.cluster_encoder import with_base
-from model.output import ReIDOutput
-from utils.errors import UserError
+from model.networks.necked import NeckedModel
 
 
-class ReIDModel(nn.Module):
-    """Features, necks and scores as TransReID and the strong baseline have them (``docs/transreid.md``).
+class ReIDModel(NeckedModel):
+    """Features, necks and scores as in TransReID and the strong baseline (``docs/transreid.md``).
 
-    base: backbone with ``width`` and ``forward(images, cam_label, view_label) -> (B, width)``. With ``jigsaw`` (the
-    arguments of ``model.layers.jpm.jigsaw_pieces``) it also has ``tokens``, ``last_stage`` and ``pool``, and there are
-    five parts. make_head: width -> classifier. neck_feat: ``before`` or ``after`` the necks, for retrieval. use_neck:
-    False passes the features on. reduce_dim: features become this wide by a linear layer, 0 leaves them.
+    base: the backbone. jigsaw: arguments of ``model.layers.jpm.jigsaw_pieces`` for five parts; None for one. make_head:
+    width -> classifier. neck_feat: ``before`` or ``after`` the necks, for retrieval. use_neck: False passes the
+    features on. reduce_dim: width to which a linear layer reduces the features, 0 to leave them.
     """
+
+    base: Backbone
 
     def __init__(
         self,
-        base: nn.Module,
+        base: Backbone,
         make_head: Callable[[int], nn.Module],
         neck_feat: str = "after",
-        jigsaw: dict | None = None,
+        jigsaw: dict[str, int] | None = None,
         use_neck: bool = True,
         reduce_dim: int = 0,
         dropout: float = 0.0,
     ):
-        super().__init__()
-        if neck_feat not in ("before", "after"):
-            raise UserError(f"TEST.NECK_FEAT: {neck_feat!r} is neither 'before' nor 'after'")
-        self.base, self.neck_feat, self.jigsaw = base, neck_feat, jigsaw
-        self.dropout = nn.Dropout(dropout)
+        super().__init__(neck_feat, dropout)
+        self.base, self.jigsaw = base, jigsaw
         if jigsaw:
             self.b1, self.b2 = nn.Sequential(), nn.Sequential()
             self.sync_copies()
             base.last_stage().requires_grad_(False)  # kept for the published layout, unused from here on
-        self.suffixes = [""] + ([f"_{i}" for i in range(1, LOCAL_PARTS + 1)] if jigsaw else [])
-        self.width = reduce_dim or base.width
-        for suffix in self.suffixes:
+        self.reduces, self.width = bool(reduce_dim), reduce_dim or base.width
+        for suffix in ["", *(f"_{i}" for i in range(1, LOCAL_PARTS + 1) if jigsaw)]:
             if reduce_dim:
                 reducer = nn.Linear(base.width, reduce_dim, bias=False)
                 nn.init.xavier_uniform_(reducer.weight)
                 self.add_module(f"fcneck{suffix}", reducer)
-            self.add_module(f"classifier{suffix}", make_head(self.width))
-            self.add_module(f"bottleneck{suffix}", make_neck(self.width) if use_neck else nn.Identity())
+            self.add_part(suffix, self.width, make_head, use_neck)
+
+    def part_features(
+        self, images: Tensor, cam_label: Tensor | None, view_label: Tensor | None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        if self.jigsaw:
+            tokens = self.base.tokens(images, cam_label, view_label, blocks=-1)
+            feats = jigsaw_features(tokens, self.b1, self.b2, self.base.pool_tokens, **self.jigsaw)
+        else:
+            feats = [self.base(images, cam_label, view_label)]
+        if self.reduces:
+            feats = [self.get_submodule(f"fcneck{s}")(f) for s, f in zip(self.suffixes, feats, strict=True)]
+        return feats, []
+
+    def class_scores(self, images: Tensor, cam_label: Tensor | None = None, view_label: Tensor | None = None) -> Tensor:
+        """Returns the logits (B, C) of the whole image's part, without a margin."""
+        feat = self.part_features(images, cam_label, view_label)[0][0]
+        return self.get_submodule("classifier")(self.get_submodule("bottleneck")(feat), None)
+
+    def trunk(self) -> Backbone:
+        return self.base
 
     def sync_copies(self) -> None:
-        """Makes JPM's two branches copies of the backbone's last stage; to be called when weights are in."""
+        """Makes JPM's two branches copies of the backbone's last stage; called after pre-trained weights are loaded."""
         if self.jigsaw:
             for branch in (self.b1, self.b2):
                 stage = copy.deepcopy(self.base.last_stage()).requires_grad_(True)
@@ -63,48 +76,10 @@ class ReIDModel(nn.Module):
                 else:
                     branch.extend(stage)
 
-    def features(self, images: Tensor, cam_label=None, view_label=None) -> list[Tensor]:
-        """One feature per part, before the necks, (B, width) each."""
-        if self.jigsaw:
-            tokens = self.base.tokens(images, cam_label, view_label, blocks=-1)
-            feats = jigsaw_features(tokens, self.b1, self.b2, self.base.pool, **self.jigsaw)
-        else:
-            feats = [self.base(images, cam_label, view_label)]
-        return [self.part("fcneck", s)(f) for s, f in zip(self.suffixes, feats, strict=True)]
-
-    def part(self, kind: str, suffix: str) -> nn.Module:
-        """A part's module by its published name, such as ``bottleneck_2``; nothing to do where there is none."""
-        return getattr(self, f"{kind}{suffix}", None) or nn.Identity()
-
-    def forward(self, images: Tensor, label=None, cam_label=None, view_label=None) -> ReIDOutput | Tensor:
-        """Training: ``ReIDOutput``. Evaluation: (B, width), or (B, 5 * width) with the locals divided by four."""
-        feats = self.features(images, cam_label, view_label)
-        if not self.training and self.neck_feat == "before":
-            return self._join(feats)
-        necked = [self.part("bottleneck", s)(f) for s, f in zip(self.suffixes, feats, strict=True)]
-        if not self.training:
-            return self._join(necked)
-        scores = [
-            self.part("classifier", s)(self.dropout(f), label) for s, f in zip(self.suffixes, necked, strict=True)
-        ]
-        return ReIDOutput(scores=scores, feats=feats)
-
-    def class_scores(self, images: Tensor, cam_label=None, view_label=None) -> Tensor:
-        """Logits of the whole image's part, (B, C), without a margin."""
-        feat = self.features(images, cam_label, view_label)[0]
-        return self.part("classifier", "")(self.part("bottleneck", "")(feat), None)
-
-    @staticmethod
-    def _join(feats: list[Tensor]) -> Tensor:
-        return torch.cat([feats[0], *(f / LOCAL_PARTS for f in feats[1:])], dim=1)
-
-    optional_keys = ("classifier",)
-    """Prefixes of parameters that retrieval does without."""
-
     def published_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Published files of the TransReID family under our names: they are the same, less the unused ImageNet head.
+        """Returns a published file's state under our names: they are the same, less the unused ImageNet head.
 
-        A cluster encoder's file has the backbone's names bare; it serves too.
+        A cluster encoder's file, which has the backbone's names bare, serves too.
         """
         state = with_base(state, ("bottleneck", "classifier", "fcneck", "b1.", "b2."))
         return {key: value for key, value in state.items() if not key.startswith(("base.fc.", "base.head"))}

@@ -8,42 +8,43 @@ from torch import Tensor, nn
 
 from model.backbones.mobilenet import MOBILENET_TYPES, MobileNetV2
 from model.backbones.osnet import OSNET_TYPES, OSNet
-from model.backbones.resnet import RESNET_TYPES
+from model.backbones.resnet import RESNET_TYPES, ResNetSpec
 from model.backbones.torchreid_resnet import TorchreidResNet
+from model.base import RetrievalModel, Trunk
 from model.layers.heads import ClassLinear
-from model.output import ReIDOutput
 from utils.errors import UserError, nearest
+from utils.output import ReIDOutput
 
 PREFIX = "torchreid_"
 """Before torchreid's names of architectures: its ``resnet50`` has another head and other keys than TransReID's."""
 
-RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+FINE_RESNETS = {"resnet50_fc512": "resnet50"}
+"""torchreid's ResNets whose last stage keeps its map's size -> the network that they are otherwise."""
 
-RESNET_FC512 = "resnet50_fc512"
-"""The zoo's ResNet-50 whose last stage keeps the third's size; its head is ``fc`` of 512."""
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", *FINE_RESNETS)
 
-TRUNKS = (*RESNETS, RESNET_FC512, *OSNET_TYPES, *MOBILENET_TYPES)
+TRUNKS = (*RESNETS, *OSNET_TYPES, *MOBILENET_TYPES)
 
-HEADS = ("feat", "fc", "none")
+FC_HEADS = ("feat", "fc", "none")
+"""Words of MODEL.FC_HEAD."""
 
 HEAD_KEYS = ("feat.", "feat_bn.", "fc.", "feat_fc_multi.", "feat_matcher_list.", "classifier.")
 """Prefixes of the published names that belong to the model and not to its trunk."""
 
 
-def make_trunk(name: str) -> nn.Module:
-    """Returns the trunk that ``MODEL.NAME`` names behind the prefix; it has ``width`` and gives a map."""
+def make_trunk(name: str) -> Trunk:
+    """Returns the trunk that ``MODEL.NAME`` names behind the prefix."""
     short = name.removeprefix(PREFIX)
     if short not in TRUNKS:
         hint = nearest(name, [PREFIX + t for t in TRUNKS])
         raise UserError(f"MODEL.NAME: unknown {name!r}{hint} Known: {', '.join(PREFIX + t for t in TRUNKS)}")
+    trunk: Trunk
     if short in OSNET_TYPES:
         trunk = OSNet(OSNET_TYPES[short])
     elif short in MOBILENET_TYPES:
         trunk = MobileNetV2(MOBILENET_TYPES[short])
-    elif short == RESNET_FC512:
-        trunk = TorchreidResNet(RESNET_TYPES["resnet50"], last_stride=1)
     else:
-        trunk = TorchreidResNet(RESNET_TYPES[short])
+        trunk = TorchreidResNet(resnet_of(short), last_stride=1 if short in FINE_RESNETS else 2)
     for module in trunk.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -52,14 +53,24 @@ def make_trunk(name: str) -> nn.Module:
     return trunk
 
 
+def resnet_of(short: str) -> ResNetSpec:
+    """Returns the shape of a ResNet by torchreid's name."""
+    return RESNET_TYPES[FINE_RESNETS.get(short, short)]
+
+
+def gives_stage_maps(name: str) -> bool:
+    """Returns whether MODEL.NAME is a network whose stage maps can be distilled: torchreid's ResNets."""
+    return name.startswith(PREFIX) and name.removeprefix(PREFIX) in RESNETS
+
+
 def stage_widths(name: str) -> tuple[int, ...]:
-    """Channels of the four stages of a ResNet by its name."""
-    expansion = RESNET_TYPES[name.removeprefix(PREFIX)].block.expansion
+    """Returns the channels of the four stages of a ResNet by its name."""
+    expansion = resnet_of(name.removeprefix(PREFIX)).block.expansion
     return tuple(expansion * width for width in (64, 128, 256, 512))
 
 
-def linear(width: int, out: int) -> nn.Linear:
-    """Returns a linear layer with torchreid's start."""
+def normal_linear(width: int, out: int) -> nn.Linear:
+    """Returns a linear layer with torchreid's first weights; it may have no outputs."""
     layer = ClassLinear(width, out)
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)
@@ -67,25 +78,40 @@ def linear(width: int, out: int) -> nn.Linear:
 
 
 def head_of(state: dict[str, Tensor], dim: int) -> tuple[str, int]:
-    """Returns the head of a published file and its width; ``dim`` for a file without a head."""
+    """Returns MODEL.FC_HEAD and MODEL.FC_DIM of a file, by its names and shapes; ``dim`` for one without a head."""
     for head, key in (("feat", "feat.weight"), ("fc", "fc.0.weight")):
         if key in state:
             return head, len(state[key])
     return "none", dim
 
 
-class TorchreidModel(nn.Module):
-    """Scores and features as torchreid and the multi-target distillation built on it have them (``docs/mtda.md``).
+def trunks_of(state: dict[str, Tensor]) -> list[str]:
+    """Returns the names of the trunks whose parameters a file holds, each in its shape. state: under our names."""
+    names = []
+    for name in TRUNKS:
+        with torch.device("meta"):
+            parameters = dict(make_trunk(name).named_parameters(prefix="base"))
+        if all(key in state and state[key].shape == value.shape for key, value in parameters.items()):
+            names.append(PREFIX + name)
+    return names
 
-    base: trunk with ``width``, images -> map. head: ``feat`` (linear, batch norm; unit length in evaluation), ``fc``
+
+class TorchreidModel(RetrievalModel):
+    """Scores and features as in torchreid and the multi-target distillation built on it (``docs/mtda.md``).
+
+    base: trunk, images -> map. head: ``feat`` (linear, batch norm; unit length in evaluation), ``fc``
     (linear, batch norm, ReLU) or ``none``. dim: width of the feature behind ``feat`` and ``fc``. maps: ``none``, or
     which side of the margin distillation this is (``teacher``, ``student``); ResNets only. matched: channels of the
     teacher's stages, for a student. domains: one copy of the ``feat`` head per target domain, 0 for a shared one.
     """
 
+    optional_keys = ("classifier", "feat_matcher_list", "base.margin")
+
+    base: Trunk
+
     def __init__(
         self,
-        base: nn.Module,
+        base: Trunk,
         num_class: int,
         head: str = "feat",
         dim: int = 2048,
@@ -94,45 +120,53 @@ class TorchreidModel(nn.Module):
         domains: int = 0,
     ):
         super().__init__()
-        self.base, self.head, self.maps, self.domain = base, head, maps, 0
+        self.base, self.head, self.dim, self.maps, self.domain = base, head, dim, maps, 0
         self.width = base.width if head == "none" else dim
         if head == "feat":
-            self.feat, self.feat_bn = linear(base.width, dim), nn.BatchNorm1d(dim)
+            self.feat, self.feat_bn = normal_linear(base.width, dim), nn.BatchNorm1d(dim)
         elif head == "fc":
-            self.fc = nn.Sequential(linear(base.width, dim), nn.BatchNorm1d(dim), nn.ReLU(inplace=True))
-        if domains:
-            self.feat_fc_multi = nn.ModuleList(
-                nn.Sequential(linear(base.width, dim), nn.BatchNorm1d(dim)) for _ in range(domains)
-            )
+            self.fc = nn.Sequential(normal_linear(base.width, dim), nn.BatchNorm1d(dim), nn.ReLU(inplace=True))
+        self.feat_fc_multi = nn.ModuleList(
+            nn.Sequential(normal_linear(base.width, dim), nn.BatchNorm1d(dim)) for _ in range(domains)
+        )
         if maps == "student":
             self.feat_matcher_list = nn.ModuleList(
-                matcher(norm.num_features, width)
-                for norm, width in zip(base.closing_norms(), matched, strict=True)
+                matcher(norm.num_features, width) for norm, width in zip(base.closing_norms(), matched, strict=True)
             )
-        self.classifier = linear(self.width, num_class)
+        self.classifier = normal_linear(self.width, num_class)
 
     def use_domain(self, index: int) -> None:
-        """Chooses the domain's own head for what follows; without heads of their own, nothing changes."""
         self.domain = index
 
-    def sync_copies(self) -> None:
-        """Starts what follows from the weights: the margins, and each domain's head as a copy of the shared one."""
-        if hasattr(self.base, "set_margins"):
-            self.base.set_margins()
-        for linear_layer, norm in getattr(self, "feat_fc_multi", ()):
-            linear_layer.load_state_dict(self.feat.state_dict())
-            norm.load_state_dict(self.feat_bn.state_dict())
+    def pretrained_part(self) -> nn.Module:
+        return self.base
 
-    def embed(self, pooled: Tensor) -> Tensor:
-        """(B, trunk width) -> (B, width)."""
-        if hasattr(self, "feat_fc_multi"):
+    def set_margins(self) -> None:
+        self.base.set_margins()
+
+    def sync_copies(self) -> None:
+        """Computes the margins, and makes each domain's head a copy of the shared one."""
+        self.set_margins()
+        for head in self.feat_fc_multi:
+            assert isinstance(head, nn.Sequential)
+            head[0].load_state_dict(self.feat.state_dict())
+            head[1].load_state_dict(self.feat_bn.state_dict())
+
+    def freeze_shared_head(self) -> None:
+        """Excludes the ``feat`` head that all domains share from training."""
+        self.feat.requires_grad_(False)
+        self.feat_bn.requires_grad_(False)
+
+    def head_feature(self, pooled: Tensor) -> Tensor:
+        """Returns the feature behind the head. (B, trunk width) -> (B, width)."""
+        if len(self.feat_fc_multi):
             return self.feat_fc_multi[self.domain](pooled)
         if self.head == "feat":
             return self.feat_bn(self.feat(pooled))
         return self.fc(pooled) if self.head == "fc" else pooled
 
     def outputs(self, images: Tensor) -> ReIDOutput:
-        """Scores, feature and, where the model gives them, flattened stage maps, in either mode."""
+        """Returns scores, feature and, if the model gives them, flattened stage maps, in either mode."""
         maps: list[Tensor] = []
         if self.maps == "none":
             top = self.base(images)
@@ -143,53 +177,56 @@ class TorchreidModel(nn.Module):
                 maps = [torch.maximum(m, margin) for m, margin in zip(maps, self.base.margins(), strict=True)]
             else:
                 maps = [match(m) for m, match in zip(maps, self.feat_matcher_list, strict=True)]
-        feat = self.embed(top.mean((2, 3)))
+        feat = self.head_feature(top.mean((2, 3)))
         return ReIDOutput(scores=[self.classifier(feat)], feats=[feat], maps=[m.flatten(1) for m in maps])
 
-    def forward(self, images: Tensor, label=None, cam_label=None, view_label=None) -> ReIDOutput | Tensor:
-        """Training: ``ReIDOutput``. Evaluation: the feature (B, width), of unit length behind ``feat``."""
+    def forward(
+        self,
+        images: Tensor,
+        label: Tensor | None = None,
+        cam_label: Tensor | None = None,
+        view_label: Tensor | None = None,
+    ) -> ReIDOutput | Tensor:
+        """Returns ``outputs`` in training, else the feature (B, width), of unit length behind ``feat``."""
         if self.training:
             return self.outputs(images)
-        feat = self.embed(self.base(images).mean((2, 3)))
+        feat = self.head_feature(self.base(images).mean((2, 3)))
         return F.normalize(feat) if self.head == "feat" else feat
 
-    optional_keys = ("classifier", "feat_matcher_list", "base.margin")
-    """Prefixes of parameters that retrieval does without."""
-
-    def settings_for(self, state: dict[str, Tensor]) -> str:
-        """Returns the keys and values that fit the head to a file's; '' if the head or more of the network is not it.
-
-        state: under our names.
-        """
-        trunk = {f"base.{key}": value for key, value in self.base.state_dict().items()}
-        needed = {k: v for k, v in trunk.items() if not k.startswith("base.margin") and not k.endswith("_tracked")}
-        if not all(key in state and state[key].shape == value.shape for key, value in needed.items()):
-            return ""
-        head, dim = head_of(state, self.base.width)
-        if (head, dim) == (self.head, self.width):
-            return ""
-        return f"MODEL.FC_HEAD {head}" + ("" if head == "none" else f" MODEL.FC_DIM {dim}")
-
     def published_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """torchreid's flat names under ours: everything but heads and classifier belongs to the trunk.
+        """Returns the state of torchreid's flat names under ours: all but heads and classifier belong to the trunk.
 
-        Domain-specific batch norms of SPCL (``BN_S``, ``BN_T``): the target's becomes the batch norm. A file without
-        a head per domain starts them all from its shared one.
+        Of SPCL's batch norms per domain (``BN_S``, ``BN_T``) the target's is taken. A file without a head per domain
+        starts all of them from its shared one.
         """
         state = {key.replace(".BN_T.", "."): value for key, value in state.items() if ".BN_S." not in key}
         if not any(key.startswith("base.") for key in state):
             state = {key if key.startswith(HEAD_KEYS) else f"base.{key}": value for key, value in state.items()}
-        heads = range(len(getattr(self, "feat_fc_multi", ())))
-        for i, part in ((0, "feat."), (1, "feat_bn.")):
-            shared = {key.removeprefix(part): value for key, value in state.items() if key.startswith(part)}
-            for domain in heads:
+        for i, layer in ((0, "feat."), (1, "feat_bn.")):
+            shared = {key.removeprefix(layer): value for key, value in state.items() if key.startswith(layer)}
+            for domain in range(len(self.feat_fc_multi)):
                 for key, value in shared.items():
                     state.setdefault(f"feat_fc_multi.{domain}.{i}.{key}", value)
         return state
 
+    def settings_for(self, state: dict[str, Tensor]) -> str:
+        """Returns the keys of the network and the head of a file of this family, as far as they differ from ours."""
+        words, (head, dim) = [], head_of(state, self.dim)
+        trunks = trunks_of(state)
+        if len(trunks) > 1:  # ResNets of equal shapes: the one with a head is the finer one
+            trunks = [name for name in trunks if (name.removeprefix(PREFIX) in FINE_RESNETS) == (head == "fc")]
+        elif all(key in state and state[key].shape == p.shape for key, p in self.base.named_parameters(prefix="base")):
+            trunks = []  # the model's own
+        words += [f"MODEL.NAME {name}" for name in trunks[:1]]
+        if head != self.head:
+            words.append(f"MODEL.FC_HEAD {head}")
+        if head != "none" and dim != self.dim:
+            words.append(f"MODEL.FC_DIM {dim}")
+        return " ".join(words)
+
 
 def matcher(width: int, out: int) -> nn.Sequential:
-    """Brings a student's stage map to the teacher's channels. (B, width, H, W) -> (B, out, H, W)."""
+    """Returns layers from a student's stage map to the teacher's channels. (B, width, H, W) -> (B, out, H, W)."""
     conv = nn.Conv2d(width, out, 1, bias=False)
     nn.init.normal_(conv.weight, std=(2 / out) ** 0.5)
     return nn.Sequential(conv, nn.BatchNorm2d(out))

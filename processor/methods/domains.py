@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,8 @@ from torch import nn
 from datasets.images import Batch
 from datasets.records import Records
 from processor.stage import TrainingBatches
-from utils.checkpoint import load_weights, require_complete
+from utils.checkpoint import load_complete
 from utils.errors import UserError
-
-log = logging.getLogger("lineup")
 
 
 @dataclass
@@ -84,6 +81,4 @@ def load_start(model: nn.Module, key: str, path: str) -> None:
         return
     if not Path(path).is_file():
         raise UserError(f"{key}: {path}: no such file")
-    report = load_weights(model, path)
-    log.info("%s", report)
-    require_complete(model, report)
+    load_complete(model, path)

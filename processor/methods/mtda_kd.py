@@ -20,13 +20,13 @@ from datasets.loaders import Data, TrainLoader
 from datasets.options import names_of
 from loss.distillation import margin_total
 from loss.dmmd import SIGMAS
-from model import ReIDOutput, make_model
-from model.networks.torchreid import PREFIX, RESNETS, head_of
+from model import ReIDOutput, RetrievalModel, make_model
+from model.networks.torchreid import PREFIX, gives_stage_maps, head_of
 from processor.methods.dmmd import dmmd_terms
 from processor.methods.domains import DomainBatches, ZippedEpochs, load_start, target_groups
 from processor.stage import DEFAULT_PERIODS, LossFunction, MakeSolver, Periods, Stage
 from solver import make_solver
-from utils.checkpoint import as_tensors, load_weights, require_complete
+from utils.checkpoint import as_tensors, load_complete
 from utils.distributed import gather_rows, is_distributed
 from utils.errors import UserError
 from utils.methods import builds
@@ -127,11 +127,10 @@ class Distillation(Stage):
         refuse_conflicts(cfg)
         load_start(model, "KD.STUDENT_WEIGHT", cfg.KD.STUDENT_WEIGHT)
         teachers = [make_target_teacher(cfg, path, data) for path in cfg.KD.TEACHER.WEIGHTS]
-        if not cfg.KD.WEIGHT_DA and hasattr(model, "classifier"):
-            model.classifier.requires_grad_(False)  # no term uses it
+        if not cfg.KD.WEIGHT_DA:
+            model.freeze_classifiers()  # no term uses them
         if cfg.KD.MULTI_HEAD:
-            model.feat.requires_grad_(False)
-            model.feat_bn.requires_grad_(False)
+            model.freeze_shared_head()
 
         for target in data.targets:
             groups = "identity" if cfg.DMMD.GROUPS == "identity" else "tracklet"
@@ -218,7 +217,7 @@ class Distillation(Stage):
     def forward(self, batch: TargetBatch) -> tuple[ReIDOutput | None, ReIDOutput]:
         """Returns the student's outputs for the source's images, if it sees them, and for the target's."""
         source, target = batch.pair.batches
-        self.use_domain(batch.target)
+        self.model.use_domain(batch.target)
         of_source = self.net(source.images, label=source.pids) if self.sees_source() else None
         return of_source, self.net(target.images)
 
@@ -257,19 +256,10 @@ class Distillation(Stage):
             feats = gather_rows(feats[0]), gather_rows(feats[1])
         return style_terms(self.style, *feats, student.maps, target.maps, len(images), self.log_euclid)
 
-    def use_domain(self, index: int) -> None:
-        """Chooses the student's head of a target, if it has one per target."""
-        if hasattr(self.model, "use_domain"):
-            self.model.use_domain(index)
-
-
 @torch.no_grad()
-def teacher_output(teacher: nn.Module, images: Tensor) -> ReIDOutput:
+def teacher_output(teacher: RetrievalModel, images: Tensor) -> ReIDOutput:
     """Returns a teacher's feature (of retrieval, unless it is in training mode) and stage maps if it has any."""
-    if hasattr(teacher, "outputs"):
-        return teacher.outputs(images)
-    out = teacher(images)
-    return ReIDOutput(scores=[], feats=[out]) if isinstance(out, Tensor) else out
+    return teacher.outputs(images)
 
 
 def refuse_conflicts(cfg: CfgNode) -> None:
@@ -285,7 +275,7 @@ def refuse_conflicts(cfg: CfgNode) -> None:
     if cfg.KD.STYLE == "only_outputs":
         return
     for key, name in (("KD.TEACHER.NAME", cfg.KD.TEACHER.NAME), ("MODEL.NAME", cfg.MODEL.NAME)):
-        if name.removeprefix(PREFIX) not in RESNETS or not name.startswith(PREFIX):
+        if not gives_stage_maps(name):
             raise UserError(
                 f"KD.STYLE {cfg.KD.STYLE!r} and {key} {name!r} cannot go together: only the torchreid ResNets have "
                 "matching stages; KD.STYLE 'only_outputs' works with every network"
@@ -294,7 +284,7 @@ def refuse_conflicts(cfg: CfgNode) -> None:
         raise UserError(f"KD.STYLE {cfg.KD.STYLE!r} needs MODEL.MAPS 'student', not {cfg.MODEL.MAPS!r}")
 
 
-def make_target_teacher(cfg: CfgNode, path: str, data: Data) -> nn.Module:
+def make_target_teacher(cfg: CfgNode, path: str, data: Data) -> RetrievalModel:
     """Makes a teacher of the architecture ``KD.TEACHER.NAME`` with the weights and the kind of head of a file.
 
     SPCL files have one batch norm per domain (``BN_S``, ``BN_T``), of which the target's is taken. Raises ``UserError``
@@ -311,13 +301,11 @@ def make_target_teacher(cfg: CfgNode, path: str, data: Data) -> nn.Module:
         teacher.MODEL.FC_HEAD, teacher.MODEL.FC_DIM = head_of(state, cfg.MODEL.FC_DIM)
     model = make_model(teacher, data.num_classes, data.num_cameras, data.num_views)
     try:
-        report = load_weights(model, path)
-        require_complete(model, report)
+        load_complete(model, path)
     except UserError as error:
         raise UserError(f"KD.TEACHER.WEIGHTS: {error} (KD.TEACHER.NAME is {cfg.KD.TEACHER.NAME!r})") from None
-    log.info("teacher: %s", report)
-    if cfg.KD.MARGINS == "teacher" and hasattr(model, "sync_copies"):
-        model.sync_copies()
+    if cfg.KD.MARGINS == "teacher":
+        model.set_margins()
     return model
 
 

@@ -194,7 +194,7 @@ def test_weights_by_name_come_through_open_clip(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"MODEL__PRETRAIN_PATH": "open_clip:laion9"}, "gives out no 'laion9' weights .*it has open_clip:"),
+        ({"MODEL__PRETRAIN_PATH": "open_clip:laion9"}, "provides no 'laion9' weights .*it has open_clip:"),
         ({"MODEL__PRETRAIN_PATH": "open_clip:laion2b_s34b_b88k"}, "trained without QuickGELU"),
         ({"MODEL__PRETRAIN_PATH": "absent.pt"}, "absent.pt: no such file"),
         ({}, "could not be fetched through open_clip .*no route.*PRETRAIN_CHOICE 'no'"),
@@ -283,7 +283,7 @@ def test_a_stage_1_checkpoint_that_does_not_fit_is_refused(tmp_path):
         start(stage1_file(tmp_path, 751))
     with pytest.raises(UserError, match="has shape .* the model's is"):
         start(stage1_file(tmp_path, MODEL__NAME="ViT-mini-16", MODEL__STRIDE_SIZE=[16, 16]))
-    with pytest.raises(UserError, match="no stage-1 checkpoint of this architecture"):
+    with pytest.raises(UserError, match="not a stage-1 checkpoint of this architecture"):
         start(stage1_file(tmp_path, PROCESSOR__NAME="supervised"))
     with pytest.raises(UserError, match="no such checkpoint file"):
         start(tmp_path / "absent.pth")

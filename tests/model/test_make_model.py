@@ -14,13 +14,13 @@ from model import make_model, register_backbone
 from model.backbones.resnet import RESNET_TYPES
 from model.backbones.vit import VIT_SMALL, VIT_TYPES
 from model.layers.heads import HEADS
-from model.make_model import BACKBONES
 from model.summary import count
 from solver import make_optimizer
 from tests.model.families import MODELS
 from tests.tiny import MSVIT, config
 from utils.checkpoint import load_pretrained
 from utils.errors import UserError
+from utils.names import BACKBONES
 
 
 def settings(**changes):

@@ -4,44 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from timm.layers.attention import Attention
 from torch import Tensor, nn
 
-from model.backbones.clip import CLIPViT
-from model.backbones.timm_image import TimmBackbone
-from model.backbones.vit import ViT
-
-
-@dataclass(frozen=True)
-class TokenLayout:
-    """The order of a transformer's tokens. grid: patches (down, across). prefix: tokens before them.
-
-    by_class: the feature is the first token's; else it is the mean of the patches.
-    """
-
-    grid: tuple[int, int]
-    prefix: int
-    by_class: bool
-
-
-def tokens_of(model: nn.Module) -> TokenLayout | None:
-    """Returns the layout of the model's image tokens; None for networks without a plain grid of patches."""
-    for module in model.modules():
-        if isinstance(module, ViT):
-            return TokenLayout(module.grid, 1, True)
-        if isinstance(module, CLIPViT):
-            return TokenLayout(module.grid, 1, not module.mean_pooled)
-        if isinstance(module, TimmBackbone):
-            grid = getattr(getattr(module.net, "patch_embed", None), "grid_size", None)
-            prefix = getattr(module.net, "num_prefix_tokens", None)
-            if grid is None or prefix is None:
-                return None
-            return TokenLayout((grid[0], grid[1]), prefix, getattr(module.net, "global_pool", "") == "token")
-    return None
+from model.base import RetrievalModel, TokenLayout
 
 
 def timm_weights(module: Attention, x: Tensor) -> Tensor:
@@ -73,13 +42,13 @@ def hooked(modules: list[nn.Module], hook: Callable, before: bool) -> Iterator[N
 
 
 @torch.no_grad()
-def attentions(model: nn.Module, images: Tensor, **labels: Tensor) -> list[Tensor]:
+def attentions(model: RetrievalModel, images: Tensor, **labels: Tensor) -> list[Tensor]:
     """Returns the weights (B, heads, T, T) of every attention over all tokens of an image, first block first.
 
     The model is in evaluation mode. labels: what its forward takes beside the images. Empty if the attention is of
     another kind. JPM's pieces are left out: each holds only some of the tokens.
     """
-    layout, weights = tokens_of(model), []
+    layout, weights = model.token_layout(), []
     if layout is None:
         return weights
     total = layout.prefix + layout.grid[0] * layout.grid[1]
@@ -118,7 +87,7 @@ def roll_out(weights: list[Tensor], layout: TokenLayout) -> Tensor:
 
 
 @torch.no_grad()
-def last_map(model: nn.Module, images: Tensor, **labels: Tensor) -> Tensor | None:
+def last_map(model: RetrievalModel, images: Tensor, **labels: Tensor) -> Tensor | None:
     """Returns the last map (B, C, h, w) that any module of a convolutional network gives; model in evaluation mode.
 
     None if tokens follow it, as they follow a transformer's patch embedding.
@@ -134,10 +103,9 @@ def last_map(model: nn.Module, images: Tensor, **labels: Tensor) -> Tensor | Non
 
     with hooked(list(model.modules()), keep, before=False):
         model(images, **labels)
-    channels_last = any(
-        isinstance(m, TimmBackbone) and getattr(m.net, "output_fmt", "") == "NHWC" for m in model.modules()
-    )
-    return maps.permute(0, 3, 1, 2) if maps is not None and channels_last else maps  # Swin's channels come last
+    if maps is None or not model.maps_channels_last():
+        return maps
+    return maps.permute(0, 3, 1, 2)
 
 
 def channel_energy(maps: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def test_the_batched_pass_equals_a_pass_per_piece_in_value_and_gradient(divide, 
     model, tokens = tokens_and_branches()
     whole, local = model.blocks[0], torch.nn.Sequential(model.blocks[1], model.norm)
     layout = {"shift": 5, "groups": 2, "divide": divide, "shuffled": shuffled}
-    ours = jigsaw_features(tokens, whole, local, model.pool, **layout)
+    ours = jigsaw_features(tokens, whole, local, model.pool_tokens, **layout)
     pieces = jigsaw_pieces(tokens, **layout)
     theirs = [whole(tokens)[:, 0], *(local(piece)[:, 0] for piece in pieces)]
     weights = torch.randn(5, 3, 16, dtype=torch.double)
@@ -92,7 +92,7 @@ def jpm_model(neck_feat: str = "after", **vit_options) -> ReIDModel:
 def test_the_model_gives_five_parts_and_joins_them_with_the_locals_over_four(neck_feat):
     model = jpm_model(neck_feat).eval()
     for suffix in model.suffixes:  # necks that do something
-        neck = model.part("bottleneck", suffix)
+        neck = model.get_submodule(f"bottleneck{suffix}")
         torch.nn.init.uniform_(neck.running_mean)
         torch.nn.init.uniform_(neck.running_var, 0.5, 2)
     images = torch.randn(3, 3, 32, 16)

@@ -9,16 +9,15 @@ from torch import nn
 
 from model import make_model
 from model.backbones.vit import ScaleQuery
+from model.base import TokenLayout
 from tests.model.families import MODELS
 from tests.tiny import config
 from tools.pages.attention_maps import (
-    TokenLayout,
     attentions,
     channel_energy,
     last_attention,
     last_map,
     roll_out,
-    tokens_of,
 )
 from tools.pages.attention_maps import timm_weights as of_timm
 from tools.pages.attention_maps import torch_weights as of_torch
@@ -68,7 +67,7 @@ def test_torch_s_weights_are_those_it_returns():
 def test_every_block_of_a_transformer_is_seen_once(name, tmp_path):
     model, images = built(name, tmp_path)
     before = model(images)
-    found, layout = attentions(model, images, cam_label=torch.tensor([0, 1])), tokens_of(model)
+    found, layout = attentions(model, images, cam_label=torch.tensor([0, 1])), model.token_layout()
     total = layout.prefix + layout.grid[0] * layout.grid[1]
     assert len(found) == TRANSFORMERS[name] and {w.shape[2:] for w in found} == {(total, total)}
     assert all(torch.allclose(w.sum(-1), torch.ones(())) and len(w) == 2 for w in found)

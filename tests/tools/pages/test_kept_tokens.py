@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from model.backbones.msvit import Attention, WindowAttention
+from model.backbones.msvit import WindowAttention, WindowSpec
 from model.layers.sparse_attention import attention_weights
 from tools.pages.kept_tokens import WatchedAttention
 
 
 def test_the_marked_tokens_are_those_of_the_asking_ones_window():
-    module = WindowAttention(2, Attention((4, 2), 0.5))
+    module = WindowAttention(2, WindowSpec((4, 2), 0.5))
     stage, maps = WatchedAttention(module), [torch.randn(3, 4, 8, 6) for _ in range(3)]
     module(*maps)
     asking, tokens, shares = stage.kept_for((0.4, 0.7))  # row 3, column 4
@@ -27,7 +27,7 @@ def test_the_marked_tokens_are_those_of_the_asking_ones_window():
 
 def test_the_weights_are_what_the_attention_multiplies_the_values_with():
     q, k = torch.randn(1, 4, 4, 4), torch.randn(1, 4, 4, 4)
-    module = WindowAttention(1, Attention((4, 4), 0.5))
+    module = WindowAttention(1, WindowSpec((4, 4), 0.5))
     v = torch.randn(1, 4, 4, 4)
     weights = attention_weights(q, k, module.logit_scale, (4, 4), 0.5)[0, 0, 0]
     torch.testing.assert_close((weights @ v.flatten(2)[0].T).T.view(1, 4, 4, 4), module(q, k, v))

@@ -1,4 +1,4 @@
-"""What a ReID model returns in training."""
+"""What a network returns in training."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 class ReIDOutput:
     """Scores and features of one training batch, a list entry per part (one part without JPM, five with it).
 
-    scores: (B, C) logits each. feats: (B, d) features each, for the metric loss, before the necks.
-    maps: intermediate maps where a method needs them. i2t_logits: (B, C) image-to-text logits of prompt models.
-    heads, tokens: self-supervised outputs of further views.
+    scores: (B, C) logits each. feats: (B, d) features each, for the metric loss, before the necks. maps: flattened
+    stage maps where a method needs them. i2t_logits: (B, C) image-to-text logits of prompt models. heads, tokens:
+    outputs of the self-supervised head and features of further views, (B, d) each.
     """
 
     scores: list[Tensor]
