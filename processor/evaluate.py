@@ -126,8 +126,8 @@ class Scored:
     """The scores of one test set.
 
     metrics: shares of 1 by name. query: the queries. per_query: ``AP``, ``INP`` (not for retrieval) and
-    ``first_match_rank`` of each, (Q,), -1 for a query without a match. ranked: what a report shows of the rankings, or
-    None.
+    ``first_match_rank`` of each, (Q,), -1 for a query without a match. ranked: what a report shows of the rankings,
+    None if it was not asked for or there are none.
     """
 
     metrics: dict[str, float]

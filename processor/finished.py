@@ -373,21 +373,21 @@ class FinishedRun:
     def evaluation(self) -> Metrics:
         """The last evaluation: where both training and a test have been here, the one that the queries' files are of.
 
-        That is the test, unless the figures of the queries show that training has evaluated since.
+        That is the test, unless more of the training's figures than of the test's are those of the queries.
         """
         if self.training is None or self.test is None:
             metrics = self.test or self.training
             assert metrics is not None, "load refuses a folder with neither"
             return metrics
-        training_since = not self._are_queries_of(self.test) and self._are_queries_of(self.training)
+        training_since = self._matching_figures(self.training) > self._matching_figures(self.test)
         return self.training if training_since else self.test
 
-    def _are_queries_of(self, metrics: Metrics) -> bool:
-        """Returns whether the queries' files give figures of ``metrics``."""
+    def _matching_figures(self, metrics: Metrics) -> int:
+        """Counts the figures of ``metrics`` that the queries' files give too."""
         paths = {name: self._path(PER_QUERY, name, metrics) for name in metrics.results}
-        if not paths or not all(path.is_file() for path in paths.values()):
-            return False
-        return all(Queries.load(path).scores(metrics.results[name]) for name, path in paths.items())
+        if not all(path.is_file() for path in paths.values()):
+            return 0
+        return sum(len(Queries.load(path).scores(metrics.results[name])) for name, path in paths.items())
 
     @property
     def tested(self) -> bool:

@@ -66,7 +66,7 @@ def _train(cfg: CfgNode, config_file: str, notes: Sequence[str], after: After | 
     data = make_dataloader(cfg)
     refuse_keep_best(cfg, data)
     model = make_initial_model(cfg, data, folder)
-    stages = make_stages(cfg, data, model)
+    stages = build_stages(cfg, data, model)
     evaluator = Evaluator(data, Settings.from_cfg(cfg), device, folder)
     writer = scalar_writer(folder)
     progress = make_trainer(cfg, device, dtype, folder, evaluator, writer).fit(stages)
@@ -169,7 +169,7 @@ def make_initial_model(cfg: CfgNode, data: Data, folder: Path) -> nn.Module:
     return model
 
 
-def make_stages(cfg: CfgNode, data: Data, model: nn.Module) -> list[Stage]:
+def build_stages(cfg: CfgNode, data: Data, model: nn.Module) -> list[Stage]:
     """Builds the method's stages; random numbers are from then on each process's own."""
     build = method_of(cfg).stages
     assert build is not None, "processor.methods gives every row its stages"

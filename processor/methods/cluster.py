@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from datasets.batches import EpochBatches, TrainLoader
+from datasets.batches import TrainLoader
 from datasets.images import Batch
 from datasets.loaders import Data
 from loss.cluster_memory import ClusterMemory, class_means
 from processor.methods.pseudo_labels import Clustering
-from processor.stage import DEFAULT_PERIODS, MakeSolver, Periods, Stage
+from processor.stage import DEFAULT_PERIODS, MakeSolver, Periods, Stage, TrainingBatches
 from solver import make_solver
 from utils.distributed import gather_rows, world_size
 from utils.errors import UserError
@@ -70,7 +70,7 @@ class ClusterContrast(Stage):
             periods=Periods.from_cfg(cfg.SOLVER),
         )
 
-    def batches(self, epoch: int) -> EpochBatches:
+    def batches(self, epoch: int) -> TrainingBatches:
         feats = self.clusters.features(self.model)
         labels = self.clusters.labels_of(feats)
         self.remember(feats, torch.from_numpy(labels), self.device)

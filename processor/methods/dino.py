@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from yacs.config import CfgNode
 
-from datasets.batches import EpochBatches, TrainLoader
+from datasets.batches import TrainLoader
 from datasets.images import Batch
 from datasets.loaders import Data
 from loss import DINOLoss
 from loss.dino import GLOBAL_CROPS
-from processor.stage import DEFAULT_PERIODS, MakeSolver, Periods, Stage
+from processor.stage import DEFAULT_PERIODS, MakeSolver, Periods, Stage, TrainingBatches
 from solver.optimizer import build_optimizer, matrices_and_vectors
 from solver.schedule import cosine_at
 from utils.checkpoint import backbone_state
@@ -119,7 +119,7 @@ class DINO(Stage):
         both = {"student": self.model.state_dict(), "teacher": self.teacher.state_dict(), "epoch": self.epoch}
         return {"": both, "_backbone": backbone_state(both)}
 
-    def batches(self, epoch: int) -> EpochBatches:
+    def batches(self, epoch: int) -> TrainingBatches:
         self.epoch = epoch
         self.teacher.train()  # as published: its batch norms use the batch's statistics
         return self.loader.epoch(epoch)

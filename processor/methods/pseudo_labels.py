@@ -137,7 +137,7 @@ class Clustering:
             precision, recall = pair_scores(self.truth, labels)
             kept = labels >= 0
             shared = nmi(self.truth[kept], labels[kept])
-            line += f"; against the labels: NMI {shared:.3f}, pairs right {precision:.3f}, pairs found {recall:.3f}"
+            line += f"; against the labels: NMI {shared:.3f}, pair precision {precision:.3f}, pair recall {recall:.3f}"
         log.info(line)
 
     def state_dict(self) -> dict[str, list[int]]:

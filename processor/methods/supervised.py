@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 import loss
-from datasets.batches import EpochBatches, TrainLoader
+from datasets.batches import TrainLoader
 from datasets.images import Batch
 from datasets.loaders import Data
 from datasets.transforms.imagenet import make_mixup
 from model import ReIDOutput
-from processor.stage import DEFAULT_PERIODS, LossFunction, MakeSolver, Periods, Stage
+from processor.stage import DEFAULT_PERIODS, LossFunction, MakeSolver, Periods, Stage, TrainingBatches
 from solver import make_solver
 from utils.distributed import is_distributed, world_size
 from utils.errors import UserError
@@ -111,7 +111,7 @@ class Supervised(Stage):
         if self.centers:
             self.optimizers.append(self.centers.optimizer())
 
-    def batches(self, epoch: int) -> EpochBatches:
+    def batches(self, epoch: int) -> TrainingBatches:
         return self.loader.epoch(epoch)
 
     def set_rates(self, epoch: int, step: int, steps: int) -> None:

@@ -1,11 +1,10 @@
 """One process of several, each with its slice of one global batch: writes the gradients of the supervised losses.
 
-``python -m tests.processor.share_of_a_batch FOLDER`` (alone), or the same under ``torchrun``.
+Started by ``tests.processor.shares``.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from model import make_model
 from processor.methods.supervised import Supervised
 from processor.trainer import Trainer
 from solver import make_optimizer, make_scheduler
-from utils.distributed import gather_objects, is_main, rank, start, stop, world_size
+from utils.distributed import gather_objects, is_main, rank, world_size
 
 SETTINGS = [
     "MODEL.NAME", "transformer", "MODEL.TRANSFORMER_TYPE", "vit_micro_patch8_TransReID", "MODEL.STEM_CONV", True,
@@ -28,10 +27,10 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def main(folder: Path) -> None:
+def write_share(folder: Path) -> None:
+    """Writes the files from the first process."""
     torch.manual_seed(0)
     cpu = torch.device("cpu")
-    start(cpu)
     cfg = load_config(opts=SETTINGS)
     model = make_model(cfg, 4)
     images, labels = torch.randn(8, 3, 64, 32), torch.arange(4).repeat_interleave(2)
@@ -59,8 +58,3 @@ def main(folder: Path) -> None:
         grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
         buffers = {n: b for n, b in model.named_buffers() if "running" in n}
         torch.save({"grads": grads, "buffers": buffers}, folder / f"world_{world_size()}.pt")
-    stop()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

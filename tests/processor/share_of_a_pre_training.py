@@ -1,12 +1,10 @@
 """One process of several, each with its slice of one batch of crops: writes DINO's gradients, loss, centre and teacher.
 
-``python -m tests.processor.share_of_a_pre_training FOLDER`` (alone), or the same under ``torchrun``. In double
-precision: batch statistics of few images amplify rounding.
+In double precision: batch statistics of few images amplify rounding.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -18,7 +16,7 @@ from model import make_model
 from processor.methods.dino import DINO, Ranges, make_following_teacher
 from processor.trainer import Trainer
 from solver.optimizer import matrices_and_vectors
-from utils.distributed import gather_objects, is_main, rank, start, stop, world_size
+from utils.distributed import gather_objects, is_main, rank, world_size
 
 SETTINGS = [
     "PROCESSOR.NAME", "dino", "MODEL.NAME", "transformer", "MODEL.TRANSFORMER_TYPE", "vit_micro_patch8_TransReID",
@@ -38,8 +36,8 @@ def slice_of_crops(images: int = 8) -> Batch:
     return Batch(crops[0], nothing, nothing, nothing, nothing, views=tuple(crops[1:]))
 
 
-def main(folder: Path) -> None:
-    start(torch.device("cpu"))
+def write_share(folder: Path) -> None:
+    """Writes the files from the first process."""
     torch.manual_seed(0)
     model = make_model(load_config(opts=SETTINGS), 1).double()
     function = DINOLoss(16, 5, 0.04, 0.04, 0, 2).double()
@@ -62,8 +60,3 @@ def main(folder: Path) -> None:
         grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         kept = {"grads": grads, "losses": losses, "center": function.center, "teacher": stage.teacher.state_dict()}
         torch.save(kept, folder / f"dino_{world_size()}.pt")
-    stop()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

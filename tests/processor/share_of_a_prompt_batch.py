@@ -1,11 +1,10 @@
 """One process of several, each with its share of both stages' batches: writes losses and gradients.
 
-``python -m tests.processor.share_of_a_prompt_batch FOLDER`` (alone), or the same under ``torchrun``.
+Started by ``tests.processor.shares``.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +16,7 @@ from model import make_model
 from processor.methods.prompt import LearnPrompts, TuneEncoder
 from processor.trainer import Trainer
 from tests.tiny import CLIP, words
-from utils.distributed import gather_objects, is_main, rank, start, stop, world_size
+from utils.distributed import gather_objects, is_main, rank, world_size
 
 SETTINGS = CLIP | {
     "MODEL__USE_SSL": True, "MODEL__SIE_CAMERA": True, "MODEL__SYNC_BN": True, "SOLVER__GATHER": True,
@@ -51,10 +50,10 @@ class Records:
         return len(self.pids)
 
 
-def main(folder: Path) -> None:
+def write_share(folder: Path) -> None:
+    """Writes the files from the first process."""
     torch.manual_seed(0)
     cpu = torch.device("cpu")
-    start(cpu)
     cfg = load_config(opts=words(SETTINGS))
     model = make_model(cfg, 5, 2)
     images, labels = torch.randn(13, 3, 64, 32), torch.arange(13) % 5
@@ -80,8 +79,3 @@ def main(folder: Path) -> None:
     found["buffers"] = {n: b for n, b in model.named_buffers() if "running" in n}
     if is_main():
         torch.save(found, folder / f"prompt_{world_size()}.pt")
-    stop()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

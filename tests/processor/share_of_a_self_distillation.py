@@ -1,12 +1,10 @@
 """One process of several, each with its slice of both views of two sources: writes gradients and moved memories.
 
-``python -m tests.processor.share_of_a_self_distillation FOLDER`` (alone), or the same under ``torchrun``. In double
-precision: batch statistics of few images amplify rounding.
+In double precision: batch statistics of few images amplify rounding.
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +19,7 @@ from processor.methods.self_distill import Recipe, SelfDistillation
 from processor.trainer import Trainer
 from solver import make_optimizer, make_scheduler
 from tests.processor.share_of_an_adaptation import slice_of
-from utils.distributed import is_main, start, stop, world_size
+from utils.distributed import is_main, world_size
 
 SETTINGS = [
     "PROCESSOR.NAME", "self_distill", "MODEL.NAME", "ssdvit", "MODEL.TRANSFORMER_TYPE", "vit_micro_patch8_TransReID",
@@ -31,9 +29,9 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def main(folder: Path) -> None:
+def write_share(folder: Path) -> None:
+    """Writes the files from the first process."""
     cpu = torch.device("cpu")
-    start(cpu)
     for mode in ("released", "logits"):
         cfg = load_config(opts=[*SETTINGS, "SSD.MODE", mode])
         torch.manual_seed(0)
@@ -60,8 +58,3 @@ def main(folder: Path) -> None:
             grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
             memories = dict(stage.memories.named_buffers())
             torch.save({"grads": grads, "memories": memories}, folder / f"{mode}_{world_size()}.pt")
-    stop()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

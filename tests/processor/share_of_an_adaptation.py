@@ -1,12 +1,10 @@
 """One process of several, each with its slice of one source and one target batch: writes the adaptation's gradients.
 
-``python -m tests.processor.share_of_an_adaptation FOLDER`` (alone), or the same under ``torchrun``. In double
-precision: batch statistics of few images amplify rounding.
+In double precision: batch statistics of few images amplify rounding.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -21,7 +19,7 @@ from processor.methods.domains import DomainBatches
 from processor.methods.mtda_kd import Distillation, TargetBatch
 from processor.trainer import Trainer
 from solver import make_optimizer, make_scheduler
-from utils.distributed import is_main, rank, start, stop, world_size
+from utils.distributed import is_main, rank, world_size
 
 SETTINGS = [
     "MODEL.NAME", "torchreid_osnet_x0_25", "MODEL.FC_DIM", 32, "INPUT.SIZE_TRAIN", [64, 32], "SOLVER.GATHER", True,
@@ -47,8 +45,8 @@ def clustering(make_solver) -> ClusterContrast:
     return stage
 
 
-def main(folder: Path) -> None:
-    start(torch.device("cpu"))
+def write_share(folder: Path) -> None:
+    """Writes the files from the first process."""
     cfg = load_config(opts=SETTINGS)
     terms = loss.make_loss(cfg, 8)
 
@@ -86,8 +84,3 @@ def main(folder: Path) -> None:
             if name == "cluster":
                 grads["memory"] = stage.memory.features.double()  # as it is after the step
             torch.save({"grads": grads}, folder / f"{name}_{world_size()}.pt")
-    stop()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -275,16 +275,16 @@ def test_kill_9_and_start_again(market, tmp_path):
     """Killed by the system at random moments, the same command ends with the same bytes."""
     import random
 
-    changes = {"SOLVER__MAX_EPOCHS": 40, "SOLVER__EVAL_PERIOD": 10, "SOLVER__CHECKPOINT_PERIOD": 0, "MODEL__JPM": True}
+    changes = {"SOLVER__MAX_EPOCHS": 20, "SOLVER__EVAL_PERIOD": 10, "SOLVER__CHECKPOINT_PERIOD": 0, "MODEL__JPM": True}
     changes |= {"MODEL__SHIFT_NUM": 2, "DATALOADER__NUM_WORKERS": 1}
     command = [sys.executable, "train.py"]
     whole = [*command, *map(str, options(market, tmp_path / "whole", **changes))]
     killed = [*command, *map(str, options(market, tmp_path / "killed", **changes))]
     subprocess.run(whole, cwd=ROOT, env=environment(), check=True, capture_output=True)
     rng, kills = random.Random(0), 0
-    while kills < 3:
+    while kills < 2:
         process = subprocess.Popen(killed, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
-        for _ in range(rng.randint(8, 20)):  # so many log lines later
+        for _ in range(rng.randint(8, 16)):  # so many log lines later
             if not process.stdout.readline():
                 break
         time.sleep(rng.random() * 0.1)
@@ -293,7 +293,7 @@ def test_kill_9_and_start_again(market, tmp_path):
         process.kill()
         process.wait()
         kills += 1
-    assert kills == 3, "the run ended before it could be killed three times"
+    assert kills == 2, "the run ended before it could be killed twice"
     subprocess.run(killed, cwd=ROOT, env=environment(), check=True, capture_output=True)
-    a, b = (torch.load(tmp_path / f / "transformer_40.pth", weights_only=True) for f in ("whole", "killed"))
+    a, b = (torch.load(tmp_path / f / "transformer_20.pth", weights_only=True) for f in ("whole", "killed"))
     assert all(torch.equal(a[k], b[k]) for k in a)

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 import torch
 
-from tests.runs import TORCHRUN, start_process
+from tests.runs import TORCHRUN, call, start_process
 from tests.tiny import options, write_market
 
 
-def test_gathered_losses_and_synchronised_norms_have_the_gradient_of_one_process(tmp_path):
-    worker = ["-m", "tests.processor.share_of_a_batch", tmp_path]
-    for command in ([sys.executable, *worker], [*TORCHRUN, *worker]):
-        done = start_process(*command)
-        assert done.returncode == 0, done.stderr[-2000:]
-    one, two = (torch.load(tmp_path / f"world_{n}.pt", weights_only=True) for n in (1, 2))
+def test_gathered_losses_and_synchronised_norms_have_the_gradient_of_one_process(shares):
+    one, two = (torch.load(shares / f"world_{n}.pt", weights_only=True) for n in (1, 2))
     assert one["grads"].keys() == two["grads"].keys() and len(one["grads"]) > 40
     for kind in ("grads", "buffers"):
         for name, wanted in one[kind].items():
@@ -33,16 +28,13 @@ def test_a_run_by_torchrun_trains_evaluates_and_goes_on(market, tmp_path):
     )  # fmt: skip
     done = start_process(*TORCHRUN, "train.py", *words)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("stage supervised") == 1  # the first process alone speaks
+    assert done.stdout.count("stage supervised") == 1  # only the first process logs
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["results"]["market1501"]["queries"] == 8
     assert "Worst queries" in (tmp_path / "report.html").read_text()
     assert "6 query images" in (tmp_path / "pictures" / "index.json").read_text()  # not one process's share of them
-    one = start_process(
-        sys.executable, "test.py", *options(market, tmp_path / "one", TEST__WEIGHT=tmp_path / "transformer_2.pth")
-    )
-    assert one.returncode == 0, one.stderr
-    alone = json.loads((tmp_path / "one" / "metrics.json").read_text())["results"]["market1501"]
+    assert call("test", options(market, tmp_path / "one", TEST__WEIGHT=tmp_path / "transformer_2.pth")) == 0
+    alone = json.loads((tmp_path / "one" / "test_metrics.json").read_text())["results"]["market1501"]
     for key, value in metrics["results"]["market1501"].items():
         assert abs(alone[key] - value) < 1e-6, key
     again = start_process(*TORCHRUN, "train.py", *words)
@@ -62,13 +54,9 @@ def test_processes_that_skip_bad_images_keep_step_and_gather_batches_of_one_leng
     assert done.stdout.count("5 images could not be read in this epoch") == 2  # epochs; counted over both processes
 
 
-def test_gathered_adaptation_has_the_gradient_of_one_process(tmp_path):
-    worker = ["-m", "tests.processor.share_of_an_adaptation", tmp_path]
-    for command in ([sys.executable, *worker], [*TORCHRUN, *worker]):
-        done = start_process(*command)
-        assert done.returncode == 0, done.stderr[-2000:]
+def test_gathered_adaptation_has_the_gradient_of_one_process(shares):
     for method in ("cluster", "dmmd", "mtda_kd"):
-        one, two = (torch.load(tmp_path / f"{method}_{n}.pt", weights_only=True)["grads"] for n in (1, 2))
+        one, two = (torch.load(shares / f"{method}_{n}.pt", weights_only=True)["grads"] for n in (1, 2))
         assert one.keys() == two.keys() and len(one) > 290
         scale = max(float(g.abs().max()) for g in one.values())
         for name, wanted in one.items():
@@ -76,12 +64,8 @@ def test_gathered_adaptation_has_the_gradient_of_one_process(tmp_path):
             assert apart < 1e-5, f"{method} {name}: apart by {apart:.1e} of the largest gradient"
 
 
-def test_pre_training_on_two_processes_is_that_of_one(tmp_path):
-    worker = ["-m", "tests.processor.share_of_a_pre_training", tmp_path]
-    for command in ([sys.executable, *worker], [*TORCHRUN, *worker]):
-        done = start_process(*command)
-        assert done.returncode == 0, done.stderr[-2000:]
-    one, two = (torch.load(tmp_path / f"dino_{n}.pt", weights_only=True) for n in (1, 2))
+def test_pre_training_on_two_processes_is_that_of_one(shares):
+    one, two = (torch.load(shares / f"dino_{n}.pt", weights_only=True) for n in (1, 2))
     assert one["losses"] == pytest.approx(two["losses"], rel=1e-7) and one["losses"][0] != one["losses"][1]
     torch.testing.assert_close(two["center"], one["center"], rtol=1e-6, atol=1e-9)
     for kind, least in (("grads", 50), ("teacher", 60)):
@@ -105,13 +89,9 @@ def test_pre_training_by_torchrun_leaves_its_files(market, tmp_path):
     assert again.returncode == 0 and "finished already" in again.stdout
 
 
-def test_gathered_self_distillation_has_the_gradient_and_the_memories_of_one_process(tmp_path):
-    worker = ["-m", "tests.processor.share_of_a_self_distillation", tmp_path]
-    for command in ([sys.executable, *worker], [*TORCHRUN, *worker]):
-        done = start_process(*command)
-        assert done.returncode == 0, done.stderr[-2000:]
+def test_gathered_self_distillation_has_the_gradient_and_the_memories_of_one_process(shares):
     for mode in ("released", "logits"):
-        one, two = (torch.load(tmp_path / f"{mode}_{n}.pt", weights_only=True) for n in (1, 2))
+        one, two = (torch.load(shares / f"{mode}_{n}.pt", weights_only=True) for n in (1, 2))
         assert one["grads"].keys() == two["grads"].keys() and len(one["grads"]) > 40
         scale = max(float(g.abs().max()) for g in one["grads"].values())
         for name, wanted in one["grads"].items():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from model import ReIDOutput, make_model
 from processor import run
 from processor.methods.supervised import Supervised
 from tests.runs import Killed, assert_same_bytes, kill_at, weights
@@ -176,46 +177,44 @@ def gradient(market, tmp_path, batch: int, accumulation: int) -> dict[str, torch
         market, tmp_path / f"{accumulation}", SOLVER__IMS_PER_BATCH=batch, SOLVER__ACCUMULATION=accumulation,
         DATALOADER__SAMPLER="softmax", SOLVER__MAX_EPOCHS=1, MODEL__DROP_PATH=0.0, SOLVER__MOMENTUM=0.0,
         INPUT__PROB=0.0, INPUT__RE_PROB=0.0, INPUT__PADDING=0, SOLVER__WEIGHT_DECAY=0.0, SOLVER__WEIGHT_DECAY_BIAS=0.0,
+        MODEL__PRETRAIN_CHOICE="self", MODEL__PRETRAIN_PATH=str(tmp_path / "start.pth"),
     )  # fmt: skip
     run.train(cfg)
     return weights(tmp_path / f"{accumulation}", 1)
 
 
 def test_accumulation_equals_the_large_batch(market, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.nn.Module, "train", lambda self, mode=True: self)  # evaluation mode throughout
-    monkeypatch.setattr(
-        "model.networks.reid.ReIDModel.forward",
-        lambda self, images, label=None, cam_label=None, view_label=None: _scores(self, images),
-    )
+    def outputs(self, batch):
+        """Training outputs of a network in evaluation mode, so that no image's term depends on the others."""
+        self.model.eval()
+        feat = self.model.base(batch.images)
+        return ReIDOutput([self.model.classifier(self.model.bottleneck(feat))], [feat])
+
+    monkeypatch.setattr(Supervised, "outputs", outputs)
+    start = make_model(config(market, tmp_path), 4)
+    torch.save(start.state_dict(), tmp_path / "start.pth")
     whole, parts = gradient(market, tmp_path, 16, 1), gradient(market, tmp_path, 4, 4)
-    for key in whole:
-        if whole[key].is_floating_point() and "running" not in key:
+    moved = 0
+    for key, value in start.state_dict().items():
+        if "running" in key:
+            torch.testing.assert_close(whole[key], value, rtol=0, atol=0, msg=key)
+        elif value.is_floating_point():
             torch.testing.assert_close(parts[key], whole[key], rtol=0, atol=1e-6, msg=key)
-
-
-def _scores(model, images):
-    from model import ReIDOutput
-
-    feat = model.base(images)
-    model.bottleneck.training = False
-    return ReIDOutput([model.classifier(model.bottleneck(feat))], [feat]) if torch.is_grad_enabled() else feat
+            moved += int(not torch.equal(whole[key], value))
+    assert moved > 20, "the comparison means nothing if hardly any weight has moved"
 
 
 @pytest.mark.parametrize(
     "changes", [{"SOLVER__ACCUMULATION": 2}, {"MODEL__COMPILE": True}], ids=["accumulation", "compile"]
 )
-def test_loss_is_finite_and_falls(market, tmp_path, changes, capsys):
-    run.train(config(market, tmp_path, SOLVER__MAX_EPOCHS=6, SOLVER__EVAL_PERIOD=0, SOLVER__BASE_LR=0.05, **changes))
+def test_loss_is_finite_and_falls_and_checkpoints_have_the_plain_names(market, tmp_path, changes, capsys):
+    cfg = config(market, tmp_path, SOLVER__MAX_EPOCHS=6, SOLVER__EVAL_PERIOD=0, SOLVER__BASE_LR=0.05, **changes)
+    run.train(cfg)
     losses = [
         float(line.split(" loss ")[1].split()[0]) for line in capsys.readouterr().out.splitlines() if " loss " in line
     ]
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
-
-
-def test_compiled_checkpoints_have_the_plain_names(market, tmp_path):
-    run.train(config(market, tmp_path / "a", SOLVER__MAX_EPOCHS=1, MODEL__COMPILE=True))
-    run.train(config(market, tmp_path / "b", SOLVER__MAX_EPOCHS=1))
-    assert weights(tmp_path / "a", 1).keys() == weights(tmp_path / "b", 1).keys()
+    assert weights(tmp_path, 6).keys() == make_model(cfg, 4, 2, 1).state_dict().keys()
 
 
 def test_keep_best_says_what_it_was_chosen_on(market, tmp_path):

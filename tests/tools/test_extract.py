@@ -153,7 +153,7 @@ def test_a_killed_extraction_goes_on_to_the_same_bytes(market, weight, tmp_path)
     assert start_process(sys.executable, "-c", kill, *words, *given).returncode == -signal.SIGKILL
     done = np.load(tmp_path / "out" / "done.part.npy")
     assert 0 < (done > 0).sum() < 23 and not (tmp_path / "out" / "meta.json").exists()
-    with pytest.raises(UserError, match=r"no finished extraction .* goes on with it"):
+    with pytest.raises(UserError, match=r"no finished extraction .* the same command continues it"):
         Features(tmp_path / "out")
     changes = {"another batch size": {"TEST__IMS_PER_BATCH": 4}, "another model": {"TEST__FLIP": True}}
     for line, change in changes.items():
@@ -194,7 +194,7 @@ def test_killed_while_finishing_it_finishes(market, weight, tmp_path, monkeypatc
     cfg = settings(market, tmp_path, weight)
     extract_to_folder(cfg, tmp_path / "list.txt", tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr("utils.feature_files.write_table", interrupted)
+        patch.setattr("utils.feature_files.write_csv", interrupted)
         with pytest.raises(KeyboardInterrupt):
             extract_to_folder(cfg, tmp_path / "list.txt", tmp_path / "out")
     extract_to_folder(cfg, tmp_path / "list.txt", tmp_path / "out")

@@ -83,7 +83,7 @@ def test_the_command_draws_what_it_is_asked_for(market, trained, tmp_path, capsy
 
 def test_mistakes_are_one_line(market, trained, tmp_path):
     words = [str(w) for w in options(market, tmp_path / "run", TEST__WEIGHT=trained / "transformer_1.pth")]
-    with pytest.raises(UserError, match="--only tokens: MODEL.NAME 'transformer'"):
+    with pytest.raises(UserError, match="--only tokens: does not apply to MODEL.NAME 'transformer'"):
         main(["--only", "tokens", *words])
     with pytest.raises(UserError, match="TEST.WEIGHT is empty"):
         main(list(map(str, options(market, tmp_path / "run"))))

@@ -97,7 +97,7 @@ def test_image_files_find_what_their_extraction_finds_and_bad_ones_are_skipped(p
     assert [line["query"]["path"] for line in lines] == [str(path) for path in images]
     assert [[hit["row"] for hit in line["found"]] for line in lines] == order.tolist()
     page = (tmp_path / "page.html").read_text()
-    assert page.count("data:image/jpeg;base64,") == 8 * 17 and page.count('class="shot found"') == 8 * 16
+    assert page.count("data:image/jpeg;base64,") == 8 * 17 and page.count('class="shot match"') == 8 * 16
     assert "8 queries in 16 images" in page and not re.search(r'(?:src|href)="(?!data:|#)', page)
 
 

@@ -77,7 +77,7 @@ def test_the_luck_of_seeds_widens_the_interval():
 
 
 def test_sides_of_different_queries_are_refused():
-    with pytest.raises(UserError, match="3 and 4 queries"):
+    with pytest.raises(UserError, match="expected the same queries, got 3 and 4"):
         paired_difference(np.zeros(3), np.zeros(4))
     with pytest.raises(UserError, match="bootstrap"):
         bootstrap_means(np.zeros((0, 2)))

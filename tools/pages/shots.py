@@ -41,14 +41,14 @@ def query_shot(queries: Queries, ranked: Ranked | None, row: int) -> dict[str, A
 def gallery_shots(ranked: Ranked, row: int, kept: int) -> list[dict[str, Any]]:
     """Returns a query's list up to its ``kept``-th image that is not junk; junk has no rank."""
     shots, rank = [], 0
-    for place in range(kept_places(ranked.judged[row], kept)):
-        image, judged = ranked.lists[row, place], int(ranked.judged[row, place])
+    for position in range(kept_places(ranked.judged[row], kept)):
+        image, judged = ranked.lists[row, position], int(ranked.judged[row, position])
         rank += judged != JUNK
         where = f"rank {rank}" if judged != JUNK else "no rank"
         label = f"{rank} · id {ranked.pids[image]}" if judged != JUNK else "junk"
         description = (
             f"{where}: identity {ranked.pids[image]}, camera {ranked.camids[image]}, "
-            f"distance {ranked.distances[row, place]:.3f}"
+            f"distance {ranked.distances[row, position]:.3f}"
         )
         shots.append(shot(ranked.paths[image], judged, label, description, ranked.boxes[image]))
     return shots

@@ -54,8 +54,8 @@ def _exact(identity: np.ndarray, match: int, max_rank: int) -> np.ndarray:
     """Returns the mean curve over all draws: the number of identities ahead is a sum of independent 0/1 variables."""
     count = np.bincount(identity)
     ahead = np.zeros((len(count), count[match]))  # share of an identity's images before each positive
-    for j, place in enumerate(np.flatnonzero(identity == match)):
-        ahead[:, j] = np.bincount(identity[:place], minlength=len(count)) / count
+    for j, position in enumerate(np.flatnonzero(identity == match)):
+        ahead[:, j] = np.bincount(identity[:position], minlength=len(count)) / count
     ahead[match] = 0
     chance = np.zeros((max_rank, count[match]))  # of k identities ahead, for each positive
     chance[0] = 1

@@ -173,6 +173,30 @@ def test_a_run_killed_between_any_two_steps_ends_with_the_same_bytes(root, tmp_p
     assert_same_bytes(*(weights(tmp_path / name, 3, "resnet10") for name in ("whole", "killed")))
 
 
+def test_averaged_weights_are_re_estimated_on_the_last_clusters(root, tmp_path, monkeypatch):
+    """Batch norm sees the last epoch's batches again: no clustering, and no features kept for the memory."""
+    clusterings, stages, forwards = [], set(), []
+
+    def labels_of(self, feats, real=Clustering.labels_of):
+        clusterings.append(real(self, feats))
+        return clusterings[-1]
+
+    def forward(self, batch, real=ClusterContrast.forward):
+        stages.add(self)
+        forwards.append((self.model.training, torch.is_grad_enabled(), batch.rows.tolist()))
+        return real(self, batch)
+
+    monkeypatch.setattr(Clustering, "labels_of", labels_of)
+    monkeypatch.setattr(ClusterContrast, "forward", forward)
+    run.train(config(root, tmp_path, **(SMALL | {"SOLVER__MAX_EPOCHS": 2, "SOLVER__EMA__RATIO": 0.5})))
+    (stage,) = stages
+    assert len(clusterings) == 2 and stage.step_features == []
+    assert len(forwards) == 3 * SMALL["CLUSTER__ITERS"]
+    trained, again = forwards[4:8], forwards[8:]
+    assert [rows for *_, rows in again] == [rows for *_, rows in trained]
+    assert all(training and not grad for training, grad, _ in again)
+
+
 def test_an_epoch_has_its_steps_and_only_images_of_clusters(root, tmp_path, monkeypatch):
     seen = []
 

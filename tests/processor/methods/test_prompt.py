@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import sys
 
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ from processor.methods.prompt import (
     prompt_terms,
     text_features,
 )
-from tests.runs import TORCHRUN, Killed, assert_same_bytes, start_process
+from tests.runs import Killed, assert_same_bytes
 from tests.tiny import CLIP_RUN, options
 from tools import search
 from utils.errors import UserError
@@ -333,12 +332,8 @@ def test_batches_that_cannot_be_made_are_named_by_stage_2s_key(market, tmp_path)
 # ---------------------------------------------------------------- several processes
 
 
-def test_two_processes_have_the_losses_and_gradients_of_one(tmp_path):
-    worker = ["-m", "tests.processor.share_of_a_prompt_batch", tmp_path]
-    for command in ([sys.executable, *worker], [*TORCHRUN, *worker]):
-        done = start_process(*command)
-        assert done.returncode == 0, done.stderr[-3000:]
-    one, two = (torch.load(tmp_path / f"prompt_{n}.pt", weights_only=True) for n in (1, 2))
+def test_two_processes_have_the_losses_and_gradients_of_one(shares):
+    one, two = (torch.load(shares / f"prompt_{n}.pt", weights_only=True) for n in (1, 2))
     assert set(one["prompts"]["terms"]) == {"i2t", "t2i", "ssl", "loss"}
     assert set(one["encoder"]["terms"]) == {"id", "triplet", "i2t", "ssl", "loss"}
     assert set(one["prompts"]["grads"]) == {"prompt_learner.cls_ctx"} and len(one["encoder"]["grads"]) > 40

@@ -136,7 +136,7 @@ NAN[321, 2] = np.nan
         (lambda: search.search(QUERY, GALLERY[:0]), "gallery features: no images"),
         (lambda: search.search(QUERY[0], GALLERY), "query features: expected shape"),
         (lambda: search.search(QUERY.astype(int), GALLERY), "query features: expected floating point"),
-        (lambda: search.search(QUERY, GALLERY, k=0), "k: 0 is not"),
+        (lambda: search.search(QUERY, GALLERY, k=0), "k: expected .* got 0$"),
         (lambda: search.search(QUERY, GALLERY, metric="l1"), "metric: unknown 'l1'. Known: euclidean, cosine"),
         (lambda: search.search(QUERY, GALLERY * np.float32(1e25), normalize=False), "gallery features are too large"),
     ],
@@ -178,7 +178,7 @@ def test_the_command_refuses_bad_files(name, content, words, tmp_path):
 def test_the_command_refuses_another_kind_of_result(tmp_path):
     np.save(tmp_path / "q.npy", QUERY)
     words = ["--query", str(tmp_path / "q.npy"), "--gallery", str(tmp_path / "q.npy"), "--out"]
-    with pytest.raises(UserError, match="does not end in .npz"):
+    with pytest.raises(UserError, match="expected a name that ends in .npz"):
         command.main([*words, str(tmp_path / "o.txt")])
     with pytest.raises(UserError, match="--memory: expected at least 0 GB, got -1.0"):
         command.main([*words, str(tmp_path / "o.npz"), "--memory", "-1"])
