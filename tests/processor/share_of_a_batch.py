@@ -36,7 +36,7 @@ def main(folder: Path) -> None:
     model = make_model(cfg, 4)
     images, labels = torch.randn(8, 3, 64, 32), torch.arange(4).repeat_interleave(2)
     share = slice(rank() * 8 // world_size(), (rank() + 1) * 8 // world_size())
-    batch = SimpleNamespace(images=images[share], pids=labels[share], camids=None, viewids=None)
+    batch = SimpleNamespace(images=images[share], pids=labels[share], cam_labels=None, view_labels=None)
 
     def make_solver(module):
         optimizer = make_optimizer(cfg, module)
