@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 from yacs.config import CfgNode
 
 import processor.methods  # noqa: F401 - fills in the stages of utils.methods.METHODS
@@ -16,7 +15,7 @@ from configs import dump
 from datasets.catalogue import find_spec
 from datasets.loaders import Data, make_dataloader
 from datasets.options import names_of
-from model import make_model
+from model import RetrievalModel, make_model
 from model.pretrained import load_initial_weights
 from model.summary import summary
 from processor.evaluate import Settings, evaluate, generalisation_report, mean_of, means
@@ -42,7 +41,7 @@ __all__ = ["register_method", "test", "train"]
 
 log = logging.getLogger("lineup")
 
-After = Callable[[CfgNode, nn.Module, Data, torch.device, Path], None]
+After = Callable[[CfgNode, RetrievalModel, Data, torch.device, Path], None]
 """What follows a finished run: (cfg, model, data, device, folder)."""
 
 
@@ -160,7 +159,7 @@ def refuse_keep_best(cfg: CfgNode, data: Data) -> None:
         )
 
 
-def make_initial_model(cfg: CfgNode, data: Data, folder: Path) -> nn.Module:
+def make_initial_model(cfg: CfgNode, data: Data, folder: Path) -> RetrievalModel:
     """Builds the network, with its initial weights unless the run resumes."""
     model = make_model(cfg, data.num_classes, data.num_cameras, data.num_views, data.kind)
     log.info("model: %s", summary(model, (cfg.INPUT.SIZE_TEST[0], cfg.INPUT.SIZE_TEST[1])))
@@ -169,7 +168,7 @@ def make_initial_model(cfg: CfgNode, data: Data, folder: Path) -> nn.Module:
     return model
 
 
-def build_stages(cfg: CfgNode, data: Data, model: nn.Module) -> list[Stage]:
+def build_stages(cfg: CfgNode, data: Data, model: RetrievalModel) -> list[Stage]:
     """Builds the method's stages; random numbers are from then on each process's own."""
     build = method_of(cfg).stages
     assert build is not None, "processor.methods gives every row its stages"
@@ -208,7 +207,7 @@ class Evaluator:
         self.data, self.settings, self.device, self.folder = data, settings, device, folder
         self.results: Results = {}
 
-    def __call__(self, network: nn.Module) -> dict[str, float]:
+    def __call__(self, network: RetrievalModel) -> dict[str, float]:
         self.results = evaluate(network, self.data.tests, self.settings, self.device, self.folder)
         if self.data.validation:
             return means(evaluate(network, [self.data.validation], self.settings, self.device))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from yacs.config import CfgNode
 
-from model import ReIDOutput
+from model import ReIDOutput, RetrievalModel
 from solver import WeightAverage
 from solver.schedule import Schedule
 
@@ -76,7 +76,7 @@ class Stage:
     suffix: str = ""
     evaluates: bool = True
 
-    def __init__(self, model: nn.Module, epochs: int, *, make_solver: MakeSolver, periods: Periods = DEFAULT_PERIODS):
+    def __init__(self, model: RetrievalModel, epochs: int, *, make_solver: MakeSolver, periods: Periods = DEFAULT_PERIODS):
         self.model, self.epochs, self.make_solver, self.periods = model, epochs, make_solver, periods
         self.net: nn.Module = model
         self.optimizers: list[Optimizer] = []
@@ -92,7 +92,7 @@ class Stage:
         """Returns every module with weights that a restart needs, by name."""
         return {"model": self.model}
 
-    def evaluated(self) -> nn.Module:
+    def evaluated(self) -> RetrievalModel:
         """Returns the network to evaluate: the model, or another that follows it."""
         return self.model
 

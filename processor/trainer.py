@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from model import RetrievalModel
 from processor.finished import LAST
 from processor.stage import Stage, TrainingBatches
 from solver import WeightAverage, reestimate_batch_norm
@@ -66,7 +67,7 @@ class Trainer:
         folder: str | Path,
         model_name: str,
         fingerprint: dict[str, Any],
-        evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+        evaluate: Callable[[RetrievalModel], dict[str, float]] | None = None,
         evaluate_before: bool = False,
         resume: str = "auto",
         keep_best: str = "",

@@ -9,13 +9,14 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from yacs.config import CfgNode
 
 from datasets.batches import TrainLoader
 from datasets.images import Batch
 from datasets.loaders import Data
 from loss.cluster_memory import ClusterMemory, class_means
+from model import RetrievalModel
 from processor.methods.pseudo_labels import Clustering
 from processor.stage import DEFAULT_PERIODS, MakeSolver, Periods, Stage, TrainingBatches
 from solver import make_solver
@@ -35,7 +36,7 @@ class ClusterContrast(Stage):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: RetrievalModel,
         epochs: int,
         *,
         loader: TrainLoader,
@@ -54,7 +55,7 @@ class ClusterContrast(Stage):
         self.step_features: list[tuple[Tensor, Tensor]] = []
 
     @classmethod
-    def from_cfg(cls, cfg: CfgNode, data: Data, model: nn.Module) -> ClusterContrast:
+    def from_cfg(cls, cfg: CfgNode, data: Data, model: RetrievalModel) -> ClusterContrast:
         if cfg.CLUSTER.TEMP <= 0:
             raise UserError(f"CLUSTER.TEMP: {cfg.CLUSTER.TEMP} must be above 0")
         assert data.train is not None and data.plain is not None, "the method asks for both"
@@ -109,6 +110,6 @@ class ClusterContrast(Stage):
 
 
 @builds("cluster")
-def cluster_stages(cfg: CfgNode, data: Data, model: nn.Module) -> list[Stage]:
+def cluster_stages(cfg: CfgNode, data: Data, model: RetrievalModel) -> list[Stage]:
     """Returns the stages of ``PROCESSOR.NAME: cluster``."""
     return [ClusterContrast.from_cfg(cfg, data, model)]

@@ -18,6 +18,7 @@ from datasets.images import Batch
 from datasets.loaders import Data
 from loss import DINOLoss
 from loss.dino import GLOBAL_CROPS
+from model import RetrievalModel
 from processor.stage import DEFAULT_PERIODS, MakeSolver, Periods, Stage, TrainingBatches
 from solver.optimizer import build_optimizer, matrices_and_vectors
 from solver.schedule import cosine_at
@@ -48,10 +49,10 @@ class DINO(Stage):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: RetrievalModel,
         epochs: int,
         *,
-        teacher: nn.Module,
+        teacher: RetrievalModel,
         loader: TrainLoader,
         loss_function: DINOLoss,
         make_solver: MakeSolver,
@@ -67,7 +68,7 @@ class DINO(Stage):
         self.epoch, self.momentum = 1, ranges.momentum
 
     @classmethod
-    def from_cfg(cls, cfg: CfgNode, data: Data, model: nn.Module) -> DINO:
+    def from_cfg(cls, cfg: CfgNode, data: Data, model: RetrievalModel) -> DINO:
         if cfg.SOLVER.EMA.RATIO < 1 or cfg.SOLVER.EMA.MODE == "exponential":
             raise UserError(
                 "SOLVER.EMA and PROCESSOR.NAME 'dino' cannot go together: its teacher is an average already"
@@ -111,7 +112,7 @@ class DINO(Stage):
     def modules(self) -> dict[str, nn.Module]:
         return {"model": self.model, "teacher": self.teacher, "loss": self.loss_function}
 
-    def evaluated(self) -> nn.Module:
+    def evaluated(self) -> RetrievalModel:
         return self.teacher
 
     def saved_states(self) -> dict[str, dict[str, Any]]:
@@ -158,7 +159,7 @@ def clip_each(parameters: Iterable[nn.Parameter], largest: float) -> list[Tensor
     return [nn.utils.clip_grad_norm_([p], largest) for p in parameters if p.grad is not None]
 
 
-def freeze_prototypes(model: nn.Module) -> None:
+def freeze_prototypes(model: RetrievalModel) -> None:
     """Removes the gradients of the last layer, so that the optimizer skips it: no decay, no momentum."""
     for name, parameter in model.named_parameters():
         if "last_layer" in name:
@@ -196,6 +197,6 @@ def refuse_mismatch(student: nn.Module, teacher: nn.Module) -> None:
 
 
 @builds("dino")
-def dino_stages(cfg: CfgNode, data: Data, model: nn.Module) -> list[Stage]:
+def dino_stages(cfg: CfgNode, data: Data, model: RetrievalModel) -> list[Stage]:
     """Returns the stages of ``PROCESSOR.NAME: dino``."""
     return [DINO.from_cfg(cfg, data, model)]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 
-from torch import Tensor, nn
+from torch import Tensor
 from yacs.config import CfgNode
 
 import loss
 from datasets.loaders import Data, TrainLoader
 from loss.dmmd import SIGMAS
-from model import ReIDOutput
+from model import ReIDOutput, RetrievalModel
 from processor.methods.domains import DomainBatches, ZippedEpochs, load_start, target_groups
 from processor.methods.pseudo_labels import Clustering
 from processor.stage import DEFAULT_PERIODS, LossFunction, MakeSolver, Periods, Stage
@@ -33,7 +33,7 @@ class DMMD(Stage):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: RetrievalModel,
         epochs: int,
         *,
         source: TrainLoader,
@@ -55,7 +55,7 @@ class DMMD(Stage):
         self.sigmas, self.gather, self.clusters, self.epoch = sigmas, gather, clusters, 0
 
     @classmethod
-    def from_cfg(cls, cfg: CfgNode, data: Data, model: nn.Module) -> DMMD:
+    def from_cfg(cls, cfg: CfgNode, data: Data, model: RetrievalModel) -> DMMD:
         if len(data.targets) != 1:
             raise UserError(
                 f"DATASETS.TARGETS: D-MMD adapts to one target, not {len(data.targets)}; DMMD.BLEND True joins several "
@@ -127,6 +127,6 @@ def dmmd_terms(
 
 
 @builds("dmmd")
-def dmmd_stages(cfg: CfgNode, data: Data, model: nn.Module) -> list[Stage]:
+def dmmd_stages(cfg: CfgNode, data: Data, model: RetrievalModel) -> list[Stage]:
     """Returns the stages of ``PROCESSOR.NAME: dmmd``."""
     return [DMMD.from_cfg(cfg, data, model)]

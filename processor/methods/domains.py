@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from datasets.images import Batch
 from datasets.records import Records
+from model import RetrievalModel
 from processor.stage import TrainingBatches
 from utils.checkpoint import load_complete
 from utils.errors import UserError
@@ -75,7 +75,7 @@ def target_groups(records: Records, how: str, num_instances: int) -> np.ndarray:
     return dense[groups]
 
 
-def load_start(model: nn.Module, key: str, path: str) -> None:
+def load_start(model: RetrievalModel, key: str, path: str) -> None:
     """Loads the checkpoint that a method starts from. key, path: the setting that names it; '' loads nothing."""
     if not path:
         return

@@ -94,10 +94,10 @@ class Distillation(Stage):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: RetrievalModel,
         epochs: int,
         *,
-        teachers: Sequence[nn.Module],
+        teachers: Sequence[RetrievalModel],
         source: TrainLoader,
         targets: Sequence[TrainLoader],
         loss_function: LossFunction,
@@ -123,7 +123,7 @@ class Distillation(Stage):
         self.teachers.requires_grad_(False).train(drifting)
 
     @classmethod
-    def from_cfg(cls, cfg: CfgNode, data: Data, model: nn.Module) -> Distillation:
+    def from_cfg(cls, cfg: CfgNode, data: Data, model: RetrievalModel) -> Distillation:
         refuse_conflicts(cfg)
         load_start(model, "KD.STUDENT_WEIGHT", cfg.KD.STUDENT_WEIGHT)
         teachers = [make_target_teacher(cfg, path, data) for path in cfg.KD.TEACHER.WEIGHTS]
@@ -248,7 +248,7 @@ class Distillation(Stage):
         """
         return bool(self.on_source or self.on_shift or self.drifting)
 
-    def distil(self, student: ReIDOutput, teacher: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    def distil(self, student: ReIDOutput, teacher: RetrievalModel, images: Tensor) -> dict[str, Tensor]:
         """Returns the distillation terms of the student's output for some images."""
         target = teacher_output(teacher, images)
         feats = student.feats[0], target.feats[0]
@@ -310,6 +310,6 @@ def make_target_teacher(cfg: CfgNode, path: str, data: Data) -> RetrievalModel:
 
 
 @builds("mtda_kd")
-def mtda_kd_stages(cfg: CfgNode, data: Data, model: nn.Module) -> list[Stage]:
+def mtda_kd_stages(cfg: CfgNode, data: Data, model: RetrievalModel) -> list[Stage]:
     """Returns the stages of ``PROCESSOR.NAME: mtda_kd``."""
     return [Distillation.from_cfg(cfg, data, model)]

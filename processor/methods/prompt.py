@@ -21,7 +21,7 @@ from yacs.config import CfgNode
 import loss
 from datasets.images import Batch
 from datasets.loaders import Data, TestLoader, TrainLoader
-from model import ReIDOutput
+from model import ReIDOutput, RetrievalModel
 from model.layers.prompt_augment import draw
 from model.networks.clip_reid import PromptReID
 from processor.evaluate import fits
@@ -309,7 +309,7 @@ def text_features(model: PromptReID) -> Tensor:
 def solver_of(cfg: CfgNode, stage: int) -> MakeSolver:
     """Returns the function that makes the optimizer and schedule of a stage, 1 or 2."""
 
-    def make(model: nn.Module) -> tuple[Optimizer, Schedule]:
+    def make(model: RetrievalModel) -> tuple[Optimizer, Schedule]:
         optimizer = make_optimizer(cfg, model, stage)
         return optimizer, make_scheduler(cfg, optimizer, stage)
 
@@ -317,7 +317,7 @@ def solver_of(cfg: CfgNode, stage: int) -> MakeSolver:
 
 
 @builds("prompt")
-def prompt_stages(cfg: CfgNode, data: Data, model: nn.Module) -> list[Stage]:
+def prompt_stages(cfg: CfgNode, data: Data, model: RetrievalModel) -> list[Stage]:
     """Returns the stages of ``PROCESSOR.NAME: prompt``; with ``SOLVER.STAGE1.WEIGHT`` the second alone."""
     assert isinstance(model, PromptReID), "the method's network"
     second = TuneEncoder.from_cfg(cfg, data, model)

@@ -6,10 +6,11 @@ import logging
 
 import numpy as np
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from yacs.config import CfgNode
 
 from datasets.loaders import TestLoader
+from model import RetrievalModel
 from processor.evaluate import extract_features
 from utils.distributed import broadcast_object, is_main, share_buffers
 from utils.errors import UserError
@@ -84,7 +85,7 @@ class Clustering:
             truth=loader.records.pids,
         )
 
-    def features(self, model: nn.Module) -> Tensor:
+    def features(self, model: RetrievalModel) -> Tensor:
         """Returns the list's features, (N, D) of unit length, on the CPU."""
         share_buffers(model)  # every process extracts a share of the images
         return F.normalize(extract_features(model, self.loader, next(model.parameters()).device))
@@ -127,7 +128,7 @@ class Clustering:
             eps += step
         return None
 
-    def labels(self, model: nn.Module) -> np.ndarray:
+    def labels(self, model: RetrievalModel) -> np.ndarray:
         """Returns the labels that the model's features give; see ``labels_of``."""
         return self.labels_of(self.features(model))
 

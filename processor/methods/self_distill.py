@@ -15,7 +15,7 @@ from datasets.loaders import Data, Source
 from loss.cluster_memory import ClusterMemory, class_means
 from loss.self_distillation import entry_distillation, identity_distillation, soft_share
 from loss.triplet import triplet
-from model import ReIDOutput
+from model import ReIDOutput, RetrievalModel
 from model.networks.ssdvit import SSDViT
 from processor.evaluate import extract_features
 from processor.methods.domains import DomainBatches, ZippedEpochs
@@ -227,7 +227,7 @@ class SelfDistillation(Stage):
 
 
 @builds("self_distill")
-def self_distill_stages(cfg: CfgNode, data: Data, model: nn.Module) -> list[Stage]:
+def self_distill_stages(cfg: CfgNode, data: Data, model: RetrievalModel) -> list[Stage]:
     """Returns the stages of ``PROCESSOR.NAME: self_distill``."""
     assert isinstance(model, SSDViT), "the method's network"
     return [SelfDistillation.from_cfg(cfg, data, model)]

@@ -16,7 +16,7 @@ from datasets.batches import TrainLoader
 from datasets.images import Batch
 from datasets.loaders import Data
 from datasets.transforms.imagenet import make_mixup
-from model import ReIDOutput
+from model import ReIDOutput, RetrievalModel
 from processor.stage import DEFAULT_PERIODS, LossFunction, MakeSolver, Periods, Stage, TrainingBatches
 from solver import make_solver
 from utils.distributed import is_distributed, world_size
@@ -69,7 +69,7 @@ class Supervised(Stage):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: RetrievalModel,
         epochs: int,
         *,
         loader: TrainLoader,
@@ -86,7 +86,7 @@ class Supervised(Stage):
         self.accuracy = torch.zeros(())
 
     @classmethod
-    def from_cfg(cls, cfg: CfgNode, data: Data, model: nn.Module) -> Supervised:
+    def from_cfg(cls, cfg: CfgNode, data: Data, model: RetrievalModel) -> Supervised:
         centers = None
         if "center" in cfg.MODEL.METRIC_LOSS_TYPE:
             centers = Centers(data.num_classes, model.width, cfg.SOLVER.CENTER_LOSS_WEIGHT, cfg.SOLVER.CENTER_LR)
@@ -158,6 +158,6 @@ class Supervised(Stage):
 
 
 @builds("supervised")
-def supervised_stages(cfg: CfgNode, data: Data, model: nn.Module) -> list[Stage]:
+def supervised_stages(cfg: CfgNode, data: Data, model: RetrievalModel) -> list[Stage]:
     """Returns the stages of ``PROCESSOR.NAME: supervised``."""
     return [Supervised.from_cfg(cfg, data, model)]

@@ -54,7 +54,7 @@ def test_scores_of_single_queries_are_those_of_the_ranking():
     found = rows(per_query_csv(scored))
     assert [row["path"] for row in found] == test.query.paths and list(found[0]) == COLUMNS
     for i, row in enumerate(found):
-        assert (int(row["pid"]), int(row["camid"])) == (test.query.pids[i], test.query.camids[i])
+        assert (int(row["pid"]), int(row["camid"])) == (test.query.pids[i], test.query.original_camids()[i])
         assert row["valid"] == str(int(i != 3))
         if i == 3:
             assert row["AP"] == row["INP"] == row["first_match_rank"] == ""
