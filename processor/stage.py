@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -76,7 +76,9 @@ class Stage:
     suffix: str = ""
     evaluates: bool = True
 
-    def __init__(self, model: RetrievalModel, epochs: int, *, make_solver: MakeSolver, periods: Periods = DEFAULT_PERIODS):
+    def __init__(
+        self, model: RetrievalModel, epochs: int, *, make_solver: MakeSolver, periods: Periods = DEFAULT_PERIODS
+    ):
         self.model, self.epochs, self.make_solver, self.periods = model, epochs, make_solver, periods
         self.net: nn.Module = model
         self.optimizers: list[Optimizer] = []
@@ -88,7 +90,7 @@ class Stage:
         """The device of the model."""
         return next(self.model.parameters()).device
 
-    def modules(self) -> dict[str, nn.Module]:
+    def modules(self) -> Mapping[str, nn.Module]:
         """Returns every module with weights that a restart needs, by name."""
         return {"model": self.model}
 

@@ -216,7 +216,8 @@ def export(cfg: CfgNode, out: Path) -> dict[str, Any]:
         raise UserError(f"--out: {out} is a file, not a folder")
     data = make_dataloader(cfg, training=False)
     tests = [test for test in data.tests if test.protocol != "classification"]
-    deployed, settings = make_deployed(cfg, tested_model(cfg, data)), Settings.from_cfg(cfg)
+    model, settings = tested_model(cfg, data), Settings.from_cfg(cfg)
+    deployed = make_deployed(cfg, model)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_onnx(deployed, folder / "model.onnx", deployed.sides)
@@ -229,7 +230,7 @@ def export(cfg: CfgNode, out: Path) -> dict[str, Any]:
             raise UserError(
                 f"not exported: a resized pixel differs by {pixels:g} grey levels, the limit is {PIXEL_LIMIT:g}"
             )
-        before = evaluate(deployed.model, tests, settings, torch.device("cpu"))
+        before = evaluate(model, tests, settings, torch.device("cpu"))
         after = {t.name: score(t, exported_features(runner, t, deployed.sides), settings).metrics for t in tests}
         changed = [name for name in after if after[name].get("Rank-1") != before[name].get("Rank-1")]
         if changed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,7 +109,7 @@ class DINO(Stage):
             periods=Periods.from_cfg(cfg.SOLVER),
         )
 
-    def modules(self) -> dict[str, nn.Module]:
+    def modules(self) -> Mapping[str, nn.Module]:
         return {"model": self.model, "teacher": self.teacher, "loss": self.loss_function}
 
     def evaluated(self) -> RetrievalModel:
@@ -173,7 +173,7 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
         parameter.mul_(momentum).add_(latest, alpha=1 - momentum)
 
 
-def make_following_teacher(student: nn.Module) -> nn.Module:
+def make_following_teacher(student: RetrievalModel) -> RetrievalModel:
     """Returns a copy of the student, buffers included, without dropout and stochastic depth."""
     teacher = copy.deepcopy(student)
     for module in teacher.modules():

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,7 +21,7 @@ from datasets.options import names_of
 from loss.distillation import margin_total
 from loss.dmmd import SIGMAS
 from model import ReIDOutput, RetrievalModel, make_model
-from model.networks.torchreid import PREFIX, gives_stage_maps, head_of
+from model.networks.torchreid import PREFIX, TorchreidModel, gives_stage_maps, head_of
 from processor.methods.dmmd import dmmd_terms
 from processor.methods.domains import DomainBatches, ZippedEpochs, load_start, target_groups
 from processor.stage import DEFAULT_PERIODS, LossFunction, MakeSolver, Periods, Stage
@@ -115,6 +115,7 @@ class Distillation(Stage):
         periods: Periods = DEFAULT_PERIODS,
     ):
         super().__init__(model, epochs, make_solver=make_solver, periods=periods)
+        self.teacher_of = list(teachers)
         self.teachers, self.drifting = nn.ModuleList(teachers), drifting
         self.source, self.targets, self.loss_function = source, targets, loss_function
         self.num_instances, self.seed, self.style, self.log_euclid = num_instances, seed, style, log_euclid
@@ -130,6 +131,7 @@ class Distillation(Stage):
         if not cfg.KD.WEIGHT_DA:
             model.freeze_classifiers()  # no term uses them
         if cfg.KD.MULTI_HEAD:
+            assert isinstance(model, TorchreidModel), "make_model refuses KD.MULTI_HEAD for others"
             model.freeze_shared_head()
 
         for target in data.targets:
@@ -157,7 +159,7 @@ class Distillation(Stage):
             periods=Periods.from_cfg(cfg.SOLVER),
         )
 
-    def modules(self) -> dict[str, nn.Module]:
+    def modules(self) -> Mapping[str, nn.Module]:
         return {"model": self.model} | ({"teachers": self.teachers} if self.drifting else {})
 
     def begin(self) -> None:
@@ -223,7 +225,7 @@ class Distillation(Stage):
 
     def losses(self, batch: TargetBatch) -> dict[str, Tensor]:
         source, target = batch.pair.batches
-        teacher = self.teachers[batch.target]
+        teacher = self.teacher_of[batch.target]
         of_source, of_target = self.forward(batch)
         distilled = self.distil(of_target, teacher, target.images)
         terms = {f"target_{name}": self.on_target * term for name, term in distilled.items()}

@@ -309,7 +309,7 @@ def text_features(model: PromptReID) -> Tensor:
 def solver_of(cfg: CfgNode, stage: int) -> MakeSolver:
     """Returns the function that makes the optimizer and schedule of a stage, 1 or 2."""
 
-    def make(model: RetrievalModel) -> tuple[Optimizer, Schedule]:
+    def make(model: nn.Module) -> tuple[Optimizer, Schedule]:
         optimizer = make_optimizer(cfg, model, stage)
         return optimizer, make_scheduler(cfg, optimizer, stage)
 

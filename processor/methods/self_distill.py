@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -160,7 +160,7 @@ class SelfDistillation(Stage):
             periods=Periods.from_cfg(cfg.SOLVER),
         )
 
-    def modules(self) -> dict[str, nn.Module]:
+    def modules(self) -> Mapping[str, nn.Module]:
         return {"model": self.model, "memories": self.memories}
 
     def fill_memories(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -103,7 +103,7 @@ class Supervised(Stage):
             periods=Periods.from_cfg(cfg.SOLVER),
         )
 
-    def modules(self) -> dict[str, nn.Module]:
+    def modules(self) -> Mapping[str, nn.Module]:
         return {"model": self.model} | ({"centers": self.centers} if self.centers else {})
 
     def begin(self) -> None:
