@@ -33,15 +33,17 @@ from processor.trainer import LAST, Trainer
 from solver import make_average
 from utils.device import choose_device, choose_precision, seed_everything
 from utils.distributed import barrier, is_main, rank, start, stop, world_size
-from utils.errors import UserError, nearest
+from utils.errors import UserError
 from utils.extra_modules import import_extras
 from utils.files import write_json, write_text
 from utils.logger import close_logging, set_up_logging
-from utils.methods import method_of
+from utils.methods import method_of, register_method
 from utils.provenance import commit, environment, machine
 from utils.trees import flat
 
 log = logging.getLogger("lineup")
+
+__all__ = ["register_method", "test", "train"]
 
 METHODS: dict[str, Callable[[Any, Data, nn.Module], list[Stage]]] = {
     "supervised": supervised,
@@ -52,7 +54,7 @@ METHODS: dict[str, Callable[[Any, Data, nn.Module], list[Stage]]] = {
     "mtda_kd": mtda_kd,
     "self_distill": self_distill,
 }
-"""PROCESSOR.NAME -> function of (cfg, data, model) that gives the method's stages; ``register_method`` adds one."""
+"""PROCESSOR.NAME -> function of (cfg, data, model) that gives the method's stages."""
 
 After = Callable[[Any, nn.Module, Data, torch.device, Path], None]
 """What follows a finished run: (cfg, model, data, device, folder)."""
@@ -63,16 +65,6 @@ FREE_KEYS = (
     "SOLVER.STAGE2.LOG_PERIOD", "MODEL.DEVICE",
 )  # fmt: skip
 """Keys that may differ between a run and its continuation: they change no weight."""
-
-
-def register_method(name: str):
-    """Decorator: makes ``PROCESSOR.NAME: name`` run the stages that the decorated (cfg, data, model) -> list gives."""
-
-    def add(build):
-        METHODS[name] = build
-        return build
-
-    return add
 
 
 def fingerprint(cfg) -> dict[str, Any]:
@@ -117,9 +109,7 @@ def train(cfg, config_file: str = "", notes: list[str] | None = None, after: Aft
 def _train(cfg, config_file: str, notes: list[str], after: After | None) -> dict[str, Any]:
     device, folder = prepare(cfg, config_file, notes, "log.txt")
     dtype = choose_precision(cfg.SOLVER.PRECISION, device)
-    if cfg.PROCESSOR.NAME not in METHODS:
-        hint = nearest(cfg.PROCESSOR.NAME, METHODS)
-        raise UserError(f"PROCESSOR.NAME: unknown {cfg.PROCESSOR.NAME!r}{hint} This version has: {', '.join(METHODS)}")
+    build = METHODS.get(cfg.PROCESSOR.NAME) or method_of(cfg).stages
     if is_main() and (cfg.SOLVER.RESUME == "never" or not (folder / LAST).exists()):
         write_text(folder / "config.yml", resolved(cfg, folder))
     data = make_dataloader(cfg)
@@ -128,7 +118,7 @@ def _train(cfg, config_file: str, notes: list[str], after: After | None) -> dict
     log.info("model: %s", summary(model, tuple(cfg.INPUT.SIZE_TEST)))
     if cfg.SOLVER.RESUME != "auto" or not (folder / LAST).exists():
         load_initial_weights(cfg, model)
-    stages = METHODS[cfg.PROCESSOR.NAME](cfg, data, model)
+    stages = build(cfg, data, model)
     add_averaging(cfg, stages[-1])
     seed_everything(cfg.SOLVER.SEED + rank())
     settings = Settings.from_cfg(cfg)

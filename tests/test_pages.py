@@ -17,12 +17,12 @@ from PIL import Image
 from configs import load_config
 from model import make_model
 from model.deployed import make_deployed
-from processor import run
 from tests.runs import call
 from tests.tiny import MSVIT, options, write_market
 from tools import record
 from tools.export import write_onnx
 from utils.errors import UserError
+from utils.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -148,7 +148,7 @@ def test_the_method_from_outside_the_repository_runs(tmp_path, monkeypatch):
     assert "stage with_entropy" in log and " entropy -" in log
     weight = tmp_path / "out" / "my_net_2.pth"
     assert call("test", ["--config_file", "my_method.yml", *kept, "TEST.WEIGHT", weight]) == 0
-    run.METHODS.pop("my_method")
+    METHODS.pop("my_method")
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from processor.methods.supervised import Supervised
 from tests.runs import Killed, assert_same_bytes, kill_at, weights
 from tests.tiny import MSVIT, config
 from utils.errors import UserError
+from utils.methods import METHODS, Method
 
 VARIANTS = {
     "msvit, averaged over epochs": MSVIT | {
@@ -121,7 +122,8 @@ class Drawing(Supervised):
 
 
 def test_a_stage_that_draws_when_it_begins_draws_the_same_after_a_restart(market, tmp_path, monkeypatch):
-    monkeypatch.setitem(run.METHODS, "twice", lambda *given: [kind.from_cfg(*given) for kind in (Supervised, Drawing)])
+    twice = Method("twice", stages=lambda *args: [kind.from_cfg(*args) for kind in (Supervised, Drawing)])
+    monkeypatch.setitem(METHODS, "twice", twice)
     changes = {"PROCESSOR__NAME": "twice", "SOLVER__MAX_EPOCHS": 1}
     run.train(config(market, tmp_path / "whole", **changes))
     with monkeypatch.context() as patch:
