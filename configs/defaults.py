@@ -166,12 +166,13 @@ DATASETS = {
     "TEST_SHARE": Key(0.5, "share of the identities for testing, where a folder comes without split folders", min=0,
                       max=1),
     "SEED": Key(0, "seed of every split that is drawn", min=0),
-    "SYNTHETIC.IDS": Key(64, "built-in data: identities; the first half trains, the second tests"),
-    "SYNTHETIC.CAMERAS": Key(4, "built-in data: cameras"),
-    "SYNTHETIC.IMAGES": Key(4, "built-in data: images per identity and camera"),
+    "SYNTHETIC.IDS": Key(64, "built-in data: identities; the first half trains, the second tests", min=4),
+    "SYNTHETIC.CAMERAS": Key(4, "built-in data: cameras", min=2),
+    "SYNTHETIC.IMAGES": Key(4, "built-in data: images per identity and camera", min=2),
     "SYNTHETIC.SEED": Key(0, "built-in data: seed"),
     "SYNTHETIC.CAMERA_GAP": Key(
-        100, "built-in data: percent of the difference between cameras; at 0 all see one place in one light"
+        100, "built-in data: percent of the difference between cameras; at 0 all see one place in one light",
+        min=0, max=100,
     ),
     "OPTIONS": Key((), "options for one dataset among several: ['cuhk03.classic', True, ...]"),
     "LIST_CACHE": Key(True, "keep the parsed lists of large sets for the next start, in .lineup beside the images"),

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from configs import load_config
@@ -22,6 +21,7 @@ from tests.runs import call
 from tests.tiny import MSVIT, options, write_market
 from tools import record
 from tools.export import write_onnx
+from utils.errors import UserError
 from utils.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -225,10 +225,20 @@ def test_tables_are_those_of_the_results():
             assert match[0] == wanted, f"{page.name}: run python -m tools.record --tables"
 
 
-def test_yaml_examples_of_the_pages_are_yaml():
-    for page in PAGES:
-        for block in re.findall(r"```ya?ml\n(.*?)```", page.read_text(), re.DOTALL):
-            yaml.safe_load(block)
+def test_yaml_examples_of_the_pages_load(tmp_path):
+    """As files beside the bases that they name, so that a misspelt key or value is found."""
+    examples = [block for page in PAGES for block in re.findall(r"```ya?ml\n(.*?)```", page.read_text(), re.DOTALL)]
+    assert len(examples) >= 2
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for base in (ROOT / "configs" / "transreid").glob("*.yml"):
+        (tmp_path / base.name).symlink_to(base)
+    for i, block in enumerate(examples):
+        path = tmp_path / f"example_{i}.yml"
+        path.write_text(block)
+        load_config(path)
+        path.write_text(block.replace("MODEL:", "MODLE:"))
+        with pytest.raises(UserError, match="MODLE"):
+            load_config(path)
 
 
 def test_the_project_names_no_device_and_no_machine():

@@ -8,25 +8,42 @@ from pathlib import Path
 import pytest
 
 from configs import load_config
-from configs.defaults import INERT, KEYS
+from configs.defaults import INERT, KEYS, SECTIONS
 from tests.configs.published import CLIP, TRANSREID, TRANSREID_SSL
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
-KEY = re.compile(r"\b(?:PROCESSOR|MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|SSD)\.[A-Z][A-Z0-9_.]*[A-Z0-9]")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SECTION_NAMES = sorted({key.partition(".")[0] for key in KEYS if "." in key})
+KEY = re.compile(rf"\b(?:{'|'.join(SECTION_NAMES)})\.[A-Z][A-Z0-9_.]*[A-Z0-9]")
 WRONG_ON_PURPOSE = {"MODEL.JMP"}
+
+
+def unknown_keys(text: str) -> set[str]:
+    """Words of a page that look like keys and are none. ``DATASETS.SYNTHETIC.{IDS, CAMERAS}`` names a section."""
+    return set(KEY.findall(text)) - KEYS.keys() - SECTIONS - WRONG_ON_PURPOSE
+
+
+def test_a_misspelt_key_on_a_page_is_found():
+    assert len(SECTION_NAMES) >= 12 and {"CLUSTER", "DMMD", "KD", "DINO", "SSD"} <= set(SECTION_NAMES)
+    for key in ("MODEL.NMAE", "CLUSTER.EPSS", "DMMD.WARMUP", "KD.TEACHER.WEIGHT", "DINO.OUT", "SOLVER.STAGE3.GAMMA"):
+        assert unknown_keys(f"set `{key}` to 1") == {key}
+    assert unknown_keys("`SOLVER.STAGE1` and `KD.TEACHER.NAME`, TEST.WEIGHT") == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_keys_and_files_that_a_page_names_exist(page):
     text = page.read_text()
-    sections = {key.rpartition(".")[0] for key in KEYS}
-    assert set(KEY.findall(text)) - KEYS.keys() - sections - WRONG_ON_PURPOSE == set()
-    folders = "transreid|transreid_ssl|baseline|clip_reid|svll|msvit|mtda|cluster|ssdvit|torchreid"
-    files = re.findall(rf"configs/(?:{folders})/[a-z][\w*]*\.yml", text)
+    assert unknown_keys(text) == set()
+    folders = "|".join(sorted(path.parent.name for path in (ROOT / "configs").glob("*/_base.yml")))
+    assert "transreid" in folders and "cluster" in folders
+    files = re.findall(rf"configs/(?:{folders}|baseline)/[a-z][\w*]*\.yml", text)
     assert [file for file in files if not list(ROOT.glob(file))] == []
     for link in re.findall(r"\]\((?!http)([\w.]+)", text):
         assert (page.parent / link).exists(), link
+
+
+def test_the_pages_are_walked():
+    assert len(PAGES) >= 15
 
 
 def test_every_key_of_the_systems_is_on_the_page_for_those_who_come_from_them():

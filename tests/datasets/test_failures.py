@@ -44,6 +44,10 @@ def one_line(name: str, root: Path) -> str:
     return text
 
 
+def test_every_miniature_is_walked():
+    assert len(ENTRIES) >= 24 and len(LISTS) >= 12
+
+
 # ---------------------------------------------------------------- wrong layout
 
 

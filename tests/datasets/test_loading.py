@@ -37,6 +37,7 @@ from datasets.transforms.imagenet import make_mixup
 from datasets.transforms.pipelines import CONST_FILL, PadAndCrop, RandomErasing, ToNormalized, turned
 from tests.tiny import config, write_market
 from utils.errors import UserError
+from utils.methods import METHODS, register_method
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -698,3 +699,74 @@ def test_a_run_without_training_or_test_images_or_with_an_option_of_another_set_
         make_dataloader(settings(tmp_path, DATASETS__NAMES="csv"), training=False)
     with pytest.raises(UserError, match="DATASETS.TEST_SIZE: no dataset of this run"):
         make_dataloader(settings(tmp_path, DATASETS__NAMES="csv", DATASETS__TEST_SIZE=800))
+
+
+# ---------------------------------------------------------------- methods from outside
+
+
+@pytest.fixture
+def table_of_methods(monkeypatch):
+    """A copy of the table, so that what a test registers is gone after it."""
+    monkeypatch.setattr("utils.methods.METHODS", dict(METHODS))
+
+
+def test_a_registered_method_gets_the_data_that_its_traits_ask_for(tmp_path, table_of_methods):
+    cfg = settings(write_market(tmp_path), PROCESSOR__NAME="mine", CLUSTER__ITERS=3, DATASETS__TARGETS=["folder"])
+    with pytest.raises(UserError, match="PROCESSOR.NAME: unknown 'mine'"):
+        make_dataloader(cfg)
+    register_method("mine")(lambda cfg, data, model: [])
+    plain = make_dataloader(settings(tmp_path, PROCESSOR__NAME="mine"))
+    assert plain.plain is None and plain.targets == [] and plain.plain_targets == [] and plain.sources == []
+    target = tmp_path / "people"
+    write_market(target, ids=2)
+    words = {"DATASETS__TARGETS": ["csv"], "DATASETS__FILE": str(tmp_path / "target.csv")}
+    lines = [f"{path},{path.name[:4]},{'train' if 'train' in str(path.parent) else 'test'},{path.name[6]}"
+             for path in sorted(target.rglob("*.jpg"))]  # fmt: skip
+    (tmp_path / "target.csv").write_text("\n".join(["path,pid,split,camid", *lines]))
+    register_method("mine", labels=False, in_order=True, network="cluster_encoder", targets=True)(lambda *given: [])
+    cfg = settings(tmp_path, PROCESSOR__NAME="mine", CLUSTER__ITERS=3, **words)
+    data = make_dataloader(cfg)
+    assert [test.name for test in data.tests] == ["csv", "market1501"]
+    assert data.plain.records.paths == data.train.records.paths
+    assert torch.cat([batch.rows for batch in data.plain]).tolist() == list(range(16))
+    assert len(data.targets) == 1 and len(data.targets[0].records) == 8 and data.plain_targets == []
+    assert len(data.train.epoch(1)) == len(data.targets[0].epoch(1)) == 3  # pseudo-labels: CLUSTER.ITERS steps
+    data.train.relabel(np.where(np.arange(16) < 8, np.arange(16) // 4, -1))
+    assert max(int(batch.rows.max()) for batch in data.train.epoch(2)) < 8
+    with pytest.raises(UserError, match="DATALOADER.BAD_IMAGES 'skip' and PROCESSOR.NAME 'mine' cannot go together"):
+        make_dataloader(settings(tmp_path, PROCESSOR__NAME="mine", DATALOADER__BAD_IMAGES="skip", **words))
+    with pytest.raises(UserError, match="DATASETS.TARGETS is empty, and PROCESSOR.NAME 'mine' adapts"):
+        make_dataloader(settings(tmp_path, PROCESSOR__NAME="mine"))
+
+
+def test_a_registered_method_gets_targets_in_order_sources_apart_and_further_views(tmp_path, table_of_methods):
+    write_market(tmp_path)
+    (tmp_path / "other").mkdir()
+    table = [f"{p},{p.name[:4]},{'train' if 'train' in str(p.parent) else 'test'},{p.name[6]}"
+             for p in sorted(tmp_path.rglob("*.jpg"))]  # fmt: skip
+    (tmp_path / "other.csv").write_text("\n".join(["path,pid,split,camid", *table]))
+    register_method("mine", targets=True, targets_in_order=True, views="weak_strong")(lambda *given: [])
+    words = {"PROCESSOR__NAME": "mine", "DATASETS__FILE": str(tmp_path / "other.csv")}
+    data = make_dataloader(settings(tmp_path, DATASETS__TARGETS=["csv"], **words))
+    assert data.plain is None and len(data.targets) == len(data.plain_targets) == 1
+    assert data.plain_targets[0].records.paths == data.targets[0].records.paths
+    assert len(next(iter(data.train.epoch(1))).views) == 1
+    register_method("mine", sources_apart=True)(lambda *given: [])
+    apart = {**words, "DATASETS__NAMES": ["market1501", "csv"], "DATALOADER__SAMPLER": "multiple_gallery_nocam"}
+    data = make_dataloader(settings(tmp_path, SSD__ITERS=2, **apart))
+    assert data.train is None and [source.name for source in data.sources] == ["market1501", "csv"]
+    assert [source.num_classes for source in data.sources] == [4, 4]
+    assert all(len(source.views) == 1 and len(source.views[0].epoch(1)) == 2 for source in data.sources)
+    assert [len(source.plain.records) for source in data.sources] == [16, 16]
+    with pytest.raises(UserError, match="DATALOADER.SAMPLER 'id' and PROCESSOR.NAME 'mine' cannot go together"):
+        make_dataloader(settings(tmp_path, **{**apart, "DATALOADER__SAMPLER": "id"}))
+
+
+def test_a_method_without_any_labels_takes_unlabelled_images_and_shuffles(tmp_path, table_of_methods):
+    write_market(tmp_path)
+    register_method("mine", labels=False, tests=False)(lambda *given: [])
+    words = {"PROCESSOR__NAME": "mine", "DATASETS__NAMES": "images"}
+    with pytest.raises(UserError, match="DATALOADER.SAMPLER 'softmax_triplet' and PROCESSOR.NAME 'mine' cannot go"):
+        make_dataloader(settings(tmp_path, **words))
+    data = make_dataloader(settings(tmp_path, DATALOADER__SAMPLER="softmax", **words))
+    assert (data.train.records.pids == -1).all() and data.tests == [] and len(data.train.epoch(1)) == 8

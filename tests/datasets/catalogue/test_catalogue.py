@@ -41,6 +41,34 @@ from utils.scoring.matching import Matching
 ENTRIES = [n for n in CATALOGUE if n not in ("csv", "folder", "images") and not n.startswith("synthetic")]
 
 
+def test_the_catalogue_is_walked():
+    assert len(ENTRIES) >= 24 and len(NAMES) >= 32
+    assert set(MINIATURES) == set(ENTRIES) and set(PUBLISHED_NAMES) == set(ENTRIES)
+
+
+def test_a_joint_set_is_a_composition_of_entries():
+    joint = CATALOGUE["mm"]
+    assert [name for name, _ in joint.parts] == ["msmt17", "market1501"] and joint.read is None
+    assert all(set(options) <= CATALOGUE[name].options for name, options in joint.parts)
+
+
+def test_a_registered_joint_set_is_read_and_joined(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.catalogue.CATALOGUE", dict(CATALOGUE))
+    for name in ("dukemtmc", "market1501", "veri"):
+        MINIATURES[name].build(tmp_path)
+    parts = (("dukemtmc", {}), ("veri", {"missing_view": "keep"}), ("market1501", {}))
+    register_dataset(DatasetSpec("ours", (), parts=parts))
+    joint = make_dataset("ours", tmp_path)
+    alone = [make_dataset(name, tmp_path, **options) for name, options in parts]
+    assert list(joint.train.paths) == [path for part in alone for path in part.train.paths]
+    assert joint.num_classes == sum(part.num_classes for part in alone)
+    assert joint.num_cameras == sum(part.num_cameras for part in alone)
+    assert joint.query.paths == alone[2].query.paths and joint.gallery.pids.tolist() == alone[2].gallery.pids.tolist()
+    assert joint.query.original_camids().tolist() == alone[2].query.original_camids().tolist()
+    assert joint.train.original_camids().tolist() == [c for part in alone for c in part.train.original_camids()]
+    assert set(joint.query.camids.tolist()) & set(joint.train.camids.tolist())  # cameras that were trained
+
+
 @pytest.mark.parametrize("name", ENTRIES)
 def test_an_entry_reads_its_published_layout_exactly(name, tmp_path):
     assert name in MINIATURES, f"{name} is in the catalogue and has no miniature here"
