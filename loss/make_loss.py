@@ -79,8 +79,6 @@ def clip_terms(
     i2t_weight: float = 1.0,
     ssl_weight: float = 1.0,
     ssl_type: str = "SIMCLR",
-    id_weight: float = 1.0,
-    triplet_weight: float = 1.0,
     epsilon: float = 0.0,
     **supervised: Any,
 ) -> dict[str, Tensor]:
@@ -100,7 +98,8 @@ def clip_terms(
     if out.i2t_logits is not None:
         terms["i2t"] = i2t_weight * cross_entropy(out.i2t_logits, labels, epsilon)
     if out.heads:
-        pair = simsiam(*out.heads, *out.tokens) if ssl_type == "SIMSIAM" else simclr(*out.heads, gather=True)
+        one, other = out.heads
+        pair = simsiam(one, other, *out.tokens) if ssl_type == "SIMSIAM" else simclr(one, other, gather=True)
         terms["ssl"] = ssl_weight * pair
     return terms
 

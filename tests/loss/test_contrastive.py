@@ -133,8 +133,8 @@ def test_clips_parts_are_summed_and_jpms_share_one_weight(local):
     torch.testing.assert_close(terms["id"], 0.25 * (sum(ids[:2]) + sum(ids[2:]) / 4))
     torch.testing.assert_close(terms["triplet"], 2 * (sum(triplets[:3]) + sum(triplets[3:]) / 4))
     assert set(terms) == {"id", "triplet"}
-    assert clip_part_weights(6, first=2) == [1, 1, 0.25, 0.25, 0.25, 0.25]
-    assert clip_part_weights(3, first=3) == [1, 1, 1]
+    assert clip_part_weights(6, 2) == [1, 1, 0.25, 0.25, 0.25, 0.25]
+    assert clip_part_weights(3, 3) == [1, 1, 1]
 
 
 def test_text_and_views_join_if_the_output_has_them():

@@ -13,7 +13,7 @@ from loss import make_loss
 from model import make_model, register_backbone
 from model.backbones.resnet import RESNET_TYPES
 from model.backbones.vit import VIT_SMALL, VIT_TYPES
-from model.layers.heads import HEADS
+from model.layers.heads import CLASSIFIERS
 from model.summary import count
 from solver import make_optimizer
 from tests.model.families import MODELS
@@ -203,7 +203,7 @@ def test_jpm_copies_the_last_block_after_pre_trained_weights_are_in():
     assert model.b1[0].mlp.fc1.weight is not model.b2[0].mlp.fc1.weight
 
 
-@pytest.mark.parametrize("kind", sorted(HEADS))
+@pytest.mark.parametrize("kind", sorted(CLASSIFIERS))
 @pytest.mark.parametrize("family", MODELS)
 @pytest.mark.filterwarnings("error:Initializing zero-element")
 def test_a_model_without_training_classes_builds_without_a_warning(family, kind):
