@@ -65,13 +65,18 @@ def module_of(params) -> nn.Module:
     return root
 
 
+def check_defaults(optimizer: torch.optim.Optimizer, stored: dict, what: str) -> None:
+    """An optimizer's defaults against the stored ones; a case may hold a tuple as a list."""
+    for key, value in stored.items():
+        assert np.array_equal(optimizer.defaults[key], value), f"{what}: {key}"
+
+
 def check_schedule(case) -> None:
     for variant, spec in case.params["variants"].items():
         cfg, module = load_config(opts=spec["config"]), module_of(case.params)
         optimizer = make_optimizer(cfg, module)
         assert type(optimizer).__name__ == spec["optimizer"]["class"]
-        for key, value in spec["optimizer"]["defaults"].items():
-            assert np.array_equal(optimizer.defaults[key], value), f"{variant}: {key}"
+        check_defaults(optimizer, spec["optimizer"]["defaults"], variant)
         scheduler, names = make_scheduler(cfg, optimizer), {id(p): n for n, p in module.named_parameters()}
         rates = case.outputs()[f"{variant}.lr"]
         for epoch in range(1, len(rates) + 1):

@@ -19,7 +19,7 @@ from model.layers.sparse_attention import sparse_window_attention, to_windows
 from processor.evaluate import Settings, extract_features
 from solver import average_weights, make_average, make_optimizer, make_scheduler, reestimate_batch_norm
 from tests.parity import cases
-from tests.parity.checks import check_eval, check_train, close, module_of, tensors
+from tests.parity.checks import check_defaults, check_eval, check_train, close, module_of, tensors
 from utils.checkpoint import load_pretrained
 from utils.scoring.distances import unit_length
 
@@ -76,7 +76,7 @@ def check_schedule(case) -> None:
         cfg, module = load_config(opts=spec["config"]), module_of(case.params)
         optimizer = make_optimizer(cfg, module)
         assert type(optimizer).__name__ == spec["optimizer"]["class"]
-        assert spec["optimizer"]["defaults"].items() <= optimizer.defaults.items()
+        check_defaults(optimizer, spec["optimizer"]["defaults"], variant)
         scheduler, average = make_scheduler(cfg, optimizer), make_average(cfg, module, cfg.SOLVER.MAX_EPOCHS)
         assert spec["total_epochs"] == cfg.SOLVER.MAX_EPOCHS + cfg.SOLVER.EMA.EXTRA_EPOCHS
         names = {id(p): n for n, p in module.named_parameters()}

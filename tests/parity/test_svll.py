@@ -18,7 +18,9 @@ from processor.methods.prompt import TextSide, prompt_terms
 from solver import make_optimizer, make_scheduler
 from tests.parity import cases
 from tests.parity.checks import close, counts, tensors
-from utils.checkpoint import load_pretrained, load_weights, resize_positions
+from tests.tiny import CLIP
+from tests.tiny import words as words_of
+from utils.checkpoint import load_pretrained, load_weights, position_grids, resize_positions
 
 pytestmark = pytest.mark.parity
 
@@ -66,6 +68,12 @@ def check_eval(case) -> None:
         close(case, found[name], wanted, name)
 
 
+def position_name(model: nn.Module) -> str:
+    """Where an image tower has its position embedding: a ViT itself, a ResNet in its attention pool."""
+    (name,) = position_grids(model, model.image_encoder)
+    return name
+
+
 def check_import(case) -> None:
     model, given, wanted = make_model(settings(case), *counts(case.params)).eval(), tensors(case), case.outputs()
     load_pretrained(model, case.state_dict())
@@ -76,7 +84,7 @@ def check_import(case) -> None:
     found = {
         "token_prefix": state["prompt_learner.token_prefix"][0],
         "token_suffix_head": state["prompt_learner.token_suffix"][0],
-        "pos_embed": state["image_encoder.positional_embedding"],
+        "pos_embed": state[f"image_encoder.{position_name(model)}"],
     }
     for name, value in wanted.items():
         rows = found[name][: len(value)]
@@ -309,6 +317,15 @@ def kind_of(case):
     if "grids" in case.params:
         return check_positions
     return check_groups if all(name.startswith("groups_") for name in outputs) else None
+
+
+@pytest.mark.parametrize(
+    ("name", "position"), [("ViT-micro-8", "positional_embedding"), ("RN-micro", "attnpool.positional_embedding")]
+)
+def test_the_position_embedding_is_found_in_every_kind_of_tower(name, position):
+    stride = [8, 8] if name.startswith("ViT") else [16, 16]
+    words = CLIP | {"MODEL__NAME": name, "MODEL__STRIDE_SIZE": stride}
+    assert position_name(make_model(load_config(opts=words_of(words)), 3)) == position
 
 
 def test_the_reference_cases_are_there():

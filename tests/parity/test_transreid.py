@@ -11,7 +11,7 @@ from configs import load_config
 from model import make_model
 from solver import make_optimizer, make_scheduler
 from tests.parity import cases
-from tests.parity.checks import check_eval, check_train, close, counts, module_of, tensors
+from tests.parity.checks import check_defaults, check_eval, check_train, close, counts, module_of, tensors
 from utils.checkpoint import load_pretrained
 
 pytestmark = pytest.mark.parity
@@ -76,8 +76,7 @@ def check_schedule(case) -> None:
         module = module_of(case.params)
         optimizer = make_optimizer(cfg, module)
         assert type(optimizer).__name__ == spec["optimizer"]["class"]
-        for key, value in spec["optimizer"]["defaults"].items():
-            assert optimizer.defaults[key] == value
+        check_defaults(optimizer, spec["optimizer"]["defaults"], variant)
         scheduler = make_scheduler(cfg, optimizer)
         names = {id(p): n for n, p in module.named_parameters()}
         rates = case.outputs()[f"{variant}.lr"]

@@ -210,7 +210,15 @@ def test_the_baseline_has_no_text_side_and_the_prompt_model_only_the_heads_it_wa
     for changes, wanted in heads.values():
         assert [n for n, _ in build(**changes).named_children() if n.endswith("mlp")] == wanted
     baseline = {name for name, _ in build(PROCESSOR__NAME="supervised").named_children()}
-    assert baseline == {"image_encoder", "side", "dropout", "classifier", "bottleneck", "classifier_proj", "bottleneck_proj"}
+    assert baseline == {
+        "image_encoder",
+        "side",
+        "dropout",
+        "classifier",
+        "bottleneck",
+        "classifier_proj",
+        "bottleneck_proj",
+    }
 
 
 @pytest.mark.parametrize("kind", ["SIMCLR", "SIMSIAM"])
