@@ -19,3 +19,27 @@ MODELS = {
     "timm convnext": {"MODEL__NAME": "timm:convnext_atto", "INPUT__SIZE_TRAIN": [64, 64]},
     "timm swin": {"MODEL__NAME": "timm:swin_tiny_patch4_window7_224", "INPUT__SIZE_TRAIN": [64, 32]},
 }  # fmt: skip
+
+OF_METHODS = {
+    "cluster encoder": {"PROCESSOR__NAME": "cluster"},
+    "cluster encoder osnet": {
+        "PROCESSOR__NAME": "cluster", "MODEL__NAME": "torchreid_osnet_x0_25", "MODEL__POOLING": "gem",
+        "INPUT__SIZE_TRAIN": [64, 32],
+    },
+    "cluster encoder clip": CLIP | {"PROCESSOR__NAME": "cluster"},
+    "ssdvit": {"PROCESSOR__NAME": "self_distill", "MODEL__NAME": "ssdvit"},
+    "multi crop": {
+        "PROCESSOR__NAME": "dino", "DINO__OUT_DIM": 12, "DINO__CROP_HEIGHT": 16, "DINO__CROP_WIDTH": 8,
+    },
+    "clip baseline": CLIP | {"PROCESSOR__NAME": "supervised", "MODEL__SIE_CAMERA": True},
+    "clip with heads": CLIP | {"MODEL__USE_SSL": True},
+    "swin": {"MODEL__TRANSFORMER_TYPE": "swin_micro_patch4", "INPUT__SIZE_TRAIN": [64, 32]},
+    "msvit classifier": MSVIT | {"MODEL__MSVIT__HEAD": "classifier"},
+    "msvit backbone": MSVIT | {"MODEL__MSVIT__HEAD": "bnneck"},
+    "head per target": {
+        "PROCESSOR__NAME": "mtda_kd", "DATASETS__TARGETS": ("market1501", "dukemtmc"), "KD__MULTI_HEAD": True,
+        "MODEL__NAME": "torchreid_resnet18", "MODEL__MAPS": "student", "INPUT__SIZE_TRAIN": [64, 32],
+        "MODEL__FC_DIM": 16,
+    },
+}  # fmt: skip
+"""The networks that only some methods or settings have, on a tiny backbone."""

@@ -18,7 +18,9 @@ from processor.methods.prompt import TextSide, prompt_terms
 from solver import make_optimizer, make_scheduler
 from tests.parity import cases
 from tests.parity.checks import close, counts, tensors
-from utils.checkpoint import load_pretrained, load_weights, resize_positions
+from tests.tiny import CLIP
+from tests.tiny import words as words_of
+from utils.checkpoint import load_pretrained, load_weights, position_grids, resize_positions
 
 pytestmark = pytest.mark.parity
 
@@ -64,6 +66,12 @@ def check_eval(case) -> None:
         }
     for name, wanted in case.outputs().items():
         close(case, found[name], wanted, name)
+
+
+def position_name(model: nn.Module) -> str:
+    """Where an image tower has its position embedding: a ViT itself, a ResNet in its attention pool."""
+    (name,) = position_grids(model, model.image_encoder)
+    return name
 
 
 def check_import(case) -> None:
@@ -310,6 +318,15 @@ def kind_of(case):
     if "grids" in case.params:
         return check_positions
     return check_groups if all(name.startswith("groups_") for name in outputs) else None
+
+
+@pytest.mark.parametrize(
+    ("name", "position"), [("ViT-micro-8", "positional_embedding"), ("RN-micro", "attnpool.positional_embedding")]
+)
+def test_the_position_embedding_is_found_in_every_kind_of_tower(name, position):
+    stride = [8, 8] if name.startswith("ViT") else [16, 16]
+    words = CLIP | {"MODEL__NAME": name, "MODEL__STRIDE_SIZE": stride}
+    assert position_name(make_model(load_config(opts=words_of(words)), 3)) == position
 
 
 def test_the_reference_cases_are_there():
