@@ -1,4 +1,4 @@
-"""From a list of images to batches: augmentation with a seed per image, collating."""
+"""Turns a list of images into batches: augmentation with a seed per image, collating."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,33 +21,34 @@ from datasets.storage.stores import ByteStore, PixelStore
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Inside, Python's and torch's global generators start from ``seed``; afterwards they are as before.
+    """Seeds Python's and torch's global generators inside; afterwards they are as before.
 
     So an image's augmentation depends on its place in the run alone, whatever the number of workers.
     """
-    held = None if get_worker_info() else (random.getstate(), torch.get_rng_state())  # a worker draws nothing else
+    states = None if get_worker_info() else (random.getstate(), torch.get_rng_state())  # a worker draws nothing else
     random.seed(seed)
     torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:
-        if held:
-            random.setstate(held[0])
-            torch.set_rng_state(held[1])
+        if states:
+            random.setstate(states[0])
+            torch.set_rng_state(states[1])
 
 
 @dataclass
 class Batch:
-    """images: (B, 3, H, W) float32. pids, camids, viewids, rows: (B,) int64; rows index the list they come from.
+    """Images with what is known of them: (B, 3, H, W) float32, and columns of (B,) int64.
 
+    cam_labels, view_labels: rows of the network's side embeddings (see ``Records``). rows: of the list they come from.
     broken: what could not be read, a message each; these images are not in the batch. views: further views of the
     images, (B, 3, H, W) each, maybe of other sizes.
     """
 
     images: Tensor
     pids: Tensor
-    camids: Tensor
-    viewids: Tensor
+    cam_labels: Tensor
+    view_labels: Tensor
     rows: Tensor
     broken: list[str] = field(default_factory=list)
     views: tuple[Tensor, ...] = ()
@@ -55,18 +57,27 @@ class Batch:
         return len(self.rows)
 
     def to(self, device: torch.device) -> Batch:
+        """Returns the batch on a device."""
         return self._map(lambda t: t.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
+        """Returns the batch in pinned memory."""
         return self._map(Tensor.pin_memory)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        tensors = (self.images, self.pids, self.camids, self.viewids, self.rows)
-        return Batch(*map(function, tensors), self.broken, tuple(map(function, self.views)))
+        return Batch(
+            images=function(self.images),
+            pids=function(self.pids),
+            cam_labels=function(self.cam_labels),
+            view_labels=function(self.view_labels),
+            rows=function(self.rows),
+            broken=self.broken,
+            views=tuple(function(view) for view in self.views),
+        )
 
 
 Item = tuple[Tensor | None, int, list[str]]
-"""An image under the transform (None: neither it nor any other could be read), its row, what could not be read."""
+"""A transformed image (None: neither it nor any other could be read), its row, what could not be read."""
 
 
 class ImageList(Dataset):
@@ -75,15 +86,15 @@ class ImageList(Dataset):
     store: files or pixels that are in memory already. decoder, at_least: see ``decode``.
 
     stand_in: where an image cannot be read, another one of its identity takes its place, the next in the list that can
-    be read (any other image where there is none), so that every batch has its full length: processes that train
-    together take the same steps, and their gathered features are of one shape. What could not be read is told with the
+    be read (any other image if there is none), so that every batch has its full length: processes that train together
+    take the same steps, and their gathered features are of one shape. What could not be read is reported with the
     batch, so that a worker's error reaches the user as one line.
     """
 
     def __init__(
         self,
         records: Records,
-        transform: Callable[[Image.Image], Tensor],
+        transform: Callable[..., Any],
         store: ByteStore | PixelStore | None = None,
         decoder: Callable[..., Pixels] = decode,
         at_least: Size | None = None,
@@ -104,12 +115,13 @@ class ImageList(Dataset):
             return self.transform_of(row)(image), row, broken
 
     def __getitems__(self, keys: list) -> Batch | list[Item]:
-        """A whole batch, each image written in its place in it; a list where the transform gives no size beforehand."""
-        size = getattr(self.transform, "size", None)
-        sizes = getattr(self.transform, "sizes", None)  # of an image and its views, each in a block of its own
-        if size is None and sizes is None:
+        """Returns a whole batch, each image written in place; a list if the transform does not announce its size."""
+        size: Size | None = getattr(self.transform, "size", None)
+        sizes: list[Size] | None = getattr(self.transform, "sizes", None)  # of an image and its views, a block each
+        shapes = sizes or ([size] if size is not None else [])
+        if not shapes:
             return [self[key] for key in keys]
-        blocks = [torch.empty(len(keys), 3, *size) for size in sizes or [size]]
+        blocks = [torch.empty(len(keys), 3, *shape) for shape in shapes]
         rows, broken = [], []
         for key in keys:
             row, seed = key if isinstance(key, tuple) else (key, 0)
@@ -117,15 +129,15 @@ class ImageList(Dataset):
             broken += messages
             if image is not None:
                 with seeded(seed):
-                    places = [block[len(rows)] for block in blocks]
-                    self.transform_of(row)(image, out=places if sizes else places[0])
+                    out = [block[len(rows)] for block in blocks]
+                    self.transform_of(row)(image, out=out if sizes else out[0])
                 rows.append(row)
         return self.batch([block[: len(rows)] for block in blocks], rows, broken)
 
     def readable(self, row: int) -> tuple[Pixels | None, int, list[str]]:
-        """The image of a row or of the one that stands in for it, its row, and a message for each that failed.
+        """Returns the image of a row or of the one that stands in for it, its row, and a message for each that failed.
 
-        Pixels only for a transform that takes them, a PIL image for any other.
+        The image is a tensor only for a transform that takes pixels, a PIL image for any other.
         """
         broken = []
         for candidate in self.candidates(row):
@@ -140,37 +152,39 @@ class ImageList(Dataset):
         return None, row, broken
 
     def candidates(self, row: int) -> Iterator[int]:
-        """The row, then those that may stand in for it: its identity's after it, from the first again, then all."""
+        """Yields the row, then those that may stand in for it: its identity's after it, from the first on, then all."""
         yield row
         if self.stand_in:
-            own = np.flatnonzero(self.records.pids == self.records.pids[row])
-            after = np.roll(own, -1 - np.searchsorted(own, row))
+            same = np.flatnonzero(self.records.pids == self.records.pids[row])
+            after = np.roll(same, -1 - np.searchsorted(same, row))
             yield from map(int, after[:-1])
             yield from (other % len(self) for other in range(row + 1, row + len(self)))
 
     def transform_of(self, row: int) -> Callable[..., Tensor]:
-        """The transform of a row: the one of its view, where the transform has one for each (``of_view``)."""
+        """Returns the transform of a row: that of its view, if the transform has one for each (``of_view``)."""
         pick = getattr(self.transform, "of_view", None)
         return pick(int(self.records.viewids[row])) if pick else self.transform
 
     def image(self, row: int) -> Pixels:
-        held = self.store.get(row) if self.store else None
-        if isinstance(held, Tensor):
-            return held
+        """Returns a row's image before the transform. Raises ``BadImage`` if it cannot be read."""
+        stored = self.store.get(row) if self.store else None
+        if isinstance(stored, Tensor):
+            return stored
         path, boxes = self.records.paths[row], self.records.boxes
         box = None if boxes is None else boxes[row]
         at_least = None if box is not None and box.any() else self.at_least  # a box is in pixels of the whole image
-        return cropped(self.decoder(read_image(path) if held is None else held, path, at_least), box, path)
+        return cropped(self.decoder(read_image(path) if stored is None else stored, path, at_least), box, path)
 
     def images(self) -> Iterator[Pixels | None]:
-        """One after another as they enter the transform, None for one that cannot be read."""
+        """Yields the images as they enter the transform, None for one that cannot be read."""
         for row in range(len(self)):
             try:
                 yield self.image(row)
-            except BadImage:  # told when it is its turn
+            except BadImage:  # reported when the loader reaches it
                 yield None
 
     def collate(self, items: Batch | list[Item]) -> Batch:
+        """Returns the batch of some items."""
         if isinstance(items, Batch):
             return items
         good = [(image, row) for image, row, _ in items if image is not None]
@@ -179,7 +193,14 @@ class ImageList(Dataset):
         return self.batch([images], [row for _, row in good], broken)
 
     def batch(self, blocks: list[Tensor], rows: list[int], broken: list[str]) -> Batch:
-        """blocks: the images and their further views, (B, 3, H, W) each."""
-        records, rows = self.records, np.array(rows, np.int64)
-        columns = (torch.from_numpy(c[rows]) for c in (records.pids, records.camids, records.viewids))
-        return Batch(blocks[0], *columns, torch.from_numpy(rows), broken, tuple(blocks[1:]))
+        """Returns the batch of these rows. blocks: the images and their further views, (B, 3, H, W) each."""
+        index = np.array(rows, np.int64)
+        return Batch(
+            images=blocks[0],
+            pids=torch.from_numpy(self.records.pids[index]),
+            cam_labels=torch.from_numpy(self.records.cam_labels[index]),
+            view_labels=torch.from_numpy(self.records.view_labels[index]),
+            rows=torch.from_numpy(index),
+            broken=broken,
+            views=tuple(blocks[1:]),
+        )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
+
+from yacs.config import CfgNode
 
 from datasets.catalogue import find_spec
 from utils.errors import UserError
@@ -14,14 +17,15 @@ OPTION_KEYS = (
 """Keys of DATASETS that are options of ``make_dataset`` in capitals; None leaves the dataset's own default."""
 
 
-def names_of(value: str | tuple | list) -> list[str]:
+def names_of(value: str | Iterable[str]) -> list[str]:
+    """Returns the datasets that DATASETS.NAMES or DATASETS.TARGETS names, one or several."""
     return [value] if isinstance(value, str) else list(value)
 
 
-def dataset_options(cfg, name: str) -> dict[str, Any]:
-    """Options for one dataset of the run, from ``DATASETS.KEY`` and ``DATASETS.OPTIONS``.
+def dataset_options(cfg: CfgNode, name: str) -> dict[str, Any]:
+    """Returns the options for one dataset of the run, from ``DATASETS.KEY`` and ``DATASETS.OPTIONS``.
 
-    ``DATASETS.USE_ALL`` holds for the sets that are trained on.
+    ``DATASETS.USE_ALL`` applies to the sets that are trained on.
     """
     spec = find_spec(name)
     options = {key.lower(): cfg.DATASETS[key] for key in OPTION_KEYS if cfg.DATASETS[key] is not None}
@@ -32,11 +36,11 @@ def dataset_options(cfg, name: str) -> dict[str, Any]:
         options["gap"] = size.CAMERA_GAP
     elif "seed" in spec.options:
         options["seed"] = cfg.DATASETS.SEED
-    places = {
+    locations = {
         "view_dir": cfg.DATASETS.VIEW_DIR, "file": cfg.DATASETS.FILE, "image_dir": cfg.DATASETS.IMAGE_DIR,
         "camera_pattern": cfg.DATASETS.CAMERA_PATTERN, "filter_path": cfg.DATASETS.FILTER_PATH,
     }  # fmt: skip
-    options |= {k: v for k, v in places.items() if v and k in spec.options}
+    options |= {k: v for k, v in locations.items() if v and k in spec.options}
     if "test_share" in spec.options:
         options["test_share"] = cfg.DATASETS.TEST_SHARE
     if not cfg.DATASETS.LIST_CACHE:
@@ -57,7 +61,8 @@ def dataset_options(cfg, name: str) -> dict[str, Any]:
     return options
 
 
-def refuse_unknown_options(cfg, names: list[str], targets: list[str]) -> None:
+def refuse_unknown_options(cfg: CfgNode, names: list[str], targets: list[str]) -> None:
+    """Raises ``UserError`` for an option that no dataset of the run has. names: sources; targets: DATASETS.TARGETS."""
     specs = [find_spec(name) for name in names] + [find_spec(name, "DATASETS.TARGETS") for name in targets]
     names, known = [*names, *targets], set().union(*(spec.options for spec in specs))
     if cfg.DATASETS.FILTER_PATH:  # any dataset can be filtered
@@ -67,11 +72,11 @@ def refuse_unknown_options(cfg, names: list[str], targets: list[str]) -> None:
             raise UserError(f"DATASETS.{key}: no dataset of this run ({', '.join(names)}) has that option")
     for key in cfg.DATASETS.OPTIONS[::2]:
         if find_spec(str(key).partition(".")[0], "DATASETS.OPTIONS") not in specs:
-            raise UserError(f"DATASETS.OPTIONS: {key!r} is of no dataset of this run ({', '.join(names)})")
+            raise UserError(f"DATASETS.OPTIONS: {key!r} belongs to no dataset of this run ({', '.join(names)})")
 
 
-def options_of_run(cfg) -> dict[str, dict[str, Any]]:
-    """Name of each dataset of a run, targets included -> its options; unknown options raise ``UserError``."""
+def options_of_run(cfg: CfgNode) -> dict[str, dict[str, Any]]:
+    """Returns name -> options for each dataset of a run, targets included; raises ``UserError`` for unknown options."""
     names, targets = names_of(cfg.DATASETS.NAMES), names_of(cfg.DATASETS.TARGETS or ())
     refuse_unknown_options(cfg, names, targets)
     return {name: dataset_options(cfg, name) for name in dict.fromkeys([*names, *targets])}

@@ -43,19 +43,20 @@ class RankingRecorder:
         listed = self.gallery.take(rows)
         none, q_cameras, means, numbers = np.zeros(0, np.int64), np.zeros(0), np.zeros((0, 0)), np.zeros((0, 0))
         if self.cameras:
-            q_cameras, means, numbers = self.cameras.table(self.query.camids)
+            numbered, means, numbers = self.cameras.table(self.query.camids)
+            q_cameras = camera_names(self.query, numbered)
         return Ranked(
             lists=lists.reshape(self.top.indices.shape).astype(np.int32),
             judged=self.top.judged,
             distances=self.top.distances,
             paths=[str(path) for path in listed.paths],
-            pids=listed.pids,
-            camids=listed.camids,
+            pids=listed.original_pids(),
+            camids=listed.original_camids(),
             boxes=boxes_of(listed),
             q_boxes=boxes_of(self.query),
             cmc=none if cmc is None else cmc,
             q_cameras=q_cameras,
-            g_cameras=self.cameras.cameras if self.cameras else none,
+            g_cameras=camera_names(self.gallery, self.cameras.cameras) if self.cameras else none,
             camera_map=means,
             camera_count=numbers,
             **self._map(qf, gf),
@@ -63,14 +64,20 @@ class RankingRecorder:
 
     def _map(self, qf: Tensor, gf: Tensor) -> dict[str, np.ndarray]:
         lists = [self.query] if self.same_list else [self.query, self.gallery]
-        pids = np.concatenate([records.pids for records in lists])
-        camids = np.concatenate([records.camids for records in lists])
-        rows = rows_to_show(pids, np.unique(self.query.pids))
+        pids = np.concatenate([records.original_pids() for records in lists])
+        camids = np.concatenate([records.original_camids() for records in lists])
+        numbers = np.concatenate([records.pids for records in lists])
+        rows = rows_to_show(numbers, np.unique(self.query.pids))
         rows = rows if len(rows) >= 4 else rows[:0]
         of_query = rows < len(self.query)
         feats = [qf[rows[of_query]], gf[rows[~of_query] - len(self.query)]]
         plane = in_plane(torch.cat(feats).float().cpu().numpy()) if len(rows) else np.zeros((0, 2))
         return {"map_xy": plane, "map_pids": pids[rows], "map_camids": camids[rows], "map_query": of_query}
+
+
+def camera_names(records: Records, camids: np.ndarray) -> np.ndarray:
+    """Returns the cameras as the dataset spells them, in the order of ``camids``."""
+    return camids if records.cameras is None else records.cameras[camids]
 
 
 def boxes_of(records: Records) -> np.ndarray:

@@ -81,7 +81,7 @@ class TestSetGallery:
 
 def gallery_features(test: TestSet, extractor: Extractor) -> np.ndarray:
     """Returns the features of a test set's gallery, (G, D)."""
-    batches = (extractor.features(batch.images, batch.camids, batch.viewids) for batch in test.loader)
+    batches = (extractor.features(batch.images, batch.cam_labels, batch.view_labels) for batch in test.loader)
     feats = np.concatenate([batch.cpu().numpy() for batch in batches])
     return feats if test.same_list else feats[len(test.query) :]
 
@@ -91,7 +91,7 @@ def gallery_columns(test: TestSet) -> list[dict[str, str]]:
     records = test.query if test.same_list else test.gallery
     return [
         {"path": str(path), "pid": str(pid), "camid": str(camid), "dataset": test.name}
-        for path, pid, camid in zip(records.paths, records.pids, records.camids, strict=True)
+        for path, pid, camid in zip(records.paths, records.original_pids(), records.original_camids(), strict=True)
     ]
 
 

@@ -4,8 +4,5 @@ from __future__ import annotations
 
 
 def is_clip(name: str) -> bool:
-    """Whether MODEL.NAME is a CLIP: upstream's names (ViT-B-16, RN50), others of that form, or open_clip:NAME.
-
-    ``configs.loader`` has the same rule for the schedule, since it imports nothing of ours.
-    """
+    """Returns whether MODEL.NAME is a CLIP: upstream's names (ViT-B-16, RN50), others like them, or open_clip:NAME."""
     return name.startswith(("ViT-", "RN", "open_clip:"))

@@ -41,13 +41,14 @@ CATALOGUE = {spec.name: spec for spec in ENTRIES}
 
 
 def register_dataset(spec: DatasetSpec) -> None:
+    """Adds an entry to the catalogue, or replaces the one of the same name."""
     CATALOGUE[spec.name] = spec
 
 
 def find_spec(name: str, key: str = "DATASETS.NAMES") -> DatasetSpec:
-    """The entry of a name or alias; key: who asks, for the message."""
+    """Returns the entry of a name or alias; raises ``UserError`` that names ``key`` for an unknown one."""
     known = {fold(alias): spec for spec in CATALOGUE.values() for alias in (spec.name, *spec.aliases)}
     if fold(str(name)) not in known:
-        hint = nearest(str(name), [a for s in CATALOGUE.values() for a in (s.name, *s.aliases)])
+        hint = nearest(str(name), [alias for spec in CATALOGUE.values() for alias in (spec.name, *spec.aliases)])
         raise UserError(f"{key}: unknown dataset {name!r}{hint} Known: {', '.join(sorted(CATALOGUE))}")
     return known[fold(str(name))]

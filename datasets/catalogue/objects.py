@@ -11,11 +11,13 @@ from datasets.readers.retrieval import read_cars, read_cub, read_inshop, read_so
 
 
 def veri_counts(missing_view: str = "keep") -> Counts:
+    """Returns VeRi's published counts."""
     train, query, gallery = (37715, 1677, 11578) if missing_view == "drop" else (37778, 1678, 11579)
     return {"train": (576, train, 20), "query": (200, query, 19), "gallery": (200, gallery, 19)}
 
 
 def vehicleid_counts(test_size: int = 800) -> Counts:
+    """Returns VehicleID's published counts; those of the test are known for three sizes."""
     queries = {800: 5693, 1600: 11777, 2400: 17377}
     counts = {"train": (13164, 113346, None)}
     if test_size in queries:
@@ -24,13 +26,15 @@ def vehicleid_counts(test_size: int = 800) -> Counts:
 
 
 def university_counts(direction: str = "drone_satellite") -> Counts:
+    """Returns University-1652's published counts of a direction."""
     queries = {"drone": (701, 37855, None), "satellite": (701, 701, None), "street": (701, 2579, None)}
     galleries = {"drone": (951, 51355, None), "satellite": (951, 951, None), "street": (793, 2921, None)}
     words = sorted((word for word in queries if word in direction.lower()), key=direction.lower().index)
     return {"train": (701, 50218, None), "query": queries[words[0]], "gallery": galleries[words[-1]]}
 
 
-def among_themselves(train: tuple[int, int], test: tuple[int, int]) -> Counts:
+def one_test_list(train: tuple[int, int], test: tuple[int, int]) -> Counts:
+    """Returns counts where the test images are query and gallery at once. train, test: identities and images."""
     return {"train": (*train, None), "query": (*test, None), "gallery": (*test, None)}
 
 
@@ -81,7 +85,7 @@ RETRIEVAL = (
         protocol="retrieval",
         read=read_cars,
         marker=("cars_annos.mat", "devkit", "train.txt", "cars_train_annos.mat"),
-        counts=among_themselves((98, 8054), (98, 8131)),
+        counts=one_test_list((98, 8054), (98, 8131)),
     ),
     DatasetSpec(
         "cub200",
@@ -92,7 +96,7 @@ RETRIEVAL = (
         protocol="retrieval",
         read=read_cub,
         marker="images.txt",
-        counts=among_themselves((100, 5864), (100, 5924)),
+        counts=one_test_list((100, 5864), (100, 5924)),
     ),
     DatasetSpec(
         "sop",
@@ -105,7 +109,7 @@ RETRIEVAL = (
         also=(),
         read=read_sop,
         marker="Ebay_train.txt",
-        counts=among_themselves((11318, 59551), (11316, 60502)),
+        counts=one_test_list((11318, 59551), (11316, 60502)),
     ),
     DatasetSpec(
         "inshop",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datasets.catalogue.spec import Counts, DatasetSpec
 from datasets.readers.cuhk03 import read_cuhk03
 from datasets.readers.folders import read_cuhk_sysu, read_market1501, read_msmt17, read_occluded_duke, read_p_duke
-from datasets.readers.prid import find_mm, read_mm, read_prid
+from datasets.readers.prid import read_prid
 from datasets.readers.unlabelled import read_luperson
 
 DUKE_NAME = r"^(?P<pid>\d+)_c(?P<cam>\d+)_"
@@ -24,16 +24,19 @@ V2 = ("MSMT17_V2", "msmt17/MSMT17_V2", "msmt/MSMT17_V2")
 
 
 def market1501_counts(market1501_500k: bool = False) -> Counts:
+    """Returns Market-1501's published counts."""
     counts = {"train": (751, 12936, 6), "query": (750, 3368, 6)}
     return counts | ({} if market1501_500k else {"gallery": (751, 15913, 6)})
 
 
 def msmt17_counts(use_val: bool = True) -> Counts:
+    """Returns MSMT17's published counts."""
     train = (1041, 32621, 15) if use_val else (1041, 30248, 15)
     return {"train": train, "query": (3060, 11659, 15), "gallery": (3060, 82161, 15)}
 
 
 def cuhk03_counts(labeled: bool = True, classic: bool = False) -> Counts:
+    """Returns CUHK03's published counts of a protocol."""
     if classic:
         return {"train": (1367, None, 2), "query": (100, None, 2), "gallery": (100, None, 2)}
     train, gallery = (7368, 5328) if labeled else (7365, 5332)
@@ -41,6 +44,7 @@ def cuhk03_counts(labeled: bool = True, classic: bool = False) -> Counts:
 
 
 def msmt17(name: str, folders: tuple[str, ...], cite: str, marker: str, aliases: tuple[str, ...] = ()) -> DatasetSpec:
+    """Returns the entry of a release of MSMT17."""
     return DatasetSpec(
         name, folders, MARKET_NAME, cite, aliases, junk=(), read=read_msmt17, marker=marker, restarts=True,
         counts=msmt17_counts, availability=f"{ON_REQUEST}; V2 is what is given out now",
@@ -151,10 +155,7 @@ PERSON = (
         (),
         cite="Luo et al., arXiv:2111.12084",
         aliases=("market_msmt",),
-        distractors=(0,),
-        read=read_mm,
-        find=find_mm,
-        restarts=True,
+        parts=(("msmt17", {"use_val": False}), ("market1501", {})),
         counts={"train": (1792, 43184, 21), "query": (750, 3368, 6), "gallery": (751, 15913, 6)},
         availability="Market-1501 and MSMT17",
     ),

@@ -16,24 +16,24 @@ IN_SHARD = re.compile(r"(.+?/\d{6}\.tar)/(\d+)\+(\d+)/(.+)", re.DOTALL)
 
 @lru_cache(maxsize=64)
 def opened(shard: str) -> BinaryIO:
-    """A shard that stays open: on a network folder, opening costs more than reading an image."""
+    """Returns a shard as a file that stays open: on a network folder, opening costs more than reading an image."""
     return open(shard, "rb", buffering=0)
 
 
 def read_bytes(path: str) -> bytes:
-    """The whole image file. Raises ``OSError`` where it is not there or a shard ends before it."""
-    found = IN_SHARD.fullmatch(path)
-    if not found:
+    """Returns the whole image file. Raises ``OSError`` if it does not exist or a shard ends before it."""
+    match = IN_SHARD.fullmatch(path)
+    if not match:
         with open(path, "rb") as handle:
             return handle.read()
-    length, shard = int(found[3]), opened(found[1])  # held by name: another thread may push it out of the cache
-    raw = os.pread(shard.fileno(), length, int(found[2]))
+    length, shard = int(match[3]), opened(match[1])  # named here: another thread may push it out of the cache
+    raw = os.pread(shard.fileno(), length, int(match[2]))
     if len(raw) != length:
-        raise OSError(None, f"the shard ends before byte {int(found[2]) + length}", found[1])
+        raise OSError(None, f"the shard ends before byte {int(match[2]) + length}", match[1])
     return raw
 
 
 def own_name(path: str) -> str:
-    """The path without its place in a shard: what a file of its own would be called."""
-    found = IN_SHARD.fullmatch(path)
-    return found[4] if found else path
+    """Returns the path without its place in a shard: the name that a file of its own would have."""
+    match = IN_SHARD.fullmatch(path)
+    return match[4] if match else path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,29 +15,34 @@ from datasets.storage.cache import unpacked
 from datasets.storage.files import opened
 from utils.errors import UserError
 
+if TYPE_CHECKING:
+    from datasets.catalogue.spec import DatasetSpec
+
 INDEX = "index.npz"
-PLACES = ("spec", "folder", "path", "root", "name", "workers", "file", "image_dir", "view_dir")
+LOCATIONS = ("spec", "folder", "path", "root", "name", "workers", "file", "image_dir", "view_dir")
 """Parameters of readers that say where data are, not what they are."""
 
 
-def settings(spec, use_all: bool, options: dict) -> dict:
-    """The value of every option that decides the lists, given or by default, as JSON has it."""
+def list_options(spec: DatasetSpec, use_all: bool, options: dict[str, Any]) -> dict[str, Any]:
+    """Returns the value of every option that decides the lists, set or by default, as JSON has it."""
     functions = [f for f in (spec.read, spec.make) if f]
     parameters = [p for f in functions for p in inspect.signature(f).parameters.values() if p.kind != p.VAR_KEYWORD]
-    values = {p.name: options.get(p.name, p.default) for p in parameters if p.name not in PLACES}
+    values = {p.name: options.get(p.name, p.default) for p in parameters if p.name not in LOCATIONS}
     return json.loads(json.dumps(values | {"use_all": use_all}, default=str))
 
 
-def read_shards(spec, folder: Path, chosen: dict) -> tuple[Path, dict[str, Records], dict]:
-    """(the dataset's folder of shards, split -> records, other fields of the dataset).
+def read_shards(
+    spec: DatasetSpec, folder: Path, options: dict[str, Any]
+) -> tuple[Path, dict[str, Records], dict[str, Any]]:
+    """Returns (the dataset's folder of shards, split -> records, other fields of the dataset).
 
-    Raises ``UserError`` where there is no index, a shard is missing or not whole, or the lists were made with other
-    options than ``chosen``.
+    options: see ``list_options``. Raises ``UserError`` if there is no index, a shard is missing or not whole, or the
+    lists were made with other options.
     """
     home = folder / spec.name
     try:
-        with np.load(home / INDEX, allow_pickle=False) as held:
-            records, kept = unpacked(held, home)
+        with np.load(home / INDEX, allow_pickle=False) as archive:
+            records, kept = unpacked(archive, home)
     except FileNotFoundError:
         raise UserError(
             f"DATASETS.SHARDS: no {INDEX} in {home} (found: {existing(home)}); python -m tools.make_shards writes it"
@@ -44,15 +50,16 @@ def read_shards(spec, folder: Path, chosen: dict) -> tuple[Path, dict[str, Recor
     except Exception as error:  # whatever a damaged archive raises
         raise UserError(f"{home / INDEX}: is damaged ({' '.join(str(error).split())})") from None
     for shard, size in kept["sizes"].items():
-        there = (home / shard).stat().st_size if (home / shard).exists() else None
-        if there != size:
-            found = "is missing" if there is None else f"has {there:,} bytes instead of {size:,}"
-            raise UserError(f"{home / shard} {found}; copy the shards anew")
-    other = [k for k in sorted({*chosen, *kept["options"]}) if chosen.get(k) != kept["options"].get(k)]
+        present = (home / shard).stat().st_size if (home / shard).exists() else None
+        if present != size:
+            fault = "is missing" if present is None else f"has {present:,} bytes instead of {size:,}"
+            raise UserError(f"{home / shard} {fault}; copy the shards again")
+    written = kept["options"]
+    other = [name for name in sorted({*options, *written}) if options.get(name) != written.get(name)]
     if other:
         raise UserError(
-            f"DATASETS.SHARDS: {home} was written with {other[0]} {kept['options'].get(other[0])!r}, this run has "
-            f"{chosen.get(other[0])!r}; write other shards with python -m tools.make_shards"
+            f"DATASETS.SHARDS: {home} was written with {other[0]} {written.get(other[0])!r}, this run has "
+            f"{options.get(other[0])!r}; write other shards with python -m tools.make_shards"
         )
     opened.cache_clear()  # shards of an earlier reading may have been replaced
     return home, records, kept["more"] | {"notes": []}

@@ -135,7 +135,7 @@ class Pose:
 
 
 def make_person(rng: Rng, wardrobe: Wardrobe) -> Person:
-    """Draw an identity from a domain's wardrobe."""
+    """Draws an identity from a domain's wardrobe."""
 
     def dye(weights: Mapping[str, int]) -> Colour:
         return vary(rng, COLOURS[pick(rng, weights)], 9)
@@ -182,7 +182,7 @@ def make_person(rng: Rng, wardrobe: Wardrobe) -> Person:
 
 
 def make_pose(rng: Rng) -> Pose:
-    """Draw a pose: one of eight directions, give or take 15 degrees, and a moment of the gait."""
+    """Draws a pose: one of eight directions, give or take 15 degrees, and a moment of the gait."""
     return Pose(
         azimuth=(9 * pick(rng, {0: 4, 1: 1, 2: 3, 3: 1, 4: 4, 5: 1, 6: 3, 7: 1}) + between(rng, -3, 3)) % 72,
         phase=between(rng, 0, 7),
@@ -207,24 +207,24 @@ class Body:
         self.sin, self.cos = sine(pose.azimuth), cosine(pose.azimuth)
 
     def px(self, length: int) -> int:
-        """A length of the body in pixels, at least one."""
+        """Returns a length of the body in pixels, at least one."""
         return max(1, (length * self.scale + 500) // 1000)
 
     def at(self, lat: int, fwd: int, up: int) -> Point:
-        """A point of the body on the canvas."""
+        """Returns a point of the body on the canvas."""
         across = (lat * self.cos + fwd * self.sin) * self.scale
         return self.x + across // 256000, self.y - up * self.scale // 1000
 
     def depth(self, lat: int, fwd: int) -> int:
-        """How much nearer to the camera than the body's axis."""
+        """Returns how much nearer to the camera a point is than the body's axis."""
         return (fwd * self.cos - lat * self.sin) >> 8
 
     def half(self, lat: int, fwd: int) -> int:
-        """Half the width seen, in thousandths, of something ``lat`` wide and ``fwd`` deep (half widths)."""
+        """Returns half the width seen, in thousandths, of something ``lat`` wide and ``fwd`` deep (half widths)."""
         return (lat * abs(self.cos) + fwd * abs(self.sin)) * 15 // (16 * 256) + min(lat, fwd) // 16
 
     def slab(self, lat: int, fwd: int, levels: tuple[tuple[int, int], ...]) -> list[Point]:
-        """Outline round the point (lat, fwd) of a shape with the given ``(up, half width)``, from the top down."""
+        """Returns an outline round the point (lat, fwd) of a shape with such ``(up, half width)``, from the top."""
         outline = []
         for side, rows in ((-1, levels), (1, levels[::-1])):
             for up, half in rows:
@@ -233,7 +233,7 @@ class Body:
         return outline
 
     def cloth(self, colours: tuple[Colour, Colour], pattern: str, pitch: int, up: int) -> Paint:
-        """Paint whose pattern is fixed to the body's axis and to the height ``up``."""
+        """Returns paint whose pattern is fixed to the body's axis and to the height ``up``."""
         if pattern == "plain":
             return colours[0]
         return Cloth(*colours, pattern, self.px(pitch), (self.x, self.at(0, 0, up)[1]))
@@ -446,7 +446,7 @@ _PARTS = (_legs, _trunk, _arms, _head, _bags)
 
 
 def draw_person(canvas: np.ndarray, person: Person, pose: Pose, x: int, y: int, scale: int) -> None:
-    """Paint a person standing at ``(x, y)``; scale: pixels of an average height. The canvas is changed in place."""
+    """Paints a person standing at ``(x, y)``; scale: pixels of an average height. The canvas is changed in place."""
     body = Body(person, pose, x, y, scale)
     ellipse(canvas, x, y, body.px(190), body.px(26), mix((40, 40, 44), (70, 70, 72), 128))
     parts = [part for make in _PARTS for part in make(body)]

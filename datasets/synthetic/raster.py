@@ -25,35 +25,35 @@ _QUARTER = (0, 22, 44, 66, 88, 108, 128, 147, 165, 181, 196, 210, 222, 232, 241,
 
 
 def sine(step: int) -> int:
-    """256 sin(5 degrees * step), rounded: from a table, since ``math.sin`` may differ in the last bit."""
+    """Returns 256 sin(5 degrees * step), rounded: from a table, since ``math.sin`` may differ in the last bit."""
     step %= STEPS
     half, sign = (step, 1) if step < 36 else (step - 36, -1)
     return sign * _QUARTER[half if half <= 18 else 36 - half]
 
 
 def cosine(step: int) -> int:
-    """256 cos(5 degrees * step), rounded."""
+    """Returns 256 cos(5 degrees * step), rounded."""
     return sine(step + 18)
 
 
 def generator(*key: object) -> Rng:
-    """A generator that depends on ``key`` alone: not on the process, the machine or what was drawn before."""
+    """Returns a generator that depends on ``key`` alone: not on the process, the machine or what was drawn before."""
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
 
 
 def between(rng: Rng, low: int, high: int) -> int:
-    """A whole number in low..high, both included."""
+    """Draws a whole number in low..high, both included."""
     return int(rng.integers(low, high + 1))
 
 
 def chance(rng: Rng, percent: int) -> bool:
-    """True in ``percent`` of 100 draws."""
+    """Draws True in ``percent`` of 100 draws."""
     return int(rng.integers(100)) < percent
 
 
 def pick(rng: Rng, weights: Mapping[T, int] | Sequence[T]) -> T:
-    """One of a sequence, or one of a mapping's keys in proportion to its whole-numbered weights."""
+    """Draws one of a sequence, or one of a mapping's keys in proportion to its whole-numbered weights."""
     if not isinstance(weights, Mapping):
         return weights[int(rng.integers(len(weights)))]
     left = int(rng.integers(sum(weights.values())))
@@ -65,20 +65,22 @@ def pick(rng: Rng, weights: Mapping[T, int] | Sequence[T]) -> T:
 
 
 def mix(a: Colour, b: Colour, share: int) -> Colour:
-    """``share``/256 of b, the rest of a."""
-    return tuple((p * (256 - share) + q * share) >> 8 for p, q in zip(a, b, strict=True))
+    """Mixes ``share``/256 of b with the rest of a."""
+    red, green, blue = ((p * (256 - share) + q * share) >> 8 for p, q in zip(a, b, strict=True))
+    return red, green, blue
 
 
 def shade(colour: Colour, factor: int) -> Colour:
-    """The colour times ``factor``/256, cut to 0..255."""
-    return tuple(min(255, max(0, (c * factor) >> 8)) for c in colour)
+    """Returns the colour times ``factor``/256, cut to 0..255."""
+    red, green, blue = (min(255, max(0, (c * factor) >> 8)) for c in colour)
+    return red, green, blue
 
 
 def vary(rng: Rng, colour: Colour, amount: int) -> Colour:
-    """The colour, each channel moved by up to ``amount``."""
-    return tuple(
-        min(255, max(0, c + int(d))) for c, d in zip(colour, rng.integers(-amount, amount + 1, 3), strict=True)
-    )
+    """Returns the colour with each channel moved by up to ``amount``."""
+    moves = rng.integers(-amount, amount + 1, 3).tolist()
+    red, green, blue = (min(255, max(0, c + d)) for c, d in zip(colour, moves, strict=True))
+    return red, green, blue
 
 
 # Where the second colour of a pattern goes: functions of the column xs (1, W) and row ys (H, 1), counted from the
@@ -102,7 +104,7 @@ PATTERNS = {
 
 @dataclass(frozen=True)
 class Cloth:
-    """Paint of two colours. pattern: a name of ``PATTERNS``; pitch and origin in pixels of the canvas."""
+    """Returns paint of two colours. pattern: a name of ``PATTERNS``; pitch and origin in pixels of the canvas."""
 
     colour: Colour
     other: Colour
@@ -125,7 +127,7 @@ def _fill(canvas: np.ndarray, xs: np.ndarray, ys: np.ndarray, mask: np.ndarray, 
 
 
 def _window(canvas: np.ndarray, x0: int, y0: int, x1: int, y1: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Columns (1, w) and rows (h, 1) of the canvas within x0..x1 and y0..y1, None where nothing is left."""
+    """Returns columns (1, w) and rows (h, 1) of the canvas within x0..x1 and y0..y1, None if nothing is left."""
     height, width = canvas.shape[:2]
     x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, width - 1), min(y1, height - 1)
     if x0 > x1 or y0 > y1:
@@ -134,7 +136,7 @@ def _window(canvas: np.ndarray, x0: int, y0: int, x1: int, y1: int) -> tuple[np.
 
 
 def rectangle(canvas: np.ndarray, x0: int, y0: int, x1: int, y1: int, paint: Paint) -> None:
-    """Fill columns x0..x1 and rows y0..y1, ends included."""
+    """Fills columns x0..x1 and rows y0..y1, ends included."""
     window = _window(canvas, x0, y0, x1, y1)
     if window is None:
         return
@@ -146,7 +148,7 @@ def rectangle(canvas: np.ndarray, x0: int, y0: int, x1: int, y1: int, paint: Pai
 
 
 def polygon(canvas: np.ndarray, points: Sequence[Point], paint: Paint) -> None:
-    """Fill a convex polygon, its edges included; the points may run either way round."""
+    """Fills a convex polygon, its edges included; the points may run either way round."""
     columns, rows = zip(*points, strict=True)
     window = _window(canvas, min(columns), min(rows), max(columns), max(rows))
     if window is None:
@@ -162,7 +164,7 @@ def polygon(canvas: np.ndarray, points: Sequence[Point], paint: Paint) -> None:
 
 
 def ellipse(canvas: np.ndarray, x: int, y: int, rx: int, ry: int, paint: Paint) -> None:
-    """Fill an upright ellipse round (x, y) with half axes rx and ry."""
+    """Fills an upright ellipse round (x, y) with half axes rx and ry."""
     window = _window(canvas, x - rx, y - ry, x + rx, y + ry)
     if window is None or rx <= 0 or ry <= 0:
         return
@@ -171,7 +173,7 @@ def ellipse(canvas: np.ndarray, x: int, y: int, rx: int, ry: int, paint: Paint) 
 
 
 def limb(canvas: np.ndarray, a: Point, b: Point, ra: int, rb: int, paint: Paint) -> None:
-    """A round-ended bar from a, of half width ra, to b, of half width rb."""
+    """Draws a round-ended bar from a, of half width ra, to b, of half width rb."""
     (ax, ay), (bx, by) = a, b
     dx, dy = bx - ax, by - ay
     length = max(1, isqrt(dx * dx + dy * dy))

@@ -1,4 +1,4 @@
-"""Where the built-in data is seen: places, cameras with their light, things in the way.
+"""The surroundings of the built-in data: places, cameras with their light, things in the way.
 
 A camera keeps its place, cast, blur, noise and compression; from image to image change the part of the place that is
 seen, the clutter in it and the light. Pictures are drawn at ``SS`` times the final size and averaged down.
@@ -7,7 +7,7 @@ seen, the clutter in it and the light. Pictures are drawn at ``SS`` times the fi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -30,7 +30,7 @@ SS = 2
 
 
 def _speckle(canvas: np.ndarray, rng: Rng, y0: int, y1: int, amount: int) -> None:
-    """Coarse grain on rows y0..y1-1, the texture of asphalt or plaster."""
+    """Draws coarse grain on rows y0..y1-1, the texture of asphalt or plaster."""
     region = canvas[y0:y1]
     height, width = region.shape[:2]
     grain = rng.integers(-amount, amount + 1, ((height + 3) // 4, (width + 3) // 4)).repeat(4, 0).repeat(4, 1)
@@ -146,7 +146,7 @@ _GROUNDS = {
 
 
 def place(rng: Rng, back: str, ground: str, height: int, width: int, horizon: int) -> np.ndarray:
-    """Draw a place, (height, width, 3) uint8, whose ground starts at row ``horizon``."""
+    """Draws a place, (height, width, 3) uint8, whose ground starts at row ``horizon``."""
     canvas = np.zeros((height, width, 3), np.uint8)
     colour, other, pattern, pitch, grain = _GROUNDS[ground]
     colour, other = vary(rng, colour, 12), vary(rng, other, 12)
@@ -182,7 +182,7 @@ class Climate:
 
 @dataclass(frozen=True)
 class Camera:
-    """A camera's lasting traits. ``plate``: its place, larger than the view."""
+    """The traits that a camera keeps. plate: its place, larger than the view."""
 
     plate: np.ndarray
     cast: tuple[int, int, int]
@@ -198,14 +198,16 @@ class Camera:
 
 
 def make_camera(rng: Rng, climate: Climate, camid: int, height: int, width: int, horizon: int) -> Camera:
-    """Draw a camera. height, width: the canvas of an image; horizon: percent of it above the ground."""
+    """Draws a camera. height, width: the canvas of an image; horizon: percent of it above the ground."""
     back, ground = climate.places[(camid - 1) % len(climate.places)]
     cast = climate.casts[(camid - 1 + (camid - 1) // len(climate.casts)) % len(climate.casts)]
     gain = between(rng, *climate.gain)
     tall, wide = height * 5 // 4, width * 6
+    plate = place(rng, back, ground, tall, wide, tall * horizon // 100)
+    red, green, blue = vary(rng, cast, 14)
     return Camera(
-        plate=place(rng, back, ground, tall, wide, tall * horizon // 100),
-        cast=tuple(c * gain // 256 for c in vary(rng, cast, 14)),
+        plate=plate,
+        cast=(red * gain // 256, green * gain // 256, blue * gain // 256),
         offset=between(rng, -12, 16),
         contrast=between(rng, *climate.contrast),
         saturation=between(rng, *climate.saturation),
@@ -219,20 +221,31 @@ def make_camera(rng: Rng, climate: Climate, camid: int, height: int, width: int,
 
 
 def between_cameras(common: Camera, camera: Camera, gap: int) -> Camera:
-    """The camera that lies ``gap`` percent (0..100) of the way from ``common`` to ``camera`` in every trait."""
+    """Returns the camera ``gap`` percent (0..100) of the way from ``common`` to ``camera`` in every trait."""
 
-    def part(near, far):
-        if isinstance(far, tuple):
-            return tuple(map(part, near, far))
-        if isinstance(far, np.ndarray):  # bytes would overflow
-            return (near + (far.astype(np.int32) - near) * gap // 100).astype(np.uint8)
+    def blend(near: int, far: int) -> int:
         return near + (far - near) * gap // 100
 
-    return Camera(*(part(getattr(common, trait.name), getattr(camera, trait.name)) for trait in fields(Camera)))
+    red, green, blue = (blend(near, far) for near, far in zip(common.cast, camera.cast, strict=True))
+    across, down = (blend(near, far) for near, far in zip(common.slope, camera.slope, strict=True))
+    difference = camera.plate.astype(np.int32) - common.plate  # bytes would overflow
+    return Camera(
+        plate=(common.plate + difference * gap // 100).astype(np.uint8),
+        cast=(red, green, blue),
+        offset=blend(common.offset, camera.offset),
+        contrast=blend(common.contrast, camera.contrast),
+        saturation=blend(common.saturation, camera.saturation),
+        shadow=blend(common.shadow, camera.shadow),
+        slope=(across, down),
+        blur=blend(common.blur, camera.blur),
+        noise=blend(common.noise, camera.noise),
+        quality=blend(common.quality, camera.quality),
+        zoom=blend(common.zoom, camera.zoom),
+    )
 
 
 def view(rng: Rng, camera: Camera, height: int, width: int) -> np.ndarray:
-    """A canvas (height, width, 3) with a part of the camera's place and new clutter in it."""
+    """Returns a canvas (height, width, 3) with a part of the camera's place and new clutter in it."""
     y = between(rng, 0, camera.plate.shape[0] - height)
     x = between(rng, 0, camera.plate.shape[1] - width)
     canvas = camera.plate[y : y + height, x : x + width].copy()
@@ -286,7 +299,7 @@ _CLUTTER = (_pole, _box, _bush, _sign, _passer)
 
 
 def parked_car(canvas: np.ndarray, x: int, y: int, length: int, colour: Colour) -> None:
-    """A car from the side, its tyres on row y, its left end at x."""
+    """Draws a car from the side, its tyres on row y, its left end at x."""
     high = length * 2 // 7
     unit = length // 20
     roof = y - high - high // 2
@@ -380,16 +393,19 @@ OCCLUDERS: Mapping[Callable, int] = {_bars: 2, _car: 3, _plant: 2, _crate: 2, _p
 
 
 def expose(canvas: np.ndarray, camera: Camera, rng: Rng) -> np.ndarray:
-    """What the camera makes of a canvas (SS*H, SS*W, 3): averaged down, lit, cast, blurred, noisy. (H, W, 3) uint8."""
+    """Turns a canvas (SS*H, SS*W, 3) into a picture: averaged down, lit, cast, blurred, noisy. (H, W, 3) uint8."""
     height, width = canvas.shape[0] // SS, canvas.shape[1] // SS
-    total = sum(canvas[dy::SS, dx::SS].astype(np.int32) for dy in range(SS) for dx in range(SS))
+    total = np.zeros((height, width, 3), np.int32)
+    for dy in range(SS):
+        for dx in range(SS):
+            total += canvas[dy::SS, dx::SS]
     image = (total + SS * SS // 2) // (SS * SS)
 
     across = 256 + camera.slope[0] * (2 * np.arange(width) - width) // width + between(rng, -20, 20)
     down = 256 + camera.slope[1] * (2 * np.arange(height) - height) // height
     light = across[None] * down[:, None] >> 8
     if chance(rng, camera.shadow):
-        # The shadow's edge is a slanted line; either side may lie in it.
+        # The shadow's edge is a slanted line; either side may be in it.
         tilt, at = between(rng, -64, 64), between(rng, width // 4, width * 3 // 4)
         dark = (np.arange(width)[None] - at) * 64 > (np.arange(height)[:, None] - height // 2) * tilt
         light = np.where(dark if chance(rng, 50) else ~dark, light * between(rng, 140, 200) >> 8, light)

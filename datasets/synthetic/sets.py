@@ -156,15 +156,22 @@ def _identity(name: str, pid: int, seed: int) -> Person | Vehicle:
     return make_person(rng, domain.wardrobe) if domain.wardrobe else make_vehicle(rng)
 
 
+def _passer_by(name: str, rng: Rng, seed: int) -> Person:
+    """Draws a pedestrian who is none of the identities."""
+    person = _identity(name, -between(rng, 1, 200), seed)
+    assert isinstance(person, Person)  # only sets of pedestrians have passers-by
+    return person
+
+
 def view_of(name: str, pid: int, camid: int, index: int, seed: int = 0) -> int:
-    """The view 0..7 from which a vehicle is seen in an image (``VIEWS`` names them); 0 for pedestrians."""
+    """Returns the view 0..7 from which a vehicle is seen in an image (``VIEWS`` names them); 0 for pedestrians."""
     if _domain(name).wardrobe:
         return 0
     return between(generator(name, "view", pid, camid, index, seed), 0, len(VIEWS) - 1)
 
 
 def draw_image(name: str, pid: int, camid: int, index: int, seed: int = 0, gap: int = 100) -> np.ndarray:
-    """Draw one image of a set; the pixels are the same on every machine and do not depend on any other image.
+    """Draws one image of a set; the pixels are the same on every machine and do not depend on any other image.
 
     name: one of ``NAMES``. pid, camid: from 1. index: of the image of this identity under this camera, from 0; in
     ``synthetic_occluded`` number 0 is always covered, the others one time in four. gap: percent of the difference
@@ -194,10 +201,10 @@ def draw_image(name: str, pid: int, camid: int, index: int, seed: int = 0, gap: 
 
 
 def _walk(canvas: np.ndarray, rng: Rng, name: str, camera: Camera, person: Person, seed: int) -> None:
-    """Put a pedestrian, and at times another one behind, on the canvas as a jittery detector would crop it."""
+    """Puts a pedestrian, and at times another one behind, on the canvas as a jittery detector would crop it."""
     height, width = canvas.shape[:2]
     if chance(rng, 20):
-        other = _identity(name, -between(rng, 1, 200), seed)
+        other = _passer_by(name, rng, seed)
         x = between(rng, -10, width // 4) if chance(rng, 50) else between(rng, width * 3 // 4, width + 10)
         y, scale = height * between(rng, 80, 92) // 100, height * between(rng, 50, 70) // 100
         draw_person(canvas, other, make_pose(rng), x, y, scale)
@@ -211,10 +218,10 @@ def _walk(canvas: np.ndarray, rng: Rng, name: str, camera: Camera, person: Perso
 
 
 def _hide(canvas: np.ndarray, rng: Rng, name: str, seed: int) -> None:
-    """Put something in front: an obstacle or another person."""
+    """Puts something in front: an obstacle or another person."""
     height, width = canvas.shape[:2]
     if chance(rng, 25):
-        other = _identity(name, -between(rng, 1, 200), seed)
+        other = _passer_by(name, rng, seed)
         x = width // 2 + pick(rng, (-1, 1)) * between(rng, 40, 56)
         y, scale = height + between(rng, 10, 40), height * between(rng, 95, 112) // 100
         draw_person(canvas, other, make_pose(rng), x, y, scale)
@@ -254,7 +261,7 @@ def ensure_synthetic(
     workers: int = 1,
     gap: int = 100,
 ) -> Path:
-    """Return the folder of a built-in set below ``root``, writing it first if it is not there.
+    """Returns the folder of a built-in set below ``root``, writing it first if it is not there.
 
     name: one of ``NAMES``. ids: identities in all (at least 4): numbers 1..ids//2 train, the others test.
     cameras: at least 2. images: of each identity under each camera, at least 2; of a test identity the first is the
@@ -321,7 +328,7 @@ def contact_sheet(
     colours: int | None = 160,
     gap: int = 100,
 ) -> Path:
-    """Write a picture of a set: a row for each identity 1..ids, in it ``images`` of each camera in turn.
+    """Writes a picture of a set: a row for each identity 1..ids, in it ``images`` of each camera in turn.
 
     path: where to, the ending says the format. colours: size of the palette, which keeps a PNG small; None: all.
     gap: as of ``draw_image``. Returns the path. Raises UserError for an unknown name.

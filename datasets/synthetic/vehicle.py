@@ -117,7 +117,7 @@ class Vehicle:
 
 
 def make_vehicle(rng: Rng) -> Vehicle:
-    """Draw an identity."""
+    """Draws an identity."""
     paint = vary(rng, pick(rng, dict(PAINTS.values())), 8)
     accent, second = pick(rng, _ACCENTS), pick(rng, _ACCENTS)
     return Vehicle(
@@ -157,18 +157,18 @@ class Solid:
         self.scale = 256
 
     def at(self, fwd: int, lat: int, up: int) -> Point:
-        """A point of the vehicle (centimetres) on the canvas."""
+        """Returns a point of the vehicle (centimetres) on the canvas."""
         across = lat * self.cos + fwd * self.sin
         near = (fwd * self.cos - lat * self.sin) >> 8
         down = near * self.rise - up * self.flat
         return self.x + (across * self.scale >> 16), self.y + (down * self.scale >> 16)
 
     def shows(self, fwd: int, lat: int, up: int) -> int:
-        """How far a face with this normal is turned to the camera; not positive: it cannot be seen."""
+        """Returns how far a face with this normal is turned to the camera; not positive: it cannot be seen."""
         return ((fwd * self.cos - lat * self.sin) * self.flat >> 8) + up * self.rise
 
     def fit(self, outlines: list[tuple[Outline, int]], box: tuple[int, int, int, int]) -> None:
-        """Scale and move it so that the ``(outline, half width)`` just fill the canvas box x0, y0, x1, y1."""
+        """Scales and moves it so that the ``(outline, half width)`` just fill the canvas box x0, y0, x1, y1."""
         self.x, self.y, self.scale = 0, 0, 1024  # measured large, as coordinates are whole
         seen = [self.at(f, side * half, u) for outline, half in outlines for f, u in outline for side in (-1, 1)]
         xs, ys = zip(*seen, strict=True)
@@ -184,13 +184,13 @@ _SIDE, _END, _TOP = 205, 232, 276  # light on the faces, in 1/256
 
 
 def _inset(outline: Outline, share: int) -> Outline:
-    """The outline shrunk to ``share`` percent about its middle."""
+    """Returns the outline shrunk to ``share`` percent about its middle."""
     fwd, up = (sum(c) // len(outline) for c in zip(*outline, strict=True))
     return tuple((fwd + (f - fwd) * share // 100, up + (u - up) * share // 100) for f, u in outline)
 
 
 def _prism(solid: Solid, outline: Outline, half: int, paint: Colour, roof: Colour | None = None) -> Faces:
-    """The faces of an outline pulled across the width; roof: the colour of level faces, if another."""
+    """Returns the faces of an outline pulled across the width; roof: the colour of level faces, if another."""
     middle_f, middle_u = (sum(c) // len(outline) for c in zip(*outline, strict=True))
     for (af, au), (bf, bu) in zip(outline, [*outline[1:], outline[0]], strict=True):
         nf, nu = bu - au, af - bf
@@ -207,7 +207,7 @@ def _prism(solid: Solid, outline: Outline, half: int, paint: Colour, roof: Colou
 
 
 def _band(solid: Solid, a: tuple[int, int], b: tuple[int, int], lats: tuple[int, int], colour: Colour) -> Faces:
-    """A patch on the face between the profile points a and b, from lats[0] to lats[1] across."""
+    """Returns a patch on the face between the profile points a and b, from lats[0] to lats[1] across."""
     yield (
         polygon,
         [solid.at(f, lat, u) for (f, u), lat in ((a, lats[0]), (a, lats[1]), (b, lats[1]), (b, lats[0]))],
@@ -220,7 +220,7 @@ def _along(a: tuple[int, int], b: tuple[int, int], percent: int) -> tuple[int, i
 
 
 def _sticker(solid: Solid, car: Vehicle, centre: tuple[int, int, int], axes: tuple, colour: Colour) -> Faces:
-    """A disc or square round ``centre`` (fwd, lat, up), spanned by two ``axes``, each a vector of centimetres."""
+    """Returns a disc or square round ``centre`` (fwd, lat, up), spanned by two ``axes`` of vectors in centimetres."""
     turns = range(0, 72, 9) if car.sticker_shape == "round" else range(9, 72, 18)
     grow = 256 if car.sticker_shape == "round" else 340
     points = []
@@ -398,7 +398,7 @@ def _mirrors(solid: Solid, car: Vehicle, upper: Outline, half: int, belt: int) -
 def draw_vehicle(
     canvas: np.ndarray, car: Vehicle, view: int, turn: int, elevation: int, box: tuple[int, int, int, int]
 ) -> None:
-    """Paint a vehicle so that it fills the canvas box (x0, y0, x1, y1).
+    """Paints a vehicle so that it fills the canvas box (x0, y0, x1, y1).
 
     view: 0..7, see ``VIEWS``; turn: steps of 5 degrees away from it; elevation: of the camera, in steps, at least 1.
     """

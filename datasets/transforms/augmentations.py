@@ -1,4 +1,4 @@
-"""Augmentations of the picture between crop and normalisation: learned policy, rotation, colours, occlusion.
+"""Augmentations between crop and normalisation: learned policy, rotation, colours, occlusion.
 
 Those that torchvision has are torchvision's, on PIL images; all draw from torch's and Python's global generators.
 """
@@ -11,28 +11,27 @@ from collections.abc import Callable, Sequence
 from PIL import Image
 from torch import Tensor
 from torchvision import transforms
+from yacs.config import CfgNode
 
 from datasets.transforms.resizing import to_pixels
 from utils.errors import UserError
 
-GREY = [128, 128, 128]
-"""What the policy's shears and rotations lay bare, as in the published policy; torchvision's default is black."""
+GREY = [128.0, 128.0, 128.0]
+"""The fill of the policy's shears and rotations, as in the published policy; torchvision's default is black."""
 
 
 class RandomOcclusion:
     """Paints one white square on every image. uint8 (3, H, W), left as it is.
 
     least, greatest: the side as shares of the shorter side m of the image; in pixels a uniform integer from
-    ``max(1, int(m * least))`` to ``int(m * greatest) - 1``, nothing where there is none.
+    ``max(1, int(m * least))`` to ``int(m * greatest) - 1``; nothing is painted if that range is empty.
     """
 
     def __init__(self, least: float, greatest: float):
-        if least > greatest:
-            raise UserError(f"INPUT.OCCLUSION_MIN: {least} is above INPUT.OCCLUSION_MAX {greatest}")
         self.least, self.greatest = least, greatest
 
     def square(self, height: int, width: int) -> tuple[int, int, int] | None:
-        """left, top, side."""
+        """Draws left, top and side; None for no square."""
         shorter = min(height, width)
         low, high = max(1, int(shorter * self.least)), int(shorter * self.greatest) - 1
         if high < low:
@@ -41,17 +40,17 @@ class RandomOcclusion:
         return random.randint(0, width - side - 1), random.randint(0, height - side - 1), side
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        place = self.square(*pixels.shape[1:])
-        if place is None:
+        square = self.square(*pixels.shape[1:])
+        if square is None:
             return pixels
-        left, top, side = place
+        left, top, side = square
         pixels = pixels.clone()
         pixels[:, top : top + side, left : left + side] = 255
         return pixels
 
 
 class Augmentations:
-    """Steps on a PIL image and then, if wanted, an occlusion. uint8 (3, H, W) -> the same."""
+    """Applies steps to a PIL image and then, maybe, an occlusion. uint8 (3, H, W) -> the same."""
 
     def __init__(self, steps: Sequence[Callable[[Image.Image], Image.Image]], occlude: RandomOcclusion | None = None):
         self.steps, self.occlude = list(steps), occlude
@@ -66,19 +65,25 @@ class Augmentations:
 
 
 def make_jitter(ranges: Sequence) -> transforms.ColorJitter:
-    """INPUT.COLOR_JITTER: [least, greatest] of brightness, contrast, saturation and hue, applied in random order."""
+    """Returns the jitter of INPUT.COLOR_JITTER: [least, greatest] of brightness, contrast, saturation and hue.
+
+    They are applied in random order.
+    """
     try:
-        brightness, contrast, saturation, hue = (tuple(map(float, pair)) for pair in ranges)
+        brightness, contrast, saturation, hue = ((float(low), float(high)) for low, high in ranges)
         return transforms.ColorJitter(brightness, contrast, saturation, hue)
     except (TypeError, ValueError) as error:
         raise UserError(
-            "INPUT.COLOR_JITTER: expected four pairs such as [[0.5, 2], [0.5, 2], [0.5, 2], [-0.1, 0.1]], not "
+            "INPUT.COLOR_JITTER: expected four pairs such as [[0.5, 2], [0.5, 2], [0.5, 2], [-0.1, 0.1]], got "
             f"{list(ranges)} ({error})"
         ) from None
 
 
-def make_augmentations(cfg, policy: bool = True) -> Augmentations | None:
-    """What the INPUT keys ask for, in the published order; None for nothing. policy: with INPUT.AUTOAUGMENT."""
+def make_augmentations(cfg: CfgNode, policy: bool = True) -> Augmentations | None:
+    """Returns the augmentations of the INPUT keys in the published order, None for none.
+
+    policy: with INPUT.AUTOAUGMENT.
+    """
     steps: list[Callable[[Image.Image], Image.Image]] = []
     if cfg.INPUT.AUTOAUGMENT == "imagenet" and policy:
         steps.append(transforms.AutoAugment(transforms.AutoAugmentPolicy.IMAGENET, fill=GREY))

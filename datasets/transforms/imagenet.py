@@ -1,13 +1,18 @@
-"""The augmentation of ImageNet training, by timm: random resized crops, RandAugment, mixup and CutMix."""
+"""The augmentation of ImageNet training by timm: random resized crops, RandAugment, mixup and CutMix."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 from PIL import Image
-from timm.data import Mixup, create_transform
+from timm.data.mixup import Mixup
+from timm.data.transforms_factory import create_transform
 from torch import Tensor
+from yacs.config import CfgNode
 
 from utils import switch
 from utils.errors import UserError
@@ -17,52 +22,62 @@ CENTRE = 0.875
 
 
 class ImageNetTransform:
-    """timm's transform, drawing from Python's and torch's generators alone, as all training transforms here."""
+    """Applies timm's transform, drawing from Python's and torch's generators alone, as all training transforms do."""
 
-    def __init__(self, transform, size: tuple[int, int]):
+    def __init__(self, transform: Callable[[Image.Image], Tensor], size: tuple[int, int]):
         self.transform, self.size = transform, size
 
     def __call__(self, image: Image.Image, out: Tensor | None = None) -> Tensor:
-        """Written into ``out`` (3, H, W) where it is given."""
-        held = np.random.get_state()
+        """Returns (3, H, W) float32, written into ``out`` if that is passed."""
+        state = np.random.get_state()
         np.random.seed(random.getrandbits(32))  # RandAugment draws from NumPy's generator
         try:
             pixels = self.transform(image)
         finally:
-            np.random.set_state(held)
+            np.random.set_state(state)
         return pixels if out is None else out.copy_(pixels)
 
 
-def make_imagenet_transform(cfg, is_train: bool) -> ImageNetTransform:
-    """INPUT.PIPELINE 'imagenet'. Training: a crop of 8 to 100 % of the area, mirror, RandAugment, erasing. Evaluation:
-    the centre."""
-    size = tuple(cfg.INPUT.SIZE_TRAIN if is_train else cfg.INPUT.SIZE_TEST)
-    shared = {"interpolation": "bicubic", "mean": tuple(cfg.INPUT.PIXEL_MEAN), "std": tuple(cfg.INPUT.PIXEL_STD)}
+def make_imagenet_transform(cfg: CfgNode, is_train: bool) -> ImageNetTransform:
+    """Returns the transform of INPUT.PIPELINE 'imagenet'.
+
+    Training: a crop of 8 to 100 % of the area, mirror, RandAugment, erasing. Evaluation: the centre.
+    """
+    height, width = cfg.INPUT.SIZE_TRAIN if is_train else cfg.INPUT.SIZE_TEST
+    create = partial(
+        create_transform,
+        (3, height, width),
+        interpolation="bicubic",
+        mean=tuple(cfg.INPUT.PIXEL_MEAN),
+        std=tuple(cfg.INPUT.PIXEL_STD),
+    )
     if not is_train:
-        return ImageNetTransform(create_transform((3, *size), crop_pct=CENTRE, **shared), size)
+        return ImageNetTransform(only_one(create(crop_pct=CENTRE)), (height, width))
     try:
-        transform = create_transform(
-            (3, *size), is_training=True, hflip=cfg.INPUT.PROB, auto_augment=cfg.INPUT.AUTO_AUGMENT or None,
-            re_prob=cfg.INPUT.RE_PROB, re_mode=cfg.INPUT.RE_MODE, **shared,
-        )  # fmt: skip
+        transform = create(
+            is_training=True,
+            hflip=cfg.INPUT.PROB,
+            auto_augment=cfg.INPUT.AUTO_AUGMENT or None,
+            re_prob=cfg.INPUT.RE_PROB,
+            re_mode=cfg.INPUT.RE_MODE,
+        )
     except (AssertionError, ValueError) as error:
-        raise UserError(f"INPUT.AUTO_AUGMENT: {cfg.INPUT.AUTO_AUGMENT!r} is none of timm's ({error})") from None
-    return ImageNetTransform(transform, size)
+        raise UserError(f"INPUT.AUTO_AUGMENT: timm has no {cfg.INPUT.AUTO_AUGMENT!r} ({error})") from None
+    return ImageNetTransform(only_one(transform), (height, width))
 
 
-def make_mixup(cfg, num_class: int) -> Mixup | None:
-    """Mixup and CutMix of a batch, half of the batches each where both are on: (images, labels) -> (images, (B, C)).
+def only_one(transform: Any) -> Callable[[Image.Image], Tensor]:
+    """Returns timm's transform, which is a tuple only if a caller asks for its parts."""
+    assert not isinstance(transform, tuple)
+    return transform
 
-    The targets are smoothed where MODEL.IF_LABELSMOOTH says so. None when both are off.
+
+def make_mixup(cfg: CfgNode, num_class: int) -> Mixup | None:
+    """Returns Mixup and CutMix of a batch, (images, labels) -> (images, (B, C)); None when both are off.
+
+    Where both are on, each gets half of the batches. The targets are smoothed if MODEL.IF_LABELSMOOTH is on.
     """
     if not (cfg.INPUT.MIXUP or cfg.INPUT.CUTMIX):
         return None
-    if cfg.DATALOADER.SAMPLER != "softmax":
-        raise UserError(
-            f"INPUT.MIXUP, INPUT.CUTMIX and DATALOADER.SAMPLER {cfg.DATALOADER.SAMPLER!r} cannot go together: mixed "
-            "images have no identity to mine triplets by; use 'softmax'"
-        )
-    if cfg.SOLVER.IMS_PER_BATCH % 2:
-        raise UserError(f"SOLVER.IMS_PER_BATCH: {cfg.SOLVER.IMS_PER_BATCH} is odd; INPUT.MIXUP and CUTMIX need pairs")
     smoothing = 0.1 if switch("MODEL.IF_LABELSMOOTH", cfg.MODEL.IF_LABELSMOOTH) else 0.0
     return Mixup(cfg.INPUT.MIXUP, cfg.INPUT.CUTMIX, label_smoothing=smoothing, num_classes=num_class)

@@ -1,4 +1,4 @@
-"""DINO's crops: two global and several local ones of one decoded image (Caron et al., arXiv:2104.14294)."""
+"""DINO's crops: two global ones and several local ones of one decoded image (Caron et al., arXiv:2104.14294)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision import transforms
+from yacs.config import CfgNode
 
 from datasets.transforms.pipelines import ToNormalized
 from datasets.transforms.resizing import to_pixels
@@ -16,7 +17,7 @@ from utils.errors import UserError
 
 
 class Blur:
-    """Gaussian blur with a radius uniform in (0.1, 2), with a probability."""
+    """Blurs by a Gaussian of a radius uniform in (0.1, 2), with a probability."""
 
     def __init__(self, probability: float):
         self.probability = probability
@@ -28,7 +29,7 @@ class Blur:
 
 
 def crop_of(size: tuple[int, int], scale: tuple[float, float], blur: float, solarise: float) -> Callable:
-    """One kind of crop, PIL image to PIL image of ``size`` (H, W).
+    """Returns one kind of crop, PIL image to PIL image of ``size`` (H, W).
 
     scale: share of the image that is cut out, at an aspect of 3/4 to 4/3 of the source's pixels whatever ``size`` is,
     as published. blur, solarise: probabilities.
@@ -46,7 +47,7 @@ def crop_of(size: tuple[int, int], scale: tuple[float, float], blur: float, sola
 
 
 class MultiCrops:
-    """An image's crops, all from one decoding.
+    """Makes an image's crops, all from one decoding.
 
     size, local_size: (H, W) of the two global crops and of the ``local_number`` others. global_scale, local_scale:
     share of the image that they take. normalize: uint8 (3, H, W) -> float32.
@@ -63,7 +64,9 @@ class MultiCrops:
     ):
         for key, (least, most) in (("GLOBAL", global_scale), ("LOCAL", local_scale)):
             if not 0 < least <= most <= 1:
-                raise UserError(f"DINO.{key}_CROPS_SCALE: {(least, most)} are no two shares of the image in order")
+                raise UserError(
+                    f"DINO.{key}_CROPS_SCALE: expected two shares in (0, 1], ascending, got {(least, most)}"
+                )
         local = crop_of(local_size, local_scale, blur=0.5, solarise=0.0)
         self.crops = [
             crop_of(size, global_scale, blur=1.0, solarise=0.0),
@@ -74,19 +77,20 @@ class MultiCrops:
         self.normalize = normalize
 
     def __call__(self, image: Image.Image, out: Sequence[Tensor] | None = None) -> Sequence[Tensor]:
-        """(3, H_v, W_v) for each crop, written into those of ``out`` where they are given."""
+        """Returns (3, H_v, W_v) for each crop, written into those of ``out`` if they are passed."""
         out = [torch.empty(3, *size) for size in self.sizes] if out is None else out
-        for place, crop in zip(out, self.crops, strict=True):
-            self.normalize(to_pixels(crop(image)), place)
+        for target, crop in zip(out, self.crops, strict=True):
+            self.normalize(to_pixels(crop(image)), target)
         return out
 
 
-def make_multi_crop_transform(cfg) -> MultiCrops:
+def make_multi_crop_transform(cfg: CfgNode) -> MultiCrops:
+    """Returns the crops that INPUT and DINO describe."""
     return MultiCrops(
-        tuple(cfg.INPUT.SIZE_TRAIN),
-        (cfg.DINO.CROP_HEIGHT, cfg.DINO.CROP_WIDTH),
-        cfg.DINO.LOCAL_CROPS_NUMBER,
-        tuple(cfg.DINO.GLOBAL_CROPS_SCALE),
-        tuple(cfg.DINO.LOCAL_CROPS_SCALE),
-        ToNormalized(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD),
+        size=tuple(cfg.INPUT.SIZE_TRAIN),
+        local_size=(cfg.DINO.CROP_HEIGHT, cfg.DINO.CROP_WIDTH),
+        local_number=cfg.DINO.LOCAL_CROPS_NUMBER,
+        global_scale=tuple(cfg.DINO.GLOBAL_CROPS_SCALE),
+        local_scale=tuple(cfg.DINO.LOCAL_CROPS_SCALE),
+        normalize=ToNormalized(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD),
     )

@@ -1,4 +1,4 @@
-"""From a PIL image to a normalised tensor. Training draws from Python's and torch's global generators."""
+"""Turns a PIL image into a normalised tensor. Training draws from Python's and torch's global generators."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from yacs.config import CfgNode
 
 from datasets.transforms.augmentations import make_augmentations
 from datasets.transforms.imagenet import make_imagenet_transform
@@ -25,7 +26,7 @@ CONST_FILL = (0.485, 0.456, 0.406)
 
 
 class ToNormalized:
-    """uint8 (3, H, W) -> float32, ``(x / 255 - mean) / std`` per channel, in two in-place passes."""
+    """Converts uint8 (3, H, W) to float32, ``(x / 255 - mean) / std`` per channel, in two in-place passes."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
@@ -41,25 +42,24 @@ class ToNormalized:
 
 
 def random_crop(pixels: Tensor, height: int, width: int) -> Tensor:
-    """(3, H, W) -> (3, height, width), every place alike."""
+    """Crops (3, H, W) to (3, height, width), every position with the same probability."""
     top = random.randint(0, pixels.shape[1] - height)
     left = random.randint(0, pixels.shape[2] - width)
     return pixels[:, top : top + height, left : left + width]
 
 
 class PadAndCrop:
-    """A random crop of the image's own size from the image with a border of ``padding`` pixels. uint8 (3, H, W).
+    """Takes a random crop of the image's own size from the image with a border of ``padding`` pixels. uint8 (3, H, W).
 
     mode: ``constant`` is black, ``symmetric`` mirrors the image, edge pixels included. rotation: degrees up to which
     the padded image is turned about its centre first, either way, black outside.
     """
 
     def __init__(self, padding: int, mode: str = "constant", rotation: float = 0.0):
-        if padding < 0:
-            raise UserError(f"INPUT.PADDING: {padding} is below 0")
         self.padding, self.mode, self.rotation = padding, mode, rotation
 
     def padded(self, pixels: Tensor) -> Tensor:
+        """Returns the image with its border."""
         pad, (height, width) = self.padding, pixels.shape[1:]
         if self.mode == "symmetric":
             return torch.from_numpy(np.pad(pixels.numpy(), ((0, 0), (pad, pad), (pad, pad)), "symmetric"))
@@ -77,14 +77,14 @@ class PadAndCrop:
 
 
 def turned(pixels: Tensor, degrees: float) -> Tensor:
-    """The image turned about (W // 2, H // 2), bilinear, black outside. uint8 (3, H, W)."""
+    """Turns an image about (W // 2, H // 2), bilinear, black outside. uint8 (3, H, W)."""
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     centre = image.width // 2, image.height // 2
     return to_pixels(image.rotate(degrees, Image.Resampling.BILINEAR, center=centre))
 
 
 class EnlargeAndCrop:
-    """With a probability, enlarges to 9/8 of the size and takes a random crop of the old size. (3, H, W) uint8."""
+    """Enlarges to 9/8 and takes a random crop of the old size, with a probability. uint8 (3, H, W)."""
 
     def __init__(self, probability: float):
         self.probability = probability
@@ -109,22 +109,17 @@ class RandomErasing:
     """
 
     def __init__(self, probability: float, area: tuple[float, float] = (0.02, 1 / 3), mode: str = "pixel"):
-        if not 0 <= probability <= 1:
-            raise UserError(f"INPUT.RE_PROB: {probability} is no probability")
-        if mode not in ("pixel", "const"):
-            raise UserError(f"INPUT.RE_MODE: {mode!r} is neither 'pixel' nor 'const'")
-        if not 0 < area[0] <= area[1] <= 1:
-            raise UserError(f"INPUT.RE_MAX_AREA: {area[1]} must lie between {area[0]} and 1")
         self.probability, self.area, self.mode = probability, area, mode
         self.log_aspect = (math.log(0.3), math.log(1 / 0.3))
 
     def aspect(self) -> float:
+        """Draws height over width of a rectangle."""
         if self.mode == "const":
             return random.uniform(0.3, 1 / 0.3)
         return math.exp(random.uniform(*self.log_aspect))
 
     def rectangle(self, height: int, width: int) -> tuple[int, int, int, int] | None:
-        """top, left, height, width of the rectangle to fill; None when this image is spared."""
+        """Draws top, left, height and width of the rectangle to fill; None for an image that stays as it is."""
         if random.random() >= self.probability:
             return None
         for _ in range(100 if self.mode == "const" else 10):
@@ -145,34 +140,41 @@ class RandomErasing:
 
 
 class TrainTransform:
-    """Resize, crop a margin off, flip, pad and crop, normalise, erase: the order of the published ReID code.
+    """Resizes, crops a margin off, flips, pads and crops, normalises, erases: the order of the published ReID code.
 
     margin: pixels by which both sides are resized larger than ``size``. enlarge: probability of enlarging and cropping
-    in place of padding and cropping, 0 for the latter. recolour: what happens to the cropped pixels, None: nothing.
+    in place of padding and cropping, 0 for the latter. recolour: applied to the cropped pixels, None: nothing.
     """
 
     def __init__(
-        self, size, flip: float, padding: int, normalize: ToNormalized, erase: RandomErasing,
-        resize: Resizer = quick_bicubic, margin: int = 0, padding_mode: str = "constant", rotation: float = 0.0,
-        enlarge: float = 0.0, recolour: Callable[[Tensor], Tensor] | None = None,
-    ):  # fmt: skip
-        if not 0 <= flip <= 1:
-            raise UserError(f"INPUT.PROB: {flip} is no probability")
+        self,
+        size: tuple[int, int],
+        flip: float,
+        padding: int,
+        normalize: ToNormalized,
+        erase: RandomErasing,
+        resize: Resizer = quick_bicubic,
+        margin: int = 0,
+        padding_mode: str = "constant",
+        rotation: float = 0.0,
+        enlarge: float = 0.0,
+        recolour: Callable[[Tensor], Tensor] | None = None,
+    ):
         self.size, self.flip, self.normalize, self.erase = size, flip, normalize, erase
         self.resize, self.margin, self.recolour = resize, margin, recolour
         self.takes_pixels = resize is quick_bicubic  # images may come as uint8 (3, H, W), which are not written to
         self.crop = EnlargeAndCrop(enlarge) if enlarge else PadAndCrop(padding, padding_mode, rotation)
 
     def __call__(self, image: Image.Image | Tensor, out: Tensor | None = None) -> Tensor:
-        """Written into ``out`` (3, H, W) where it is given."""
+        """Returns (3, H, W) float32, written into ``out`` if that is passed."""
         return self.augment(self.resized(image), out)
 
     def resized(self, image: Image.Image | Tensor) -> Tensor:
-        """uint8 (3, H, W), with the margin."""
+        """Returns the resized image, uint8 (3, H, W), with the margin."""
         return self.resize(image, (self.size[0] + self.margin, self.size[1] + self.margin))
 
     def augment(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
-        """What follows the resize. pixels: uint8 (3, H, W), left as it is."""
+        """Applies what follows the resize. pixels: uint8 (3, H, W), not changed."""
         if self.margin:
             pixels = random_crop(pixels, *self.size)
         if random.random() < self.flip:
@@ -182,7 +184,7 @@ class TrainTransform:
 
 
 class WithViews:
-    """The training image and further views of it, drawn independently from one decoded and resized image.
+    """Makes the training image and further views of it, drawn independently from one decoded and resized image.
 
     transforms: of the same size and resizing; the training image is the one that the first alone would give.
     """
@@ -191,43 +193,48 @@ class WithViews:
         self.transforms, self.sizes = transforms, tuple(transform.size for transform in transforms)
         self.takes_pixels = transforms[0].takes_pixels
 
-    def __call__(self, image: Image.Image, out: Sequence[Tensor] | None = None) -> Sequence[Tensor]:
-        """One of (3, H, W) per transform, written into those of ``out`` where they are given."""
+    def __call__(self, image: Image.Image | Tensor, out: Sequence[Tensor] | None = None) -> Sequence[Tensor]:
+        """Returns (3, H, W) for each transform, written into those of ``out`` if they are passed."""
         pixels = self.transforms[0].resized(image)
         out = [torch.empty(3, *size) for size in self.sizes] if out is None else out
-        for place, transform in zip(out, self.transforms, strict=True):
-            transform.augment(pixels, place)
+        for target, transform in zip(out, self.transforms, strict=True):
+            transform.augment(pixels, target)
         return out
 
 
 class ByView:
-    """Training transforms that differ by view: ``turned`` for the views listed, ``straight`` for the others."""
+    """Chooses the training transform by view: ``turned`` for the views listed, ``straight`` for the others."""
 
     def __init__(self, views: tuple[int, ...], turned: TrainTransform, straight: TrainTransform):
         self.views, self.turned, self.straight = frozenset(views), turned, straight
         self.size = straight.size
 
+    def __call__(self, image: Image.Image | Tensor, out: Tensor | None = None) -> Tensor:
+        """Returns (3, H, W) float32 as for a view that is not listed."""
+        return self.straight(image, out)
+
     def of_view(self, view: int) -> TrainTransform:
+        """Returns the transform of a view."""
         return self.turned if view in self.views else self.straight
 
 
 class TestTransform:
-    """Resize, cut a margin off all round, and normalise."""
+    """Resizes, cuts a margin off all round, and normalises."""
 
     __test__ = False  # not a test class, whatever its name says to pytest
 
-    def __init__(self, size, normalize: ToNormalized, resize: Resizer = by_pillow, margin: int = 0):
+    def __init__(self, size: tuple[int, int], normalize: ToNormalized, resize: Resizer = by_pillow, margin: int = 0):
         self.size, self.normalize, self.resize, self.margin = size, normalize, resize, margin
 
     def __call__(self, image: Image.Image, out: Tensor | None = None) -> Tensor:
-        """Written into ``out`` (3, H, W) where it is given."""
+        """Returns (3, H, W) float32, written into ``out`` if that is passed."""
         (height, width), edge = self.size, self.margin // 2
         pixels = self.resize(image, (height + self.margin, width + self.margin))
         return self.normalize(pixels[:, edge : edge + height, edge : edge + width], out)
 
 
-def build_transforms(cfg, is_train: bool) -> Callable[[Image.Image], Tensor]:
-    """The transform of training or of evaluation: PIL image -> float32 (3, H, W)."""
+def build_transforms(cfg: CfgNode, is_train: bool) -> Callable[..., Tensor]:
+    """Returns the transform of training or of evaluation: PIL image -> float32 (3, H, W)."""
     if cfg.INPUT.PIPELINE == "imagenet":
         return make_imagenet_transform(cfg, is_train)
     if is_train and cfg.INPUT.ROTATE and cfg.INPUT.ROTATE_VIEWS:
@@ -235,39 +242,45 @@ def build_transforms(cfg, is_train: bool) -> Callable[[Image.Image], Tensor]:
         return ByView(tuple(cfg.INPUT.ROTATE_VIEWS), turned, train_transform(cfg))
     if is_train:
         return train_transform(cfg, rotation=cfg.INPUT.ROTATE)
-    normalize = ToNormalized(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)
-    resize = make_resizer(cfg.INPUT.RESIZE, is_train)
-    return TestTransform(tuple(cfg.INPUT.SIZE_TEST), normalize, resize=resize, margin=cfg.INPUT.RESIZE_MARGIN)
+    return TestTransform(
+        tuple(cfg.INPUT.SIZE_TEST),
+        ToNormalized(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD),
+        resize=make_resizer(cfg.INPUT.RESIZE, is_train),
+        margin=cfg.INPUT.RESIZE_MARGIN,
+    )
 
 
 def train_transform(
-    cfg, erased: tuple[float, float] | None = None, rotation: float = 0.0, policy: bool = True
+    cfg: CfgNode, erased: tuple[float, float] | None = None, rotation: float = 0.0, policy: bool = True
 ) -> TrainTransform:
-    """Training's transform. erased: least and largest share of the image that random erasing takes, None: the keys'.
+    """Returns training's transform.
 
-    policy: with INPUT.AUTOAUGMENT.
+    erased: least and largest share of the image that random erasing takes, None: as the keys say. policy: with
+    INPUT.AUTOAUGMENT.
     """
     erased = erased or (0.02, cfg.INPUT.RE_MAX_AREA)
     return TrainTransform(
-        tuple(cfg.INPUT.SIZE_TRAIN), cfg.INPUT.PROB, cfg.INPUT.PADDING,
-        ToNormalized(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD),
-        RandomErasing(cfg.INPUT.RE_PROB, erased, cfg.INPUT.RE_MODE),
-        make_resizer(cfg.INPUT.RESIZE, is_train=True), cfg.INPUT.RESIZE_MARGIN, cfg.INPUT.PADDING_MODE, rotation,
-        cfg.INPUT.ENLARGE_PROB, make_augmentations(cfg, policy),
-    )  # fmt: skip
+        size=tuple(cfg.INPUT.SIZE_TRAIN),
+        flip=cfg.INPUT.PROB,
+        padding=cfg.INPUT.PADDING,
+        normalize=ToNormalized(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD),
+        erase=RandomErasing(cfg.INPUT.RE_PROB, erased, cfg.INPUT.RE_MODE),
+        resize=make_resizer(cfg.INPUT.RESIZE, is_train=True),
+        margin=cfg.INPUT.RESIZE_MARGIN,
+        padding_mode=cfg.INPUT.PADDING_MODE,
+        rotation=rotation,
+        enlarge=cfg.INPUT.ENLARGE_PROB,
+        recolour=make_augmentations(cfg, policy),
+    )
 
 
-def with_views(cfg) -> WithViews:
-    """Training's transform with two views beside each image, for vision self-supervision."""
+def with_views(cfg: CfgNode) -> WithViews:
+    """Returns training's transform with two views beside each image, for vision self-supervision."""
     view = train_transform(cfg, VIEW_AREA, cfg.INPUT.ROTATE)
     return WithViews(train_transform(cfg, rotation=cfg.INPUT.ROTATE), view, view)
 
 
-def weak_and_strong(cfg) -> tuple[TrainTransform, TrainTransform]:
-    """The transforms of self distillation's two views: without and with the learned policy of INPUT.AUTOAUGMENT."""
-    if cfg.INPUT.PIPELINE != "reid":
-        raise UserError(
-            f"INPUT.PIPELINE {cfg.INPUT.PIPELINE!r} and PROCESSOR.NAME 'self_distill' cannot go together; use 'reid'"
-        )
+def weak_and_strong(cfg: CfgNode) -> tuple[TrainTransform, TrainTransform]:
+    """Returns the transforms of self distillation's two views: without and with INPUT.AUTOAUGMENT's policy."""
     weak, strong = (train_transform(cfg, rotation=cfg.INPUT.ROTATE, policy=policy) for policy in (False, True))
     return weak, strong

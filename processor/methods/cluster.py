@@ -84,7 +84,7 @@ class ClusterContrast(Stage):
 
     def forward(self, batch: Batch) -> Tensor:
         """Returns the features, (B, D)."""
-        (feats,) = self.net(batch.images, cam_label=batch.camids, view_label=batch.viewids).feats
+        (feats,) = self.net(batch.images, cam_label=batch.cam_labels, view_label=batch.view_labels).feats
         return feats
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

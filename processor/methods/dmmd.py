@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 import loss
-from datasets.loaders import Data, TrainLoader, feature_loader
+from datasets.loaders import Data, TrainLoader
 from loss.dmmd import SIGMAS
 from model import ReIDOutput
 from processor.methods.domains import DomainBatches, ZippedEpochs, load_start, target_groups
@@ -67,7 +67,7 @@ class DMMD(Stage):
         clusters = None
         if cfg.DMMD.GROUPS == "pseudo":
             images = cfg.SOLVER.IMS_PER_BATCH // world_size()
-            clusters = Clustering.from_cfg(cfg, feature_loader(cfg, target.records), images)
+            clusters = Clustering.from_cfg(cfg, data.plain_targets[0], images)
         else:
             target.relabel(target_groups(target.records, cfg.DMMD.GROUPS, cfg.DATALOADER.NUM_INSTANCE))
         return cls(

@@ -112,7 +112,7 @@ def image_features(model: PromptReID, loader: TestLoader, side: bool = False) ->
     kept, done = torch.empty(0), 0
     for batch in loader:
         batch = batch.to(device)
-        feats = model.embed(batch.images, *((batch.camids, batch.viewids) if side else ()))
+        feats = model.embed(batch.images, *((batch.cam_labels, batch.view_labels) if side else ()))
         if not done:
             kept = torch.empty(share.stop - share.start, feats.shape[1], dtype=feats.dtype)
         kept[done : done + len(feats)] = feats
@@ -292,7 +292,7 @@ class TuneEncoder(Supervised):
 
     def outputs(self, batch: Batch) -> ReIDOutput:
         out = self.net(
-            batch.images, label=batch.pids, cam_label=batch.camids, view_label=batch.viewids, views=batch.views
+            batch.images, label=batch.pids, cam_label=batch.cam_labels, view_label=batch.view_labels, views=batch.views
         )
         with torch.autocast(self.texts.device.type, enabled=False):
             out.i2t_logits = out.feats[2].float() @ self.texts.float().t()

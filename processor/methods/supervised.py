@@ -129,7 +129,7 @@ class Supervised(Stage):
 
     def outputs(self, batch: Batch) -> ReIDOutput:
         """Returns what the losses are computed from."""
-        return self.net(batch.images, label=batch.pids, cam_label=batch.camids, view_label=batch.viewids)
+        return self.net(batch.images, label=batch.pids, cam_label=batch.cam_labels, view_label=batch.view_labels)
 
     def forward(self, batch: Batch) -> ReIDOutput:
         return self.outputs(self.mixed(batch)[0])

@@ -265,7 +265,7 @@ def test_a_weight_of_0_leaves_the_triplet_term_out():
 
 
 def test_unknown_words_are_refused_with_their_key():
-    with pytest.raises(UserError, match="MODEL.METRIC_LOSS_TYPE: unknown 'triplets'. Known: triplet, center"):
+    with pytest.raises(UserError, match="MODEL.METRIC_LOSS_TYPE: unknown 'triplets', did you mean 'triplet'"):
         compose(MODEL__METRIC_LOSS_TYPE="triplets")
     with pytest.raises(UserError, match="MODEL.IF_LABELSMOOTH: 'maybe' is not a switch"):
         compose(MODEL__IF_LABELSMOOTH="maybe")

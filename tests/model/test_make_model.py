@@ -98,8 +98,8 @@ def test_side_information_is_made_for_what_is_switched_on(sides):
             {"MODEL__NAME": "timm:dla34", "MODEL__GRAD_CHECKPOINT": True},
             "MODEL.GRAD_CHECKPOINT and MODEL.NAME 'timm:dla34'",
         ),
-        ({"TEST__NECK_FEAT": "behind"}, "TEST.NECK_FEAT: 'behind'"),
-        ({"MODEL__NAME": "resnet10", "MODEL__NECK": "bneck"}, "MODEL.NECK: 'bneck'"),
+        ({"TEST__NECK_FEAT": "behind"}, "TEST.NECK_FEAT: unknown 'behind'"),
+        ({"MODEL__NAME": "resnet10", "MODEL__NECK": "bneck"}, "MODEL.NECK: unknown 'bneck'"),
         ({"INPUT__SIZE_TRAIN": [4, 16]}, "INPUT.SIZE_TRAIN"),
     ],
 )

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFilter
 
-from datasets import make_dataset
+from datasets import make_dataset, quality
 from datasets.paths import Paths, chain
 from datasets.readers.scan import walk_images
+from datasets.records import Records
 from datasets.storage import cache
 from tests.datasets.miniatures import LUPERSON, MARKET, MINIATURES, lists
 from tests.parity.cases import DATA, REQUIRED, ROOT
@@ -72,8 +73,66 @@ def test_the_command_finds_missing_damaged_and_repeated_files_and_ends_with_1(tm
     assert (tmp_path / "out" / "csv.png").exists()
 
 
+def drawn(size: tuple[int, int], seed: int) -> Image.Image:
+    """Some soft shapes with sharp edges."""
+    rng = np.random.default_rng(seed)
+    image = Image.new("RGB", size, tuple(rng.integers(0, 255, 3).tolist()))
+    pen = ImageDraw.Draw(image)
+    for _ in range(12):
+        left, top = (int(rng.integers(0, side)) for side in size)
+        pen.rectangle((left, top, left + 20, top + 30), fill=tuple(rng.integers(0, 255, 3).tolist()))
+    return image
+
+
+def test_blurred_images_and_near_duplicates_are_counted_and_shown(tmp_path, capsys):
+    place = tmp_path / "market1501"
+    files = [f"{split}/{pid:04d}_c{cam}s1_000000_00.jpg" for split, ids in
+             (("bounding_box_train", (1, 2, 3)), ("query", (4, 5)), ("bounding_box_test", (4, 5)))
+             for pid in ids for cam in (1, 2)]  # fmt: skip
+    for i, name in enumerate(files):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        image = drawn((64, 128), i)
+        if i == 2:
+            image = drawn((64, 128), i).filter(ImageFilter.GaussianBlur(4))
+        image.save(place / name, quality=95)
+    drawn((64, 128), 0).save(place / files[1], quality=60)  # the same person again
+    drawn((64, 128), 4).save(place / files[-1], quality=60)  # of training, in the gallery
+    code, out = run(capsys, "--sheet", tmp_path / "s.png", *keys(tmp_path))
+    assert code == 0
+    assert f"quality of all {len(files)} images: 1 blurred, 2 pairs of near-duplicates" in out
+    assert f": {place / files[2]}" in out and "  blur 0." in out
+    first, second = (line for line in out.splitlines() if line.startswith("  similar "))
+    assert f"{place / files[4]} ~ {place / files[-1]} (different identities or splits)" in first
+    assert f"{place / files[0]} ~ {place / files[1]}" in second and "different" not in second
+    assert "notice: 1 pairs of near-duplicates have different identities or are in training and test" in out
+    plain = check.contact_sheet(make_dataset("market1501", tmp_path), tmp_path / "plain.png")
+    with Image.open(tmp_path / "s.png") as sheet, Image.open(tmp_path / "plain.png") as without:
+        assert plain and sheet.height == without.height + 2 * (96 + 12 + 4)
+    _, out = run(capsys, "--sample", 4, *keys(tmp_path, OUTPUT_DIR=tmp_path / "out"))
+    assert f"quality of 4 of {len(files)} images (--sample 0: all): " in out
+
+
+def test_a_sample_is_runs_of_neighbours_over_all_lists():
+    sizes = {"train": 5000, "query": 10, "gallery": 500}
+    lists = {name: Records.of([str(i) for i in range(size)]) for name, size in sizes.items()}
+    chosen = check.sample_of(lists, 500)
+    assert [len(c) for c in chosen.values()] == [5000, 10, 500]
+    assert 450 <= sum(c.sum() for c in chosen.values()) <= 500
+    assert chosen["gallery"][-50:].all() and chosen["train"][:50].all()
+    assert all(c.all() for c in check.sample_of(lists, 0).values())
+
+
+def test_candidates_for_likeness_stay_few_however_alike_images_are():
+    same = [np.full((32, 32), 90, np.uint8)] * 2000
+    assert len(quality.candidates(same)) < 10 * len(same)
+    assert len(quality.near_duplicates(same[:10])) == 45
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 255, (32, 32), np.uint8) for _ in range(500)]
+    assert len(quality.candidates(noise)) < 500 and quality.near_duplicates(noise) == []
+
+
 @pytest.mark.parametrize(("words", "line"), [
-    (["DATASETS.ROOT_DIR", "nowhere"], "is no folder"),
+    (["DATASETS.ROOT_DIR", "nowhere"], "is not a folder"),
     (["DATASETS.NAMES", "martek1501"], "unknown dataset"),
     (["DATASETS.NAMEZ", "x"], "DATASETS.NAMEZ"),
 ])  # fmt: skip

@@ -133,7 +133,7 @@ def test_a_list_of_absent_images_is_told_with_one_of_them(tmp_path):
     [
         ("", None, "the list .* is empty"),
         ("\n \n", None, "the list .* is empty"),
-        ("a.jpg", 0, "DATASETS.KEEP_NUM: 0 images are none"),
+        ("a.jpg", 0, "DATASETS.KEEP_NUM: must be at least 1, got 0"),
         (None, None, "DATASETS.FILTER_PATH: .*: no such file"),
     ],
 )

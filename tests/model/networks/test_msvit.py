@@ -205,7 +205,7 @@ def test_what_cannot_be_built_names_its_keys(changes, words):
 
 
 def test_unknown_parts_to_freeze_are_refused():
-    with pytest.raises(ValueError, match=r"MODEL\.MSVIT\.FREEZE: 'layer9' is none of 'stem'"):
+    with pytest.raises(ValueError, match=r"MODEL\.MSVIT\.FREEZE: unknown 'layer9', did you mean 'layer3'"):
         load_config(opts=["MODEL.MSVIT.FREEZE", ["layer9"]])
 
 

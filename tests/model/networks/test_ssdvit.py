@@ -135,7 +135,7 @@ def test_a_pre_trained_file_brings_the_trunk_and_its_heads_are_left(tmp_path):
         (["MODEL.NAME", "resnet10", "SSD.RANDOM_BLOCK", 1], "can be read at 1 depths"),
         (["MODEL.JPM", True], "MODEL.JPM and PROCESSOR.NAME 'self_distill' cannot go together"),
         (["MODEL.SIE_CAMERA", True], "MODEL.SIE_CAMERA and PROCESSOR.NAME"),
-        (["TEST.NECK_FEAT", "behind"], "TEST.NECK_FEAT: 'behind'"),
+        (["TEST.NECK_FEAT", "behind"], "TEST.NECK_FEAT: unknown 'behind'"),
         (["MODEL.NAME", "ssdvitt"], "did you mean 'ssdvit'"),
     ],
 )

@@ -211,8 +211,8 @@ def test_an_epoch_has_its_steps_and_only_images_of_clusters(root, tmp_path, monk
         assert labels.min() >= 0
         for k in range(0, 16, 4):
             assert len(set(labels[k : k + 4])) == 1
-            here = batch.camids[k]
-            elsewhere = (batch.camids[k + 1 : k + 4] != here).sum()
+            here = batch.cam_labels[k]
+            elsewhere = (batch.cam_labels[k + 1 : k + 4] != here).sum()
             assert elsewhere in (0, 3)  # the others come from other cameras, or there are none
 
 
@@ -220,8 +220,8 @@ def test_an_epoch_has_its_steps_and_only_images_of_clusters(root, tmp_path, monk
     ("changes", "words"),
     [
         ({"CLUSTER__EPS": 0.5, "CLUSTER__MIN_SAMPLES": 200}, "CLUSTER.EPS 0.5: neither this nor another eps"),
-        ({"SOLVER__IMS_PER_BATCH": 18}, "SOLVER.IMS_PER_BATCH: 18 images a process is no multiple"),
-        ({"CLUSTER__TEMP": 0.0}, "CLUSTER.TEMP: 0.0 must be above 0"),
+        ({"SOLVER__IMS_PER_BATCH": 18}, "SOLVER.IMS_PER_BATCH: 18 images per process is no multiple"),
+        ({"CLUSTER__TEMP": 0.0}, "CLUSTER.TEMP: 0.0 must be at least"),
         ({"MODEL__REDUCE_FEAT_DIM": True}, "MODEL.REDUCE_FEAT_DIM and PROCESSOR.NAME 'cluster' cannot go together"),
         (BACKBONES["vit"] | {"MODEL__POOLING": "gem"}, "MODEL.POOLING 'gem' and MODEL.NAME 'transformer'"),
         (BACKBONES["clip"] | {"MODEL__SIE_CAMERA": True}, "MODEL.SIE_CAMERA and PROCESSOR.NAME 'cluster'"),

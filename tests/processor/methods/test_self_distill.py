@@ -218,7 +218,7 @@ def test_a_held_out_part_of_the_sources_may_choose_the_best(root, tmp_path):
         ({"SOLVER__IMS_PER_BATCH": 32}, "a batch of 32 needs 16 identities with 2 images each, synthetic has 8"),
         ({"SOLVER__IMS_PER_BATCH": 5}, "is no multiple of DATALOADER.NUM_INSTANCE 2"),
         ({"DATALOADER__SAMPLER": "softmax_triplet"}, "use 'multiple_gallery_nocam'"),
-        ({"SSD__MODE": "feature"}, "SSD.MODE: 'feature' is none of 'released', 'logits', 'off'"),
+        ({"SSD__MODE": "feature"}, "SSD.MODE: unknown 'feature'. Known: released, logits, off"),
         ({"SSD__ALPHA": 1.5}, "SSD.ALPHA: 1.5 must be at most 1"),
         ({"SSD__ALPHA": -0.1}, "SSD.ALPHA: -0.1 must be at least 0"),
         ({"SSD__MEMORY_TEMPERATURE": 0.0}, "SSD.MEMORY_TEMPERATURE: 0.0 must be at least"),
