@@ -43,8 +43,8 @@ class RankingRecorder:
         listed = self.gallery.take(rows)
         none, q_cameras, means, numbers = np.zeros(0, np.int64), np.zeros(0), np.zeros((0, 0)), np.zeros((0, 0))
         if self.cameras:
-            q_cameras, means, numbers = self.cameras.table(self.query.camids)
-            q_cameras = camera_names(self.query, q_cameras)
+            numbered, means, numbers = self.cameras.table(self.query.camids)
+            q_cameras = camera_names(self.query, numbered)
         return Ranked(
             lists=lists.reshape(self.top.indices.shape).astype(np.int32),
             judged=self.top.judged,
@@ -64,9 +64,9 @@ class RankingRecorder:
 
     def _map(self, qf: Tensor, gf: Tensor) -> dict[str, np.ndarray]:
         lists = [self.query] if self.same_list else [self.query, self.gallery]
-        numbers = np.concatenate([records.pids for records in lists])
         pids = np.concatenate([records.original_pids() for records in lists])
         camids = np.concatenate([records.original_camids() for records in lists])
+        numbers = np.concatenate([records.pids for records in lists])
         rows = rows_to_show(numbers, np.unique(self.query.pids))
         rows = rows if len(rows) >= 4 else rows[:0]
         of_query = rows < len(self.query)

@@ -282,9 +282,9 @@ def test_nothing_is_left_of_a_conversion_that_cannot_be_finished(tmp_path):
     assert f"{dataset.gallery.paths[1]}: the image is missing" in message(convert, dataset, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
     (tmp_path / "out" / "market1501").mkdir()
-    assert "exists already; remove it" in message(convert, dataset, tmp_path / "out")
+    assert "is there already; remove it" in message(convert, dataset, tmp_path / "out")
     (tmp_path / "file").write_text("")
     Image.new("RGB", (4, 8)).save(dataset.gallery.paths[1])
     assert f"{tmp_path / 'file' / 'market1501'} cannot be written" in message(convert, dataset, tmp_path / "file")
-    with pytest.raises(UserError, match="--gb: expected more than 0 GB, got 0"):
+    with pytest.raises(UserError, match="--gb 0: a shard needs some room"):
         shards.main(["--out", str(tmp_path / "o"), "--gb", "0", "DATASETS.ROOT_DIR", str(tmp_path / "data")])

@@ -1,4 +1,4 @@
-"""torchreid's model zoo: every shipped YAML tests a file of the published layout; a file that does not fit is helped."""
+"""torchreid's model zoo: a YAML per network loads its published file, and an unfit one names the keys to set."""
 
 from __future__ import annotations
 
