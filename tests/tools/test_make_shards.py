@@ -247,7 +247,7 @@ def test_shards_that_are_not_there_or_not_whole_are_told(home):
     last = sorted(home.glob("*.tar"))[-1]
     whole = last.read_bytes()
     last.write_bytes(whole[:-100])
-    assert f"{last} has {len(whole) - 100:,} bytes instead of {len(whole):,}; copy the shards anew" in told()
+    assert f"{last} has {len(whole) - 100:,} bytes instead of {len(whole):,}; copy the shards again" in told()
     last.unlink()
     assert f"{last} is missing" in told()
     last.write_bytes(whole)
@@ -282,9 +282,9 @@ def test_nothing_is_left_of_a_conversion_that_cannot_be_finished(tmp_path):
     assert f"{dataset.gallery.paths[1]}: the image is missing" in message(convert, dataset, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
     (tmp_path / "out" / "market1501").mkdir()
-    assert "is there already; remove it" in message(convert, dataset, tmp_path / "out")
+    assert "already exists; remove it" in message(convert, dataset, tmp_path / "out")
     (tmp_path / "file").write_text("")
     Image.new("RGB", (4, 8)).save(dataset.gallery.paths[1])
     assert f"{tmp_path / 'file' / 'market1501'} cannot be written" in message(convert, dataset, tmp_path / "file")
-    with pytest.raises(UserError, match="--gb 0: a shard needs some room"):
+    with pytest.raises(UserError, match="--gb: must be above 0, got 0"):
         shards.main(["--out", str(tmp_path / "o"), "--gb", "0", "DATASETS.ROOT_DIR", str(tmp_path / "data")])

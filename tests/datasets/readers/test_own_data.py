@@ -137,7 +137,7 @@ def test_crop_boxes_and_sequences_stay_with_their_rows(tmp_path):
     assert np.array_equal(np.asarray(cut), np.asarray(whole)[1:9, 2:6])
     assert load_image(dataset.train.paths[1], dataset.train.boxes[1]).size == (8, 12)
     assert load_image(dataset.gallery.paths[0], dataset.gallery.boxes[0]).size == (7, 11)  # cut off at the edge
-    with pytest.raises(UserError, match="crop box lies outside of 8 x 12"):
+    with pytest.raises(UserError, match="crop box is outside of 8 x 12"):
         load_image(dataset.train.paths[0], (9, 0, 12, 4))
     seqs = [*dataset.query.seqs, *dataset.gallery.seqs]
     assert len(set(seqs)) == 3  # a row without a sequence is one of its own
