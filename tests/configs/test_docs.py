@@ -22,7 +22,7 @@ def test_keys_and_files_that_a_page_names_exist(page):
     text = page.read_text()
     sections = {key.rpartition(".")[0] for key in KEYS}
     assert set(KEY.findall(text)) - KEYS.keys() - sections - WRONG_ON_PURPOSE == set()
-    folders = "transreid|transreid_ssl|baseline|clip_reid|svll|msvit|mtda|cluster|ssdvit|torchreid"
+    folders = "transreid|transreid_ssl|baseline|clip_reid|svll|msvit|mtda|cluster|ssdvit"
     files = re.findall(rf"configs/(?:{folders})/[a-z][\w*]*\.yml", text)
     assert [file for file in files if not list(ROOT.glob(file))] == []
     for link in re.findall(r"\]\((?!http)([\w.]+)", text):
