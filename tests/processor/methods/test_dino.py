@@ -149,7 +149,7 @@ def test_a_pre_trained_file_without_a_backbone_is_refused(market, state, words, 
         ({"SOLVER__WARMUP_EPOCHS": 3}, "SOLVER.WARMUP_EPOCHS: 3 epochs of warm-up leave nothing of 3"),
         ({"SOLVER__EMA__RATIO": 0.5}, "SOLVER.EMA and PROCESSOR.NAME 'dino'"),
         ({"DINO__WARMUP_TEACHER_TEMP_EPOCHS": 4}, "DINO.WARMUP_TEACHER_TEMP_EPOCHS: 4"),
-        ({"SOLVER__OPTIMIZER_NAME": "LRS"}, "SOLVER.OPTIMIZER_NAME: no 'LRS'.*did you mean"),
+        ({"SOLVER__OPTIMIZER_NAME": "LRS"}, "SOLVER.OPTIMIZER_NAME: unknown 'LRS'.*did you mean"),
     ],
 )
 def test_mistakes_are_one_line(market, changes, words, tmp_path):
