@@ -33,17 +33,10 @@ def test_a_misspelt_key_on_a_page_is_found():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_keys_and_files_that_a_page_names_exist(page):
     text = page.read_text()
-<<<<<<< HEAD
     assert unknown_keys(text) == set()
     folders = "|".join(sorted(path.parent.name for path in (ROOT / "configs").glob("*/_base.yml")))
     assert "transreid" in folders and "cluster" in folders
     files = re.findall(rf"configs/(?:{folders}|baseline)/[a-z][\w*]*\.yml", text)
-=======
-    sections = {key.rpartition(".")[0] for key in KEYS}
-    assert set(KEY.findall(text)) - KEYS.keys() - sections - WRONG_ON_PURPOSE == set()
-    folders = "transreid|transreid_ssl|baseline|clip_reid|svll|msvit|mtda|cluster|ssdvit"
-    files = re.findall(rf"configs/(?:{folders})/[a-z][\w*]*\.yml", text)
->>>>>>> f
     assert [file for file in files if not list(ROOT.glob(file))] == []
     for link in re.findall(r"\]\((?!http)([\w.]+)", text):
         assert (page.parent / link).exists(), link
