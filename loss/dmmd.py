@@ -102,6 +102,6 @@ def dmmd(
         terms = []
         samples = zip(distance_samples(ss.detach(), num_instances), distance_samples(tt, num_instances), strict=True)
         for x, y in samples:
-            terms.append(mmd(*(squared_distances(a, b) for a, b in ((x, x), (y, y), (x, y))), sigmas))
+            terms.append(mmd(squared_distances(x, x), squared_distances(y, y), squared_distances(x, y), sigmas))
         within, between = terms
         return within, between, mmd(ss, tt, st, sigmas)

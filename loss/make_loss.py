@@ -96,7 +96,11 @@ def clip_terms(
     if out.i2t_logits is not None:
         terms["i2t"] = i2t_weight * cross_entropy(out.i2t_logits, labels, epsilon)
     if out.heads:
-        pair = simsiam(*out.heads, *out.tokens) if ssl_type == "SIMSIAM" else simclr(*out.heads, gather=True)
+        view1, view2 = out.heads
+        if ssl_type == "SIMSIAM":
+            pair = simsiam(view1, view2, *out.tokens)
+        else:
+            pair = simclr(view1, view2, gather=True)
         terms["ssl"] = ssl_weight * pair
     return terms
 

@@ -1,17 +1,16 @@
 """Optimizers, parameter groups, schedules and averages of weights."""
 
-from typing import Any
-
 from torch import nn
 from torch.optim import Optimizer
+from yacs.config import CfgNode
 
 from solver.average import WeightAverage, average_weights, make_average, reestimate_batch_norm
 from solver.optimizer import make_optimizer
-from solver.schedule import make_scheduler
+from solver.schedule import Schedule, make_scheduler
 
 
-def make_solver(cfg, module: nn.Module) -> tuple[Optimizer, Any]:
-    """(optimizer, scheduler) by the SOLVER keys; a stage makes them when it begins, with its weights in place."""
+def make_solver(cfg: CfgNode, module: nn.Module) -> tuple[Optimizer, Schedule]:
+    """Returns optimizer and schedule by the SOLVER keys; a stage calls it when it begins, with its weights loaded."""
     optimizer = make_optimizer(cfg, module)
     return optimizer, make_scheduler(cfg, optimizer)
 

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
 
 
 class LARS(Optimizer):
-    """Each tensor's update is scaled by ``eta`` times its length over the gradient's; vectors are neither scaled nor
-    decayed. As DINO's release has it: decay joins the gradient before both, momentum comes after."""
+    """Scales each tensor's update by ``eta`` times its length over the gradient's.
 
-    def __init__(self, params, lr: float, weight_decay: float = 0.0, momentum: float = 0.9, eta: float = 0.001):
+    Vectors are neither scaled nor decayed. As in DINO's release, decay is added to the gradient before both, and
+    momentum comes after.
+    """
+
+    def __init__(
+        self, params: ParamsT, lr: float, weight_decay: float = 0.0, momentum: float = 0.9, eta: float = 0.001
+    ):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "eta": eta})
 
     @torch.no_grad()
-    def step(self, closure=None):
-        """One update. closure: evaluates the loss anew, as torch's optimizers have it."""
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Updates the parameters. closure: computes the loss again and returns it, as for torch's optimizers."""
         value = None
         if closure is not None:
             with torch.enable_grad():
@@ -31,7 +40,7 @@ class LARS(Optimizer):
                     trust = torch.where((length > 0) & (change > 0), group["eta"] * length / change, 1.0)
                     update = update * trust
                 state = self.state[parameter]
-                held = state.setdefault("momentum_buffer", torch.zeros_like(parameter))
-                held.mul_(group["momentum"]).add_(update)
-                parameter.add_(held, alpha=-group["lr"])
+                velocity = state.setdefault("momentum_buffer", torch.zeros_like(parameter))
+                velocity.mul_(group["momentum"]).add_(update)
+                parameter.add_(velocity, alpha=-group["lr"])
         return value

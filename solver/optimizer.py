@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from yacs.config import CfgNode
 
 from solver.lars import LARS
 from utils.errors import UserError, nearest
 
 PROMPTS, LANGUAGE_HEAD = ("prompt_learner.",), ("text_mlp.",)
 TEXT_SIDE = ("text_encoder.", *PROMPTS, *LANGUAGE_HEAD)
-"""Prefixes of what the second stage of the prompt method leaves alone."""
+"""Prefixes of the parameters that the second stage of the prompt method does not train."""
 
 
 def parameter_groups(
@@ -23,19 +25,19 @@ def parameter_groups(
     bias_lr_factor: float = 1.0,
     weight_decay_bias: float | None = None,
     large_fc_lr: bool = False,
-    wanted: Callable[[str], bool] = lambda name: True,
+    trained: Callable[[str], bool] = lambda name: True,
     decay_vectors: bool = True,
 ) -> list[dict]:
-    """Groups of trainable parameters with one rate and decay each, by the rules of the TransReID family.
+    """Returns groups of trainable parameters with one rate and decay each, by the rules of the TransReID family.
 
     Names with ``bias`` learn at ``base_lr * bias_lr_factor`` and decay by ``weight_decay_bias``; with ``large_fc_lr``
     names with ``classifier`` or ``arcface`` learn at twice ``base_lr``. Position embeddings, tokens and norms decay;
-    decay_vectors False spares all one-dimensional parameters, as ImageNet training does. wanted: of a parameter's
-    name, whether it is to be trained.
+    decay_vectors: False exempts all one-dimensional parameters, as in ImageNet training. trained: whether a parameter
+    is trained, by its name.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
-        if not (parameter.requires_grad and wanted(name)):
+        if not (parameter.requires_grad and trained(name)):
             continue
         lr, decay = base_lr, weight_decay
         if "bias" in name:
@@ -50,7 +52,7 @@ def parameter_groups(
 
 
 def matrices_and_vectors(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups of trainable parameters: what decays, and biases and other one-dimensional tensors, which do not.
+    """Returns two groups of trainable parameters: those that decay, and biases and other vectors, which do not.
 
     Tokens and position embeddings are in the first.
     """
@@ -70,17 +72,19 @@ def build_optimizer(
     betas: tuple[float, float] = (0.9, 0.999),
     key: str = "SOLVER.OPTIMIZER_NAME",
 ) -> Optimizer:
-    """The optimizer of ``torch.optim`` that ``name`` says, or LARS, by its own defaults.
+    """Returns the optimizer of ``torch.optim`` with this name, or LARS, by its own defaults.
 
-    SGD takes momentum, Adam betas. key: names the choice in messages.
+    momentum, nesterov: for SGD. betas: for Adam and AdamW. key: names the choice in messages.
     """
-    kinds = {n: v for n, v in vars(torch.optim).items() if isinstance(v, type) and issubclass(v, Optimizer)}
+    kinds: dict[str, Callable[..., Optimizer]] = {
+        n: v for n, v in vars(torch.optim).items() if isinstance(v, type) and issubclass(v, Optimizer)
+    }
     kinds["LARS"] = LARS
     for unfit in ("Optimizer", "LBFGS", "SparseAdam"):  # not one step per gradient, not for dense gradients
         del kinds[unfit]
     if name not in kinds:
-        raise UserError(f"{key}: no {name!r} of torch.optim can be used{nearest(name, kinds)}")
-    options = {"momentum": momentum, "nesterov": nesterov} if name == "SGD" else {}
+        raise UserError(f"{key}: unknown {name!r}{nearest(name, kinds)} Known: the optimizers of torch.optim, and LARS")
+    options: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov} if name == "SGD" else {}
     if name in ("Adam", "AdamW"):
         options = {"betas": tuple(betas)}
     try:
@@ -89,18 +93,18 @@ def build_optimizer(
         raise UserError(f"{key}: {name} refuses its settings: {error}") from None
 
 
-def make_optimizer(cfg, module: nn.Module, stage: int | None = None) -> Optimizer:
-    """The optimizer over ``module``'s trainable parameters. stage: of the prompt method, None for single-stage ones.
+def make_optimizer(cfg: CfgNode, module: nn.Module, stage: int | None = None) -> Optimizer:
+    """Returns the optimizer of ``module``'s trainable parameters.
 
-    Stage 1 trains the prompts alone (and the language head with ``SOLVER.STAGE1.TRAIN_HEAD``), stage 2 all but the
-    text side.
+    stage: 1 or 2 of the prompt method, None for others. Stage 1 trains the prompts alone (and the language head with
+    ``SOLVER.STAGE1.TRAIN_HEAD``), stage 2 all but the text side.
     """
     nesterov, betas = cfg.SOLVER.NESTEROV, cfg.SOLVER.ADAM_BETAS
     first, solver = cfg.SOLVER.STAGE1, cfg.SOLVER.STAGE2 if stage == 2 else cfg.SOLVER
     if stage == 1:
-        trained = PROMPTS + (LANGUAGE_HEAD if first.TRAIN_HEAD else ())
+        prefixes = PROMPTS + (LANGUAGE_HEAD if first.TRAIN_HEAD else ())
         groups = parameter_groups(
-            module, first.BASE_LR, first.WEIGHT_DECAY, wanted=lambda name: name.startswith(trained)
+            module, first.BASE_LR, first.WEIGHT_DECAY, trained=lambda name: name.startswith(prefixes)
         )
         key = "SOLVER.STAGE1.OPTIMIZER_NAME"
         return build_optimizer(first.OPTIMIZER_NAME, groups, first.BASE_LR, first.MOMENTUM, nesterov, betas, key)
@@ -111,7 +115,7 @@ def make_optimizer(cfg, module: nn.Module, stage: int | None = None) -> Optimize
         solver.BIAS_LR_FACTOR,
         solver.WEIGHT_DECAY_BIAS,
         solver.LARGE_FC_LR,
-        wanted=lambda name: stage is None or not name.startswith(TEXT_SIDE),
+        trained=lambda name: stage is None or not name.startswith(TEXT_SIDE),
         decay_vectors=cfg.SOLVER.DECAY_VECTORS,
     )
     key = f"SOLVER.{'STAGE2.' if stage else ''}OPTIMIZER_NAME"

@@ -1,4 +1,4 @@
-"""Facts about distributions that a network's own parameters state."""
+"""Statistics that follow from a network's parameters."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from torch import Tensor
 
 
 def bn_margins(scale: Tensor, shift: Tensor) -> Tensor:
-    """Mean of the negative part of N(shift, scale**2), per channel; -3 |scale| where hardly any of it is negative.
+    """Returns the mean of the negative part of N(shift, scale**2) per channel. (C,), (C,) -> (C,).
 
-    What a batch norm with this scale and shift gives, as far as a ReLU behind it would cut it off. (C,), (C,) -> (C,).
+    It is the mean of what a ReLU cuts off behind a batch norm with this scale and shift; -3 |scale| for a channel of
+    which less than 0.1 % is negative.
     """
     mean, deviation = shift.double(), scale.double().abs()  # the tails of a normal distribution cancel in float32
     ratio = mean / deviation.clamp(min=1e-30)

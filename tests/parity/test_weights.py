@@ -1,7 +1,7 @@
 """Published weights on real vehicles: mAP and Rank-1 of an independent implementation, to four digits.
 
-``LINEUP_WEIGHTS`` names the folder of weights (default ``../shared/weights`` beside the checkout). The figures are those
-of ``vehicle2cam/README.md``: torchreid's own export, run by onnxruntime, and a ranking in plain NumPy.
+``LINEUP_WEIGHTS`` names the folder of weights (default ``../shared/weights`` beside the checkout). The figures are
+those of ``vehicle2cam/README.md``: torchreid's own export, run by onnxruntime, and a ranking in plain NumPy.
 """
 
 from __future__ import annotations

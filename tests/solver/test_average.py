@@ -69,7 +69,7 @@ def test_a_uniform_average_counts_the_epochs_from_the_first_one_on():
     average.apply()
     assert average.count == 3
     torch.testing.assert_close(module[4].weight, sum(w["4.weight"] for w in ends[2:]) / 3)
-    assert torch.equal(module[0].weight, frozen) and "0.weight" not in average.held
+    assert torch.equal(module[0].weight, frozen) and "0.weight" not in average.mean
 
 
 def test_an_exponential_average_counts_every_update():
@@ -88,10 +88,10 @@ def test_one_copy_of_the_weights_is_held_however_long_the_run(decay):
     module = network()
     average = WeightAverage(module, first=1, decay=decay)
     walk(module, average, 1)
-    places = {name: value.data_ptr() for name, value in average.held.items()}
+    places = {name: value.data_ptr() for name, value in average.mean.items()}
     walk(module, average, 6)
-    assert {name: value.data_ptr() for name, value in average.held.items()} == places
-    assert sum(v.numel() for v in average.held.values()) == sum(p.numel() for p in module.parameters())
+    assert {name: value.data_ptr() for name, value in average.mean.items()} == places
+    assert sum(v.numel() for v in average.mean.values()) == sum(p.numel() for p in module.parameters())
 
 
 def test_its_state_goes_on_where_it_was():

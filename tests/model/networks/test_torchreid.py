@@ -1,4 +1,4 @@
-"""torchreid's model zoo: every shipped YAML tests a file of the published layout; a file that does not fit is helped."""
+"""torchreid's model zoo: every shipped YAML reads a file of the published layout; an unfit file names the keys."""
 
 from __future__ import annotations
 
