@@ -2,8 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PACKAGES := configs datasets model loss solver processor tools utils
+# Workers share the cores: one torch thread each (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest -q -n auto --dist worksteal
 
-.PHONY: quickstart test lint parity clean
+.PHONY: quickstart test lint parity lowest gpu clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python train.py --config_file configs/quickstart.yml
@@ -15,14 +18,24 @@ quickstart: $(VENV)/.installed
 	@echo "  configs/transreid/  the published settings;  docs/your_data.md  your own images"
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
-	$(BIN)/pylint --recursive=y --rcfile=pyproject.toml configs datasets model loss solver processor tools utils train.py test.py
+	$(BIN)/pylint --recursive=y --rcfile=pyproject.toml $(PACKAGES) train.py test.py
+	$(BIN)/pyright --pythonpath $(BIN)/python $(PACKAGES) train.py test.py
 
 parity: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q tests/parity
+	$(PYTEST) tests/parity
+
+# The fast tests with the lowest versions that requirements.txt allows, in an environment of their own.
+lowest: .venv-lowest/.installed
+	.venv-lowest/bin/python -m pytest -q -n auto --dist worksteal -p no:cacheprovider tests/loss tests/solver tests/model tests/configs tests/datasets tests/utils
+
+# The CUDA tests and the benchmarks that a GPU changes; the figures go to results/gpu.csv. Under five minutes.
+gpu: $(VENV)/.installed-dev
+	LINEUP_GPU_TESTS=1 $(BIN)/python -m pytest -q tests/gpu
+	$(BIN)/python -m benchmarks.gpu --out results/gpu.csv
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +46,12 @@ $(VENV)/.installed: $(VENV)/bin/python requirements.txt constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
+	@touch $@
+
+.venv-lowest/.installed: requirements.txt requirements-lowest.txt
+	$(PYTHON) -m venv --clear .venv-lowest
+	.venv-lowest/bin/python -m pip install -q --disable-pip-version-check uv
+	.venv-lowest/bin/uv pip install -q --python .venv-lowest/bin/python --resolution lowest-direct -r requirements-lowest.txt
 	@touch $@
 
 clean:

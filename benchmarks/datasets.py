@@ -26,10 +26,10 @@ import torch
 from benchmarks.loader import rate, write_images
 from configs import load_config
 from datasets import make_dataset
+from datasets.batches import TrainLoader
 from datasets.catalogue import find_spec
 from datasets.checks import missing
 from datasets.dataset import ReIDDataset
-from datasets.loaders import TrainLoader
 from datasets.records import Records
 from datasets.samplers import EpochSampler, shuffled
 from datasets.storage.shard_index import read_shards

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
 from configs import load_config
-from datasets.loaders import TrainLoader
+from datasets.batches import TrainLoader
 from datasets.records import Records
 from datasets.samplers import EpochSampler, shuffled
 from datasets.transforms.pipelines import RandomErasing, build_transforms

@@ -7,20 +7,21 @@ import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
 
-from configs.defaults import INERT, KEYS, get_cfg_defaults, reserved_for
+from configs.defaults import INERT, KEYS, get_cfg_defaults
 from configs.loader import load_config, lookup
 from configs.readers import find_readers
 from configs.values import ConfigError
+from utils.errors import UserError
 
 
 def describe(pattern: str = "", config_file: str = "") -> Iterator[str]:
-    """The lines to print: three a key, for the keys that ``pattern`` (a part of the name, or with * and ?) fits."""
+    """Yields the lines to print, three for each key that fits ``pattern`` (a part of the name, or with * and ?)."""
     cfg = load_config(config_file) if config_file else get_cfg_defaults()
     readers = find_readers()
-    wanted = pattern.upper() if any(c in pattern for c in "*?") else f"*{pattern.upper()}*"
-    names = [name for name in KEYS if fnmatch(name, wanted)]
+    wildcard = pattern.upper() if any(c in pattern for c in "*?") else f"*{pattern.upper()}*"
+    names = [name for name in KEYS if fnmatch(name, wildcard)]
     if not names:
-        raise ConfigError(f"{pattern}: no key fits; without a pattern all are listed")
+        raise ConfigError(f"{pattern}: no key matches; without a pattern all keys are listed")
     for name in names:
         key, value = KEYS[name], lookup(cfg, name)
         changed = f"   (here {value!r})" if value != key.default else ""
@@ -30,20 +31,19 @@ def describe(pattern: str = "", config_file: str = "") -> Iterator[str]:
             yield f"    read by nothing: {INERT[name]}"
         elif name in readers:
             yield f"    read by {', '.join(readers[name])}"
-        elif reserved_for(name):
-            yield f"    read by nothing yet: it waits for '{reserved_for(name)}'"
         else:
             yield "    read by nothing"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m configs", description=__doc__.replace("``", ""))
+    """Runs the command and returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m configs", description=(__doc__ or "").replace("``", ""))
     parser.add_argument("pattern", nargs="?", default="", help="part of a key's name, such as stride or 'TEST.*'")
     parser.add_argument("--config_file", default="", help="show what this YAML makes of the keys, too")
     args = parser.parse_args()
     try:
         print("\n".join(describe(args.pattern, args.config_file)))
-    except ConfigError as error:
+    except UserError as error:
         print(error, file=sys.stderr)
         return 2
     except BrokenPipeError:        # python -m configs | head

@@ -1,4 +1,4 @@
-"""The key tree as data: each key's default, what it means, and which keys nothing reads (yet).
+"""The key tree as data: each key's default, what it means, and which keys nothing reads.
 
 The tree is the union of those of TransReID, TransReID-SSL, CLIP-ReID and SVLL-ReID, so that a YAML written for any of
 them loads unchanged; keys of our own stand beside them. ``python -m configs`` prints this file with the readers.
@@ -6,6 +6,7 @@ them loads unchanged; keys of our own stand beside them. ``python -m configs`` p
 
 from __future__ import annotations
 
+import builtins
 import copy
 from dataclasses import dataclass
 from typing import Any
@@ -15,21 +16,23 @@ from yacs.config import CfgNode
 
 @dataclass(frozen=True)
 class Key:
-    """A key: its default and its meaning. The type is the default's, unless the default cannot show it.
+    """Describes a key: its default, what it means and which values it takes.
 
-    of: the type of the value, or of each element of a list, where the default (None, 'auto', ()) does not tell.
-    several: a list of any length will do (the default's length is binding otherwise); a single value counts as a list
-    of one, but stays what it is where the default is a single value too.
-    least, most: bounds of a number, or of each of a list. words: the only values of a text.
+    The type is the default's, unless the default cannot show it.
+
+    type: the type of the value, or of each element of a list, where the default is None, 'auto' or ().
+    is_list: a list of any length is accepted (otherwise the default's length is binding). A single value counts as a
+    list of one, but stays a single value where the default is one.
+    min, max: bounds of a number, or of each number of a list. choices: the only texts that are accepted.
     """
 
     default: Any
     meaning: str
-    of: type | None = None
-    several: bool = False
-    least: float | None = None
-    most: float | None = None
-    words: tuple[str, ...] = ()
+    type: builtins.type[Any] | None = None
+    is_list: bool = False
+    min: float | None = None
+    max: float | None = None
+    choices: tuple[str, ...] = ()
 
 
 MODEL = {
@@ -39,34 +42,37 @@ MODEL = {
                 "open_clip:NAME; resnet50 as in all four upstream trees. A bare CLIP name has QuickGELU, as OpenAI's"),
     "TRANSFORMER_TYPE": Key("None", "which transformer stands behind NAME 'transformer'; 'None' forces a choice"),
     "VIT_SMALL": Key("auto", "which network vit_small is: transreid (768 wide, 8 blocks), deit (384 wide, 12 blocks); "
-                     "auto tells the two upstream meanings apart", words=("auto", "transreid", "deit")),
-    "LAST_STRIDE": Key(1, "stride of a ResNet's last stage; 1 keeps a finer map, as every published setting does"),
+                     "auto tells the two upstream meanings apart", choices=("auto", "transreid", "deit")),
+    "LAST_STRIDE": Key(1, "stride of a ResNet's last stage; 1 keeps a finer map, as every published setting does",
+                       min=1, max=2),
     "PRETRAIN_CHOICE": Key("imagenet", "imagenet: load PRETRAIN_PATH into the backbone; self: into the whole model; "
                            "no: random weights"),
     "PRETRAIN_PATH": Key("", "file of the pre-trained weights, or timm:NAME, open_clip:TAG for what these libraries "
                          "give out; empty: fetched by the library that has them"),
     "PRETRAIN_HW_RATIO": Key(1, "height over width of the grid the position embeddings were trained on: 1 for "
                              "ImageNet, 2 for pre-training at 256x128"),
-    "NECK": Key("bnneck", "bnneck or no: batch norm before the classifier of a ResNet"),
+    "NECK": Key("bnneck", "bnneck or no: batch norm before the classifier of a ResNet", choices=("bnneck", "no")),
     "IF_WITH_CENTER": Key("no", "upstream's announcement of the center loss"),
-    "ID_LOSS_TYPE": Key("softmax", "classifier: softmax, arcface, cosface, amsoftmax, circle"),
+    "ID_LOSS_TYPE": Key("softmax", "classifier: softmax, arcface, cosface, amsoftmax, circle",
+                        choices=("softmax", "arcface", "cosface", "amsoftmax", "circle")),
     "ID_LOSS_WEIGHT": Key(1.0, "weight of the identity loss"),
     "TRIPLET_LOSS_WEIGHT": Key(1.0, "weight of the triplet loss"),
     "I2T_LOSS_WEIGHT": Key(1.0, "weight of the image-to-text loss in stage 2 of the prompt method"),
-    "METRIC_LOSS_TYPE": Key("triplet", "triplet, center or triplet_center; center loss is off as in published runs"),
+    "METRIC_LOSS_TYPE": Key("triplet", "triplet, center or triplet_center; center loss is off as in published runs",
+                            choices=("triplet", "center", "triplet_center")),
     "DIST_TRAIN": Key(False, "upstream's switch for several GPUs"),
     "NO_MARGIN": Key(False, "soft margin instead of SOLVER.MARGIN in the triplet loss"),
     "IF_LABELSMOOTH": Key("on", "on or off: label smoothing of 0.1 in the identity loss"),
     "COS_LAYER": Key(False, "upstream's cosine layer"),
-    "DROPOUT_RATE": Key(0.0, "dropout between neck and classifier", least=0, most=1),
+    "DROPOUT_RATE": Key(0.0, "dropout between neck and classifier", min=0, max=1),
     "REDUCE_FEAT_DIM": Key(False, "a linear layer to FEAT_DIM before the neck"),
-    "FEAT_DIM": Key(512, "feature width with REDUCE_FEAT_DIM", least=1),
-    "DROP_PATH": Key(0.1, "stochastic depth of the last block, growing linearly from 0 in the first", least=0, most=1),
-    "DROP_OUT": Key(0.0, "dropout in the transformer's embeddings and linear layers", least=0, most=1),
-    "ATT_DROP_RATE": Key(0.0, "dropout on the attention weights", least=0, most=1),
-    "STRIDE_SIZE": Key([16, 16], "stride of the patch embedding (down, across); below 16 patches overlap", least=1),
+    "FEAT_DIM": Key(512, "feature width with REDUCE_FEAT_DIM", min=1),
+    "DROP_PATH": Key(0.1, "stochastic depth of the last block, growing linearly from 0 in the first", min=0, max=1),
+    "DROP_OUT": Key(0.0, "dropout in the transformer's embeddings and linear layers", min=0, max=1),
+    "ATT_DROP_RATE": Key(0.0, "dropout on the attention weights", min=0, max=1),
+    "STRIDE_SIZE": Key([16, 16], "stride of the patch embedding (down, across); below 16 patches overlap", min=1),
     "POOLING": Key("avg", "of a ResNet's last map: avg (the baseline's), max, or gem (generalised mean, its exponent "
-                   "trained from 3 on)", words=("avg", "max", "gem")),
+                   "trained from 3 on)", choices=("avg", "max", "gem")),
     "GEM_POOLING": Key(False, "add the generalised mean of the patch tokens to the class token"),
     "STEM_CONV": Key(False, "convolutional stem with instance and batch norm (ICS) in place of the patch embedding"),
     "JPM": Key(False, "jigsaw patch module: four local branches beside the global one"),
@@ -79,83 +85,87 @@ MODEL = {
     "SIE_VIEW": Key(False, "embed the view (orientation of a vehicle)"),
     "USE_SSL": Key(False, "prompt method: vision self-supervision in stage 2; False, so that CLIP-ReID's YAMLs, which "
                    "do not know the key, mean what they meant"),
-    "USE_SSL_STAGE1": Key(None, "prompt method: language self-supervision in stage 1; None: as USE_SSL", of=bool),
+    "USE_SSL_STAGE1": Key(None, "prompt method: language self-supervision in stage 1; None: as USE_SSL", type=bool),
     "SSL_TYPE": Key("SIMCLR", "prompt method: head of the vision self-supervision, SIMCLR or SIMSIAM",
-                    words=("SIMCLR", "SIMSIAM")),
-    "SSL_HIDDEN": Key(4096, "prompt method: hidden width of SimCLR's heads; published. Smaller saves memory", least=1),
+                    choices=("SIMCLR", "SIMSIAM")),
+    "SSL_HIDDEN": Key(4096, "prompt method: hidden width of SimCLR's heads; published. Smaller saves memory", min=1),
     "PROMPT_NOUN": Key("", "prompt method: the prompt's noun; empty: by the dataset's kind (person, vehicle, ...)"),
     "FC_HEAD": Key("feat", "torchreid family: layers behind the pooling: feat (linear, batch norm), fc (linear, batch "
-                   "norm, ReLU; its model zoo's), none", words=("feat", "fc", "none")),
-    "FC_DIM": Key(2048, "torchreid family: width of the feature behind FC_HEAD; 2048 as published", least=1),
+                   "norm, ReLU; its model zoo's), none", choices=("feat", "fc", "none")),
+    "FC_DIM": Key(2048, "torchreid family: width of the feature behind FC_HEAD; 2048 as published", min=1),
     "MAPS": Key("none", "torchreid's ResNets: stage maps for distillation, as teacher or as student gives them",
-                words=("none", "teacher", "student")),
+                choices=("none", "teacher", "student")),
     "MSVIT.HEAD": Key("parts", "MSViT: parts (two branches and part heads), bnneck (one feature and neck, as ResNets), "
-                      "classifier (ImageNet pre-training)", words=("parts", "bnneck", "classifier")),
-    "MSVIT.WIDTHS": Key((), "MSViT: widths of the four stages; empty: those of msvit_s or msvit_l", of=int, least=1),
-    "MSVIT.BLOCKS": Key((), "MSViT: convolution blocks of the four stages; empty: 3, 6, 15, 3", of=int, least=1),
-    "MSVIT.NUM_PART": Key(2, "MSViT: parts of the second branch, with a head each", least=1),
+                      "classifier (ImageNet pre-training)", choices=("parts", "bnneck", "classifier")),
+    "MSVIT.WIDTHS": Key((), "MSViT: widths of the four stages; empty: those of msvit_s or msvit_l", type=int, min=1),
+    "MSVIT.BLOCKS": Key((), "MSViT: convolution blocks of the four stages; empty: 3, 6, 15, 3", type=int, min=1),
+    "MSVIT.NUM_PART": Key(2, "MSViT: parts of the second branch, with a head each", min=1),
     "MSVIT.SPARSE_RATIO": Key(0.3, "MSViT: share of a window's tokens that each token attends to; 1: all"),
     "MSVIT.SPLIT_SIZE": Key([8, 8], "MSViT: rows and columns of tokens in an attention window; 16 times them divides "
-                            "the image", least=1),
+                            "the image", min=1),
     "MSVIT.SPARSE_POOL": Key(True, "MSViT: parts are interleaved rows of the map; False: stripes"),
     "MSVIT.BATCH_ERASING": Key(0.4, "MSViT: largest share of an image that erasing inside the network takes; 0: none"),
-    "MSVIT.BATCH_ERASING_PROB": Key(0.5, "MSViT: probability of that erasing", least=0, most=1),
+    "MSVIT.BATCH_ERASING_PROB": Key(0.5, "MSViT: probability of that erasing", min=0, max=1),
     "MSVIT.FREEZE": Key(["stem"], "MSViT: parts that are not trained, of stem, layer1, layer2, layer3; their batch "
-                        "norm goes on counting", of=str, several=True, words=("stem", "layer1", "layer2", "layer3")),
+                        "norm goes on counting", type=str, is_list=True,
+                        choices=("stem", "layer1", "layer2", "layer3")),
     "MSVIT.ACT": Key("relu", "MSViT: relu as published for ReID, or gelu as in its pre-training",
-                     words=("relu", "gelu")),
+                     choices=("relu", "gelu")),
     "SYNC_BN": Key(False, "batch norm statistics over all processes"),
     "COMPILE": Key(False, "torch.compile the model; off, since the first step takes minutes"),
     "GRAD_CHECKPOINT": Key(False, "recompute activations in the backward pass: less memory, more time"),
 }
 
 INPUT = {
-    "SIZE_TRAIN": Key([384, 128], "height and width of training images", least=1),
-    "SIZE_TEST": Key([384, 128], "height and width of test images", least=1),
-    "PROB": Key(0.5, "probability of the horizontal flip"),
-    "RE_PROB": Key(0.5, "probability of random erasing"),
-    "RE_MAX_AREA": Key(1 / 3, "largest share of the image that random erasing takes; 1/3 as in timm's"),
-    "RE_MODE": Key("pixel", "random erasing: pixel (noise) or const (cluster contrast's: one colour, more elongated)"),
-    "PADDING": Key(10, "pixels added on each side before the random crop"),
+    "SIZE_TRAIN": Key([384, 128], "height and width of training images", min=1),
+    "SIZE_TEST": Key([384, 128], "height and width of test images", min=1),
+    "PROB": Key(0.5, "probability of the horizontal flip", min=0, max=1),
+    "RE_PROB": Key(0.5, "probability of random erasing", min=0, max=1),
+    "RE_MAX_AREA": Key(1 / 3, "largest share of the image that random erasing takes; 1/3 as in timm's", min=0.02,
+                       max=1),
+    "RE_MODE": Key("pixel", "random erasing: pixel (noise) or const (cluster contrast's: one colour, more elongated)",
+                   choices=("pixel", "const")),
+    "PADDING": Key(10, "pixels added on each side before the random crop", min=0),
     "ENLARGE_PROB": Key(0.0, "probability of enlarging to 9/8 and cropping, in place of PADDING; 0: never",
-                        least=0, most=1),
+                        min=0, max=1),
     "PIPELINE": Key("reid", "augmentation: reid (resize, flip, pad and crop, erase), imagenet (random resized crop, "
-                    "AUTO_AUGMENT, MIXUP, CUTMIX)", words=("reid", "imagenet")),
+                    "AUTO_AUGMENT, MIXUP, CUTMIX)", choices=("reid", "imagenet")),
     "AUTO_AUGMENT": Key("", "imagenet: timm's name of a RandAugment, such as rand-m9-mstd0.5-inc1; empty: none"),
-    "MIXUP": Key(0.0, "imagenet: alpha of mixup; 0: off", least=0),
-    "CUTMIX": Key(0.0, "imagenet: alpha of CutMix; 0: off", least=0),
+    "MIXUP": Key(0.0, "imagenet: alpha of mixup; 0: off", min=0),
+    "CUTMIX": Key(0.0, "imagenet: alpha of CutMix; 0: off", min=0),
     "PADDING_MODE": Key("constant", "what is added: constant (black) or symmetric (mirrored, edge pixels included)",
-                        words=("constant", "symmetric")),
+                        choices=("constant", "symmetric")),
     "RESIZE": Key("auto", "resizing: auto (Pillow's bicubic in training, bilinear in test), or for both cv2_bilinear "
                   "(OpenCV's, no antialiasing), pil_bilinear, pil_bicubic",
-                  words=("auto", "cv2_bilinear", "pil_bilinear", "pil_bicubic")),
+                  choices=("auto", "cv2_bilinear", "pil_bilinear", "pil_bicubic")),
     "RESIZE_MARGIN": Key(0, "pixels by which images are resized larger, both sides at once, and then cropped: anywhere "
-                         "in training, in the centre in test", least=0),
-    "ROTATE": Key(0.0, "largest rotation of training images either way, in degrees", least=0, most=180),
-    "ROTATE_VIEWS": Key((), "views that are rotated; empty: all", of=int, least=0),
+                         "in training, in the centre in test", min=0),
+    "ROTATE": Key(0.0, "largest rotation of training images either way, in degrees", min=0, max=180),
+    "ROTATE_VIEWS": Key((), "views that are rotated; empty: all", type=int, min=0),
     "ROTATION": Key(0.0, "largest rotation either way after crop and flip, in degrees, nearest pixel, black corners; "
-                    "SSDViT's. ROTATE turns before the crop", least=0, most=180),
+                    "SSDViT's. ROTATE turns before the crop", min=0, max=180),
     "COLOR_JITTER": Key((), "always drawn: [least, greatest] factors of brightness, contrast and saturation, and the "
                         "hue's shift in turns; empty: none"),
     "AUTOAUGMENT": Key("", "learned policy, with torchvision: imagenet; SSDViT: on the second view alone; empty: none",
-                       words=("", "imagenet")),
-    "OCCLUSION_MIN": Key(0.0, "least side of a white square on every image, as a share of the shorter side", least=0,
-                         most=1),
-    "OCCLUSION_MAX": Key(0.0, "greatest side of that square; 0: no square", least=0, most=1),
+                       choices=("", "imagenet")),
+    "OCCLUSION_MIN": Key(0.0, "least side of a white square on every image, as a share of the shorter side", min=0,
+                         max=1),
+    "OCCLUSION_MAX": Key(0.0, "greatest side of that square; 0: no square", min=0, max=1),
     "PIXEL_MEAN": Key([0.485, 0.456, 0.406], "mean of the normalisation; ImageNet's"),
     "PIXEL_STD": Key([0.229, 0.224, 0.225], "standard deviation of the normalisation; ImageNet's"),
 }
 
 DATASETS = {
-    "NAMES": Key("market1501", "dataset to train on, or several", of=str, several=True),
-    "TARGETS": Key((), "datasets to test on or adapt to, beside or instead of the test splits of NAMES", of=str),
+    "NAMES": Key("market1501", "dataset to train on, or several", type=str, is_list=True),
+    "TARGETS": Key((), "datasets to test on or adapt to, beside or instead of the test splits of NAMES", type=str),
     "ROOT_DIR": Key("../data", "folder that holds the datasets; upstream's default"),
     "ROOT_TRAIN_DIR": Key("../data", "training root of a dataset class that upstream never released"),
     "ROOT_VAL_DIR": Key("../data", "test root of a dataset class that upstream never released"),
     "USE_ALL": Key(False, "train on train + query + gallery (domain generalisation)"),
-    "VAL_SHARE": Key(0.0, "share of the training identities that is held out for validation"),
-    "TEST_SHARE": Key(0.5, "share of the identities for testing, where a folder comes without split folders"),
-    "SEED": Key(0, "seed of every split that is drawn", least=0),
+    "VAL_SHARE": Key(0.0, "share of the training identities that is held out for validation", min=0, max=1),
+    "TEST_SHARE": Key(0.5, "share of the identities for testing, where a folder comes without split folders", min=0,
+                      max=1),
+    "SEED": Key(0, "seed of every split that is drawn", min=0),
     "SYNTHETIC.IDS": Key(64, "built-in data: identities; the first half trains, the second tests"),
     "SYNTHETIC.CAMERAS": Key(4, "built-in data: cameras"),
     "SYNTHETIC.IMAGES": Key(4, "built-in data: images per identity and camera"),
@@ -172,46 +182,47 @@ DATASETS = {
     "IMAGE_DIR": Key("", "csv: folder that the paths are relative to; empty: the table's folder"),
     "CAMERA_PATTERN": Key("", "folder: regular expression with one group that finds the camera in a file name; "
                           "empty: _c(number), used if every file matches"),
-    "LABELED": Key(None, "CUHK03: hand-drawn boxes; None: the dataset's default", of=bool),
-    "CLASSIC": Key(None, "CUHK03: the classic protocol; None: the dataset's default", of=bool),
-    "SPLIT_ID": Key(None, "CUHK03, PRID: number of the split; None: 0", of=int),
-    "TEST_SIZE": Key(None, "VehicleID: test identities, 800, 1600 or 2400; None: 800", of=int),
-    "TRIAL": Key(None, "VehicleID: number of the gallery draw; None: 0", of=int),
-    "USE_VAL": Key(None, "MSMT17: train on list_val too; None: yes", of=bool),
-    "MISSING_VIEW": Key(None, "VeRi: drop or keep images without a view; None: by MODEL.SIE_VIEW", of=str),
-    "DIRECTION": Key(None, "University-1652: which platform searches which; None: drone to satellite", of=str),
-    "MARKET1501_500K": Key(None, "Market-1501: 500,000 distractors join the gallery; None: no", of=bool),
+    "LABELED": Key(None, "CUHK03: hand-drawn boxes; None: the dataset's default", type=bool),
+    "CLASSIC": Key(None, "CUHK03: the classic protocol; None: the dataset's default", type=bool),
+    "SPLIT_ID": Key(None, "CUHK03, PRID: number of the split; None: 0", type=int),
+    "TEST_SIZE": Key(None, "VehicleID: test identities, 800, 1600 or 2400; None: 800", type=int),
+    "TRIAL": Key(None, "VehicleID: number of the gallery draw; None: 0", type=int),
+    "USE_VAL": Key(None, "MSMT17: train on list_val too; None: yes", type=bool),
+    "MISSING_VIEW": Key(None, "VeRi: drop or keep images without a view; None: by MODEL.SIE_VIEW", type=str,
+                        choices=("keep", "drop")),
+    "DIRECTION": Key(None, "University-1652: which platform searches which; None: drone to satellite", type=str),
+    "MARKET1501_500K": Key(None, "Market-1501: 500,000 distractors join the gallery; None: no", type=bool),
     "FILTER_PATH": Key("", "list of the training images to keep, best first, one name a line or pickled, as python -m "
                        "tools.cfs writes it; empty: all (luperson: its own CFS_list, if any; 'no': all)"),
-    "KEEP_NUM": Key(None, "images to keep of that list; None: all", of=int),
+    "KEEP_NUM": Key(None, "images to keep of that list; None: all", type=int, min=1),
 }
 
 DATALOADER = {
-    "NUM_WORKERS": Key(8, "processes that load images", least=0),
+    "NUM_WORKERS": Key(8, "processes that load images", min=0),
     "SAMPLER": Key("softmax", "how batches are drawn: softmax (shuffle), softmax_triplet (P identities x K images), "
                    "id, id_triplet, img_triplet, repeat_iter (MSViT's), two_platforms (University-1652), "
                    "multiple_gallery (cluster contrast), multiple_gallery_nocam (SSDViT's)"),
     "NUM_INSTANCE": Key(16, "images per identity in a batch (K)"),
     "REMOVE_TAIL": Key(0, "upstream's threshold for rare identities"),
-    "CACHE_GB": Key(0.0, "memory for training images, in GB (10^9 bytes), shared by all workers; 0: none", least=0),
+    "CACHE_GB": Key(0.0, "memory for training images, in GB (10^9 bytes), shared by all workers; 0: none", min=0),
     "CACHE": Key("files", "what that memory holds: files, or pixels, which need no decoding and five to ten times the "
-                 "room", words=("files", "pixels")),
+                 "room", choices=("files", "pixels")),
     "DECODER": Key("pillow", "what decodes JPEG files of training: pillow, or torchvision: faster, but not bound to "
-                   "give the same pixels", words=("pillow", "torchvision")),
+                   "give the same pixels", choices=("pillow", "torchvision")),
     "DRAFT": Key(False, "decode large JPEG files of training at half, quarter or eighth size; changes pixels"),
     "BAD_IMAGES": Key("raise", "what a damaged training image does: raise, so that none goes unnoticed, or skip: "
-                      "another one of its identity stands in"),
+                      "another one of its identity stands in", choices=("raise", "skip")),
 }
 
 _OPTIMIZER = {  # what the single-stage solver and both stages of the prompt method have in common
     "OPTIMIZER_NAME": Key("Adam", "SGD, Adam, AdamW or any other optimizer of torch.optim"),
-    "MAX_EPOCHS": Key(100, "epochs of training", least=1),
-    "BASE_LR": Key(3e-4, "learning rate", least=0),
-    "MOMENTUM": Key(0.9, "momentum of SGD", least=0),
-    "WEIGHT_DECAY": Key(5e-4, "weight decay", least=0),
-    "WEIGHT_DECAY_BIAS": Key(5e-4, "weight decay of biases", least=0),
-    "IMS_PER_BATCH": Key(64, "images per batch, over all processes", least=1),
-    "WARMUP_EPOCHS": Key(5, "epochs of warm-up", least=0),
+    "MAX_EPOCHS": Key(100, "epochs of training", min=1),
+    "BASE_LR": Key(3e-4, "learning rate", min=0),
+    "MOMENTUM": Key(0.9, "momentum of SGD", min=0),
+    "WEIGHT_DECAY": Key(5e-4, "weight decay", min=0),
+    "WEIGHT_DECAY_BIAS": Key(5e-4, "weight decay of biases", min=0),
+    "IMS_PER_BATCH": Key(64, "images per batch, over all processes", min=1),
+    "WARMUP_EPOCHS": Key(5, "epochs of warm-up", min=0),
     "WARMUP_FACTOR": Key(0.01, "multi-step: share of the rate at which the warm-up starts"),
     "WARMUP_ITERS": Key(500, "multi-step: length of the warm-up, counted in epochs whatever its name says"),
     "WARMUP_METHOD": Key("linear", "multi-step: linear or constant"),
@@ -226,11 +237,11 @@ _OPTIMIZER = {  # what the single-stage solver and both stages of the prompt met
 
 _FINE_TUNING = {  # what the single-stage solver shares with stage 2 only
     "LARGE_FC_LR": Key(False, "twice the rate for the classifiers"),
-    "BIAS_LR_FACTOR": Key(1.0, "factor on the rate of biases", least=0),
-    "CENTER_LR": Key(0.5, "rate of the centers' own SGD", least=0),
+    "BIAS_LR_FACTOR": Key(1.0, "factor on the rate of biases", min=0),
+    "CENTER_LR": Key(0.5, "rate of the centers' own SGD", min=0),
     "CENTER_LOSS_WEIGHT": Key(5e-4, "weight of the center loss"),
     "GAMMA": Key(0.1, "multi-step and step: factor of the rate at each step"),
-    "STEPS": Key((40, 70), "multi-step: epochs at which the rate falls", of=int, several=True),
+    "STEPS": Key((40, 70), "multi-step: epochs at which the rate falls", type=int, is_list=True),
 }
 
 SOLVER = {
@@ -240,42 +251,44 @@ SOLVER = {
                         "and SVLL-ReID's YAMLs set it, by which they are known"),
     "WARMUP_METHOD": Key("linear", "linear: TransReID's cosine (multi-step for CLIP models); cosine: TransReID-SSL's, "
                          "one epoch later; constant: multi-step with a constant warm-up",
-                         words=("linear", "cosine", "constant")),
-    "SEED": Key(1234, "seed of everything that is drawn in training; upstream's", least=0),
+                         choices=("linear", "cosine", "constant")),
+    "SEED": Key(1234, "seed of everything that is drawn in training; upstream's", min=0),
     "MARGIN": Key(0.3, "margin of the triplet loss"),
     "TRP_L2": Key(False, "unit-length features in the triplet loss; without effect with JPM, as upstream"),
     "SCHEDULER": Key("auto", "learning-rate schedule: cosine, multistep, step, msvit, cosine_per_step (ImageNet "
-                     "training's); auto by the rules of docs/configuration.md"),
+                     "training's); auto by the rules of docs/configuration.md",
+                     choices=("auto", "cosine", "multistep", "step", "msvit", "cosine_per_step")),
     "SCHEDULER_START": Key("auto", "the schedule's t in the first epoch: -1, 0 or 1; auto by the schedule, and then "
-                           "an integer", of=int),
-    "STEP_SIZE": Key(50, "step: epochs between two falls of the rate", least=1),
-    "COSINE_FLOOR": Key(1e-6, "cosine_per_step: the last rate", least=0),
+                           "an integer", type=int),
+    "STEP_SIZE": Key(50, "step: epochs between two falls of the rate", min=1),
+    "COSINE_FLOOR": Key(1e-6, "cosine_per_step: the last rate", min=0),
     "DECAY_VECTORS": Key(True, "weight decay on norms and other one-dimensional parameters too; ImageNet training "
                          "spares them"),
     "EMA.MODE": Key("uniform", "average of weights: uniform over the last epochs, or exponential over all updates",
-                    words=("uniform", "exponential")),
+                    choices=("uniform", "exponential")),
     "EMA.RATIO": Key(1.0, "uniform: averaging starts at this share of MAX_EPOCHS; 1: no averaging"),
-    "EMA.EXTRA_EPOCHS": Key(0, "epochs after MAX_EPOCHS, at the last rate", least=0),
-    "EMA.DECAY": Key(0.9999, "exponential: share that an update keeps of the average", least=0, most=1),
+    "EMA.EXTRA_EPOCHS": Key(0, "epochs after MAX_EPOCHS, at the last rate", min=0),
+    "EMA.DECAY": Key(0.9999, "exponential: share that an update keeps of the average", min=0, max=1),
     "EMA.BN_UPDATE": Key(True, "re-estimate batch norm's statistics for the averaged weights, one pass over the "
                          "training images"),
     "NESTEROV": Key(False, "Nesterov momentum in SGD"),
     "ADAM_BETAS": Key((0.9, 0.999), "decay of Adam's and AdamW's running means; torch's"),
-    "FREEZE_EPOCHS": Key(0, "first epochs that train the classifiers only", least=0),
-    "PRECISION": Key("auto", "auto (fp16 with a scaler on a GPU, fp32 on a CPU), fp32, fp16, bf16"),
-    "CLIP_GRAD": Key(0.0, "largest norm of the gradient; 0: no clipping", least=0),
-    "ACCUMULATION": Key(1, "batches whose gradients are summed before a step", least=1),
+    "FREEZE_EPOCHS": Key(0, "first epochs that train the classifiers only", min=0),
+    "PRECISION": Key("auto", "auto (fp16 with a scaler on a GPU, fp32 on a CPU), fp32, fp16, bf16",
+                     choices=("auto", "fp32", "fp16", "bf16")),
+    "CLIP_GRAD": Key(0.0, "largest norm of the gradient; 0: no clipping", min=0),
+    "ACCUMULATION": Key(1, "batches whose gradients are summed before a step", min=1),
     "RESUME": Key("auto", "auto: go on with an unfinished run in OUTPUT_DIR; never: start anew; or a path"),
     "EVAL_BEFORE": Key(False, "evaluate the untrained model first, to show what training gave"),
     "KEEP_BEST": Key("", "keep the best checkpoint by mAP or Rank-1; empty: only the regular ones",
-                     words=("", "mAP", "Rank-1")),
+                     choices=("", "mAP", "Rank-1")),
     "GATHER": Key(False, "collect the features of batch-coupled losses from all processes, with gradient"),
     **{f"STAGE1.{name}": key for name, key in _OPTIMIZER.items()},
     "STAGE1.SSL_LOSS_WEIGHT": Key(2.0, "weight of the language self-supervision"),
     "STAGE1.PROMPT_AUG_METHOD": Key("mask", "augmentation of the prompts: mask, swap or mix",
-                                    words=("mask", "swap", "mix")),
+                                    choices=("mask", "swap", "mix")),
     "STAGE1.PROMPT_AUG_SCALE": Key(0.5, "strength of the prompts' augmentation: share that is masked, moved or mixed",
-                                   least=0, most=1),
+                                   min=0, max=1),
     "STAGE1.TRAIN_HEAD": Key(False, "train the head of the language self-supervision too; upstream leaves it random"),
     "STAGE1.WEIGHT": Key("", "checkpoint of stage 1 to start stage 2 from; stage 1 is skipped, PRETRAIN_PATH not read"),
     **{f"STAGE2.{name}": key for name, key in {**_OPTIMIZER, **_FINE_TUNING}.items()},
@@ -283,9 +296,9 @@ SOLVER = {
 }
 
 TEST = {
-    "IMS_PER_BATCH": Key(128, "images per batch", least=1),
+    "IMS_PER_BATCH": Key(128, "images per batch", min=1),
     "WEIGHT": Key("", "checkpoint to test"),
-    "NECK_FEAT": Key("after", "retrieval feature before or after the neck"),
+    "NECK_FEAT": Key("after", "retrieval feature before or after the neck", choices=("before", "after")),
     "FEAT_NORM": Key("yes", "yes or no: scale features to unit length; upstream normalises either way"),
     "RE_RANKING": Key(False, "k-reciprocal re-ranking; upstream never does it"),
     "RERANK": Key((20, 6, 0.3), "k1, k2 and lambda of the re-ranking; the paper's"),
@@ -296,106 +309,106 @@ TEST = {
                   "reads some images anew"),
     "ROC": Key(False, "report verification rates (TAR at FAR) too"),
     "MAX_MEMORY_GB": Key(0.0, "memory for distances in evaluation, in GB (10^9 bytes); 0: a quarter of what is free "
-                         "when it starts"),
+                         "when it starts", min=0),
     "MAX_RANK": Key(50, "length of the CMC curve"),
     "PROTOCOL": Key("", "market1501, cuhk03, vehicleid or retrieval; empty: the dataset's",
-                    words=("", "market1501", "cuhk03", "vehicleid", "retrieval")),
+                    choices=("", "market1501", "cuhk03", "vehicleid", "retrieval")),
     "AP": Key("rectangle", "area under the precision curve: rectangle, or trapezoid as in MSViT",
-              words=("rectangle", "trapezoid")),
-    "METRIC": Key("euclidean", "distance: euclidean or cosine", words=("euclidean", "cosine")),
+              choices=("rectangle", "trapezoid")),
+    "METRIC": Key("euclidean", "distance: euclidean or cosine", choices=("euclidean", "cosine")),
     "FLIP": Key(False, "add the feature of the mirrored image"),
     "RECALL_KS": Key((), "retrieval: the K of Recall@K, below 1 a share of the gallery; empty: the dataset's, mostly "
-                     "1, 2, 4, 8", of=float),
+                     "1, 2, 4, 8", type=float),
     "NMI": Key(None, "retrieval: cluster the test images and report the mutual information; None: yes, but for sets of "
-               "thousands of classes", of=bool),
-    "REPEATS": Key(10, "draws of the gallery in the cuhk03 and vehicleid protocols", least=1),
+               "thousands of classes", type=bool),
+    "REPEATS": Key(10, "draws of the gallery in the cuhk03 and vehicleid protocols", min=1),
 }
 
 DMMD = {
-    "WARMUP_EPOCHS": Key(25, "epochs with source terms only; D-MMD's join after them, as published", least=0),
+    "WARMUP_EPOCHS": Key(25, "epochs with source terms only; D-MMD's join after them, as published", min=0),
     "ONLY": Key(False, "D-MMD's three terms alone, without the source's identity and triplet terms"),
     "BLEND": Key(False, "several targets as one training set; without it there is one target"),
     "LOSS_WEIGHTS": Key((1.0, 1.0, 1.0), "weights of within, between and overall; the paper's"),
     "SIGMAS": Key((1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 35.0, 100.0, 1e3, 1e4,
-                   1e5, 1e6), "widths of the Gaussian kernels, as published", several=True),
+                   1e5, 1e6), "widths of the Gaussian kernels, as published", is_list=True),
     "GROUPS": Key("tracklet", "which target images count as one identity: tracklet (one identity under one camera), "
                   "pseudo (clusters of the features), identity (true labels, as released: an upper bound)",
-                  words=("tracklet", "pseudo", "identity")),
+                  choices=("tracklet", "pseudo", "identity")),
     "SOURCE_WEIGHT": Key("", "checkpoint of the source training to start from"),
 }
 
 DINO = {
-    "OUT_DIM": Key(65536, "prototypes: width of the head's output", least=1),
+    "OUT_DIM": Key(65536, "prototypes: width of the head's output", min=1),
     "NORM_LAST_LAYER": Key(True, "prototypes keep length 1; False learns lengths, which may lower the stability"),
     "USE_BN_IN_HEAD": Key(False, "batch norm before each activation of the head"),
-    "HIDDEN_DIM": Key(2048, "hidden width of the head, published; smaller saves time with a small backbone", least=1),
-    "CROP_HEIGHT": Key(96, "height of the local crops; 128 as published for LUPerson", least=1),
-    "CROP_WIDTH": Key(96, "width of the local crops; 64 as published for LUPerson", least=1),
-    "LOCAL_CROPS_NUMBER": Key(8, "local crops beside the two global ones", least=0),
-    "GLOBAL_CROPS_SCALE": Key((0.4, 1.0), "share of the image that a global crop takes", least=0, most=1),
-    "LOCAL_CROPS_SCALE": Key((0.05, 0.4), "share of the image that a local crop takes", least=0, most=1),
-    "MOMENTUM_TEACHER": Key(0.996, "share that an update keeps of the teacher; rises to 1", least=0, most=1),
+    "HIDDEN_DIM": Key(2048, "hidden width of the head, published; smaller saves time with a small backbone", min=1),
+    "CROP_HEIGHT": Key(96, "height of the local crops; 128 as published for LUPerson", min=1),
+    "CROP_WIDTH": Key(96, "width of the local crops; 64 as published for LUPerson", min=1),
+    "LOCAL_CROPS_NUMBER": Key(8, "local crops beside the two global ones", min=0),
+    "GLOBAL_CROPS_SCALE": Key((0.4, 1.0), "share of the image that a global crop takes", min=0, max=1),
+    "LOCAL_CROPS_SCALE": Key((0.05, 0.4), "share of the image that a local crop takes", min=0, max=1),
+    "MOMENTUM_TEACHER": Key(0.996, "share that an update keeps of the teacher; rises to 1", min=0, max=1),
     "WARMUP_TEACHER_TEMP": Key(0.04, "temperature of the teacher's softmax in the first epoch"),
     "TEACHER_TEMP": Key(0.04, "temperature of the teacher's softmax after its warm-up; above 0.07 is unstable"),
-    "WARMUP_TEACHER_TEMP_EPOCHS": Key(0, "epochs from WARMUP_TEACHER_TEMP to TEACHER_TEMP", least=0),
-    "WEIGHT_DECAY_END": Key(0.4, "SOLVER.WEIGHT_DECAY rises to it by a cosine", least=0),
-    "CLIP_GRAD": Key(3.0, "largest norm of each parameter's gradient, one by one; 0: no clipping", least=0),
-    "FREEZE_LAST_LAYER": Key(1, "first epochs in which the prototypes stay as they are", least=0),
-    "MIN_LR": Key(1e-6, "the last learning rate, not scaled by the batch", least=0),
+    "WARMUP_TEACHER_TEMP_EPOCHS": Key(0, "epochs from WARMUP_TEACHER_TEMP to TEACHER_TEMP", min=0),
+    "WEIGHT_DECAY_END": Key(0.4, "SOLVER.WEIGHT_DECAY rises to it by a cosine", min=0),
+    "CLIP_GRAD": Key(3.0, "largest norm of each parameter's gradient, one by one; 0: no clipping", min=0),
+    "FREEZE_LAST_LAYER": Key(1, "first epochs in which the prototypes stay as they are", min=0),
+    "MIN_LR": Key(1e-6, "the last learning rate, not scaled by the batch", min=0),
     "PATCH_SIZE": Key(16, "upstream's choice of the patch"),
 }
 
 CLUSTER = {
-    "EPS": Key(0.6, "largest Jaccard distance of neighbours in DBSCAN; 0.7 for MSMT17 as published", least=0.01,
-               most=1),
-    "MIN_SAMPLES": Key(4, "neighbours, the image itself counted, that make the core of a cluster", least=1),
-    "K1": Key(30, "nearest images that the Jaccard distance starts from, the image itself counted", least=1),
+    "EPS": Key(0.6, "largest Jaccard distance of neighbours in DBSCAN; 0.7 for MSMT17 as published", min=0.01,
+               max=1),
+    "MIN_SAMPLES": Key(4, "neighbours, the image itself counted, that make the core of a cluster", min=1),
+    "K1": Key(30, "nearest images that the Jaccard distance starts from, the image itself counted", min=1),
     "ITERS": Key(400, "steps of an epoch, by as many passes over the clusters as it takes; the published ViTs have 200",
-                 least=1),
+                 min=1),
     "USE_HARD": Key(False, "move a cluster's row by its farthest image in the batch alone; off: by every image"),
-    "MOMENTUM": Key(0.2, "share of a memory row that stays at each update, as published", least=0, most=1),
-    "TEMP": Key(0.05, "temperature of the contrast with the memory, as published"),
-    "K2": Key(6, "images that an encoding is averaged over; 1: none", least=1),
+    "MOMENTUM": Key(0.2, "share of a memory row that stays at each update, as published", min=0, max=1),
+    "TEMP": Key(0.05, "temperature of the contrast with the memory, as published", min=1e-6),
+    "K2": Key(6, "images that an encoding is averaged over; 1: none", min=1),
 }
 
 KD = {
     "TEACHER.NAME": Key("torchreid_resnet50", "architecture of the teachers; as MODEL.NAME"),
-    "TEACHER.WEIGHTS": Key((), "a checkpoint per target, in the order of DATASETS.TARGETS", of=str, several=True),
+    "TEACHER.WEIGHTS": Key((), "a checkpoint per target, in the order of DATASETS.TARGETS", type=str, is_list=True),
     "TEACHER.MODE": Key("eval", "eval: teachers stay as they are; train: batch statistics, and they drift, as released",
-                        words=("eval", "train")),
+                        choices=("eval", "train")),
     "STUDENT_WEIGHT": Key("", "checkpoint of the source training that the student starts from"),
     "STYLE": Key("only_outputs", "what is distilled: only_outputs (dissimilarities), only_feats (stage maps), all",
-                 words=("only_outputs", "only_feats", "all")),
+                 choices=("only_outputs", "only_feats", "all")),
     "ALTERNATION": Key("batch", "batch: an update per target for every batch; full: one target after the other",
-                       words=("batch", "full")),
+                       choices=("batch", "full")),
     "ORDER": Key("random", "order of the targets: fixed, random, shift (nearest domain first)",
-                 words=("fixed", "random", "shift")),
+                 choices=("fixed", "random", "shift")),
     "SWEEPS": Key("once", "once, or per_teacher: an epoch goes through the data once per teacher, as released",
-                  words=("once", "per_teacher")),
-    "WEIGHT_TARGET": Key(1.0, "weight of the distillation on target images", least=0),
-    "WEIGHT_SOURCE": Key(0.0, "weight of the distillation on source images", least=0),
-    "WEIGHT_DA": Key(0.0, "weight of the student's own D-MMD and source terms, over 100", least=0),
+                  choices=("once", "per_teacher")),
+    "WEIGHT_TARGET": Key(1.0, "weight of the distillation on target images", min=0),
+    "WEIGHT_SOURCE": Key(0.0, "weight of the distillation on source images", min=0),
+    "WEIGHT_DA": Key(0.0, "weight of the student's own D-MMD and source terms, over 100", min=0),
     "MARGINS": Key("teacher", "margins of the stage maps: teacher (from its own batch norms) or checkpoint (as stored "
-                   "in its file, as released)", words=("teacher", "checkpoint")),
+                   "in its file, as released)", choices=("teacher", "checkpoint")),
     "LOG_EUCLID": Key(False, "compare matrix logarithms of the similarities; off, as in every published run"),
     "MULTI_HEAD": Key(False, "a head of its own for each target"),
 }
 
 SSD = {
     "MODE": Key("released", "self distillation: released (over feature entries, as published), logits (over "
-                "identities), off (class memory and triplets alone)", words=("released", "logits", "off")),
-    "ITERS": Key(400, "steps per epoch; published", least=1),
+                "identities), off (class memory and triplets alone)", choices=("released", "logits", "off")),
+    "ITERS": Key(400, "steps per epoch; published", min=1),
     "PAIRED_VIEWS": Key(False, "both views of the same images; False: of two batches drawn apart, as published"),
-    "RANDOM_BLOCK": Key(-1, "block that the random-block branch reads, from 0; -1 draws one in every pass", least=-1),
-    "TEMPERATURE": Key(3.0, "temperature of the distillation; published", least=1e-3),
-    "WEIGHT": Key(0.7, "weight of the distillation beside its temperature's square; published", least=0),
+    "RANDOM_BLOCK": Key(-1, "block that the random-block branch reads, from 0; -1 draws one in every pass", min=-1),
+    "TEMPERATURE": Key(3.0, "temperature of the distillation; published", min=1e-3),
+    "WEIGHT": Key(0.7, "weight of the distillation beside its temperature's square; published", min=0),
     "ALPHA": Key(0.8, "share of the network's own answer in the soft target in the last epoch, growing linearly to it",
-                 least=0, most=1),
-    "TRIPLET_WEIGHTS": Key((0.8, 0.2), "triplet terms of the last block and of the random one", least=0),
+                 min=0, max=1),
+    "TRIPLET_WEIGHTS": Key((0.8, 0.2), "triplet terms of the last block and of the random one", min=0),
     "LOSS_WEIGHTS": Key((1.0, 1.0, 1.0, 1.0), "class memory, triplets, distillation of the random block, of the second "
-                        "view; a row of the ablation sets some to 0", least=0),
-    "MEMORY_TEMPERATURE": Key(0.05, "temperature of the class memory's softmax", least=1e-3),
-    "MEMORY_MOMENTUM": Key(0.2, "share of a memory's row that an update keeps", least=0, most=1),
+                        "view; a row of the ablation sets some to 0", min=0),
+    "MEMORY_TEMPERATURE": Key(0.05, "temperature of the class memory's softmax", min=1e-3),
+    "MEMORY_MOMENTUM": Key(0.2, "share of a memory's row that an update keeps", min=0, max=1),
 }
 
 _SECTIONS = {"MODEL": MODEL, "INPUT": INPUT, "DATASETS": DATASETS, "DATALOADER": DATALOADER, "SOLVER": SOLVER,
@@ -406,7 +419,7 @@ KEYS: dict[str, Key] = {
                           "prompt when a SOLVER.STAGE1 key is set, else supervised"),
     **{f"{section}.{name}": key for section, keys in _SECTIONS.items() for name, key in keys.items()},
     "EXTRA_MODULES": Key((), "your own Python modules, imported first: they may register models, data and methods",
-                         of=str),
+                         type=str),
     "OUTPUT_DIR": Key("", "folder of checkpoints, logs and results; empty: runs/ and the YAML's name"),
 }
 
@@ -416,7 +429,7 @@ SECTIONS = {name.rsplit(".", depth)[0] for name in KEYS for depth in range(1, na
 _STAGE1_UNREAD = "upstream's stage 1 has it and reads it nowhere"
 _STAGE2_UNREAD = "upstream's stage 2 has it and reads it nowhere: its schedule is multi-step, its losses have no center"
 
-#: Keys that published YAMLs set and nothing reads, with the reason. Setting one is told in one line of the log.
+#: Keys that published YAMLs set and nothing reads, with the reason. Setting one gives one line in the log.
 INERT: dict[str, str] = {
     "MODEL.DEVICE_ID": "the environment decides which GPUs are visible (CUDA_VISIBLE_DEVICES)",
     "MODEL.DIST_TRAIN": "torchrun decides: started under it, training uses all its processes",
@@ -438,40 +451,8 @@ INERT: dict[str, str] = {
         "COSINE_SCALE")},
 }
 
-#: Keys, or sections ending in a dot, that wait for a method or a dataset not built yet. An entry goes when that comes.
-RESERVED: dict[str, str] = {}
-
-#: Keys, or sections ending in a dot, that one method alone reads. Setting one for another is told in a line of the log.
-OWNED: dict[str, str] = {
-    "SOLVER.STAGE1.": "prompt",
-    "SOLVER.STAGE2.": "prompt",
-    "MODEL.USE_SSL": "prompt",
-    "MODEL.USE_SSL_STAGE1": "prompt",
-    "MODEL.SSL_TYPE": "prompt",
-    "MODEL.SSL_HIDDEN": "prompt",
-    "MODEL.PROMPT_NOUN": "prompt",
-    "DINO.": "dino",
-    "SSD.": "self_distill",
-}
-
-
-def _listed(key: str, table: dict[str, str]) -> str:
-    return next((owner for name, owner in table.items()
-                 if key == name or (name.endswith(".") and key.startswith(name))), "")
-
-
-def reserved_for(key: str) -> str:
-    """The method or dataset, not built yet, that ``key`` waits for; empty when it waits for none."""
-    return _listed(key, RESERVED)
-
-
-def owner_of(key: str) -> str:
-    """The method that alone reads ``key``; empty when several do."""
-    return _listed(key, OWNED)
-
-
 def get_cfg_defaults() -> CfgNode:
-    """A fresh copy of the default tree."""
+    """Returns a fresh copy of the default tree."""
     tree: dict = {}
     for name, key in KEYS.items():
         *sections, leaf = name.split(".")

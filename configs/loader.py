@@ -1,8 +1,7 @@
-"""From a YAML file and overrides to the frozen configuration: read, check, fill in what ``auto`` stands for."""
+"""Turns a YAML file and overrides into the frozen configuration: reads, checks and resolves ``auto``."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,12 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
-from configs.defaults import INERT, KEYS, SECTIONS, get_cfg_defaults, owner_of, reserved_for
+from configs.conflicts import refuse_conflicts
+from configs.defaults import INERT, KEYS, SECTIONS, get_cfg_defaults
 from configs.values import ConfigError, coerce
+from utils.errors import nearest
+from utils.methods import METHODS, owners_of, traits_of
+from utils.names import is_clip
 
 BASE = "_BASE_"
 
@@ -22,12 +25,19 @@ SSL_KEYS = {"MODEL.PRETRAIN_HW_RATIO", "MODEL.STEM_CONV", "MODEL.GEM_POOLING", "
 
 
 def load_config(config_file: str | Path = "", opts: Sequence = ()) -> CfgNode:
-    """The frozen configuration: defaults, then the YAML with its ``_BASE_`` chain, then ``opts`` (KEY, VALUE, ...)."""
+    """Returns the frozen configuration: defaults, then the YAML with its ``_BASE_`` chain, then ``opts``.
+
+    opts: a flat list KEY, VALUE, ... Raises ``ConfigError`` for a file that cannot be read and for unknown keys and
+    values, ``UserError`` for keys that exclude each other.
+    """
     return load_config_with_notes(config_file, opts)[0]
 
 
 def load_config_with_notes(config_file: str | Path = "", opts: Sequence = ()) -> tuple[CfgNode, list[str]]:
-    """As ``load_config``, and the lines that the log should open with: settings that do nothing, or not upstream's."""
+    """Returns the configuration as ``load_config`` does, and the lines for the beginning of the log.
+
+    The lines name settings that do nothing, or that do here what upstream does not do.
+    """
     given: dict[str, Any] = read_yaml(config_file) if config_file else {}
     given.update(read_opts(opts))
     cfg = get_cfg_defaults()
@@ -35,12 +45,13 @@ def load_config_with_notes(config_file: str | Path = "", opts: Sequence = ()) ->
         section, _, leaf = name.rpartition(".")
         (lookup(cfg, section) if section else cfg)[leaf] = value
     resolve(cfg, given)
+    refuse_conflicts(cfg)
     cfg.freeze()
     return cfg, notes(cfg, given)
 
 
 def dump(cfg: CfgNode) -> str:
-    """YAML text that ``load_config`` reads back to the same configuration.
+    """Returns YAML text that ``load_config`` reads back to the same configuration.
 
     Keys that nothing reads are left out at their default, so that reading back has nothing to say about them.
     """
@@ -61,7 +72,10 @@ def dump(cfg: CfgNode) -> str:
 
 
 def read_yaml(path: str | Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Key -> checked value of what a YAML file and the files it stands on set."""
+    """Returns key -> checked value for all that a YAML file and its ``_BASE_`` chain set.
+
+    chain: the files that led to this one, for the error about a circle.
+    """
     path = Path(path)
     if path.resolve() in [p.resolve() for p in chain]:
         raise ConfigError(f"{BASE} goes round in a circle: {' -> '.join(str(p) for p in (*chain, path))}")
@@ -90,7 +104,7 @@ def read_yaml(path: str | Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def read_opts(opts: Sequence | None) -> dict[str, Any]:
-    """Key -> checked value of a flat list of overrides."""
+    """Returns key -> checked value for a flat list of overrides."""
     opts = list(opts or ())
     where = "in the overrides"
     for word in opts[::2]:
@@ -105,7 +119,7 @@ def read_opts(opts: Sequence | None) -> dict[str, Any]:
 
 
 def _flatten(tree: dict, prefix: str, where: str) -> dict[str, Any]:
-    """Nested sections -> dotted keys with checked values. What was left empty is left at what it was."""
+    """Returns nested sections as dotted keys with checked values; what is left empty in the file is left out."""
     given = {}
     for word, value in tree.items():
         name = f"{prefix}{word}"
@@ -117,40 +131,37 @@ def _flatten(tree: dict, prefix: str, where: str) -> dict[str, Any]:
 
 
 def _known(name: str, where: str) -> str:
-    """``name`` if it is a key, else the error that says what it might have been."""
+    """Returns ``name`` if it is a key; raises ``ConfigError`` with a suggestion otherwise."""
     if name in KEYS:
         return name
     if name in SECTIONS:
         raise ConfigError(f"{name}: is a section, set a key of it ({where})")
     kind = "key" if "." in name else "section or key"
-    raise ConfigError(f"{name}: unknown {kind}{_nearest(name)} ({where}; 'python -m configs' lists all keys)")
+    raise ConfigError(f"{name}: unknown {kind}{_hint(name)} ({where}; 'python -m configs' lists all keys)")
 
 
-def _nearest(name: str) -> str:
-    """The hint for an unknown name: the closest key that ends alike, else the closest key or section."""
-    folded = {known.lower(): known for known in (*SECTIONS, *KEYS)}
-    ending = f".{name.lower()}".rpartition(".")[2]
-    alike = [known for known in folded if known.rpartition(".")[2] == ending]
-    close = difflib.get_close_matches(name.lower(), alike or folded, n=1, cutoff=0.0 if alike else 0.6)
-    return f", did you mean '{folded[close[0]]}'?" if close else ""
+def _hint(name: str) -> str:
+    """Returns the hint for an unknown name: the closest key that ends the same way, else the closest of all names."""
+    known = (*SECTIONS, *KEYS)
+    same_ending = [key for key in known if key.lower().rpartition(".")[2] == name.lower().rpartition(".")[2]]
+    return nearest(name, same_ending or known, cutoff=0.0 if same_ending else 0.6).removesuffix(".")
 
 
 # ---------------------------------------------------------------- meaning
 
 
 def resolve(cfg: CfgNode, given: Iterable[str]) -> None:
-    """Put what ``auto`` stands for in its place (docs/configuration.md, "What auto stands for").
+    """Replaces ``auto`` by what it stands for (docs/configuration.md, "What auto stands for").
 
-    cfg: not yet frozen. given: the keys that the YAML or the overrides set; a key left at its default is not evidence.
+    cfg: not yet frozen. given: the keys that the YAML or the overrides set; a key left at its default is no evidence.
     """
     given, solver = set(given), cfg.SOLVER
-    clip = cfg.MODEL.NAME.startswith(("ViT-", "RN", "open_clip:")) or solver.WARMUP_ITERS > 0
+    clip = is_clip(cfg.MODEL.NAME) or solver.WARMUP_ITERS > 0
     ssl = solver.WARMUP_METHOD == "cosine"
     if cfg.PROCESSOR.NAME == "auto":
         cfg.PROCESSOR.NAME = "prompt" if any(k.startswith("SOLVER.STAGE1.") for k in given) else "supervised"
     if cfg.MODEL.VIT_SMALL == "auto":
-        without_labels = cfg.PROCESSOR.NAME in ("dino", "cluster")  # TransReID-SSL's own methods
-        cfg.MODEL.VIT_SMALL = "deit" if ssl or without_labels or given & SSL_KEYS else "transreid"
+        cfg.MODEL.VIT_SMALL = "deit" if ssl or given & SSL_KEYS else traits_of(cfg.PROCESSOR.NAME).vit_small
     if solver.SCHEDULER == "auto":
         multistep = not ssl and (clip or solver.WARMUP_METHOD == "constant")
         solver.SCHEDULER = "multistep" if multistep else "cosine"
@@ -160,16 +171,17 @@ def resolve(cfg: CfgNode, given: Iterable[str]) -> None:
 
 
 def notes(cfg: CfgNode, given: Iterable[str]) -> list[str]:
-    """One line for each setting that does nothing (yet), or is honoured where upstream ignores it."""
+    """Returns a line for each setting that does nothing, or that is honoured although upstream ignores it."""
     lines = []
+    method = cfg.PROCESSOR.NAME
     for name in given:
-        owner = reserved_for(name)
         if name in INERT:
             lines.append(f"{name} is set and does nothing here: {INERT[name]}")
-        elif owner not in ("", cfg.PROCESSOR.NAME) and lookup(cfg, name) != KEYS[name].default:
-            lines.append(f"{name} is set and does nothing yet: it belongs to '{owner}', which is not built")
-        elif owner_of(name) not in ("", cfg.PROCESSOR.NAME) and lookup(cfg, name) != KEYS[name].default:
-            lines.append(f"{name} is set and does nothing here: it belongs to PROCESSOR.NAME '{owner_of(name)}'")
+        elif method in METHODS and lookup(cfg, name) != KEYS[name].default:
+            owners = owners_of(name)
+            if owners and method not in owners:
+                names = " and ".join(repr(owner) for owner in owners)
+                lines.append(f"{name} is set and does nothing here: it belongs to PROCESSOR.NAME {names}")
     if cfg.TEST.FEAT_NORM.lower() in ("no", "off", "false"):
         lines.append(f"TEST.FEAT_NORM {cfg.TEST.FEAT_NORM!r}: features are not normalised; upstream would have done it")
     if cfg.TEST.RE_RANKING:
@@ -180,7 +192,7 @@ def notes(cfg: CfgNode, given: Iterable[str]) -> list[str]:
 
 
 def lookup(cfg: CfgNode, name: str) -> Any:
-    """The value of a dotted key."""
+    """Returns the value of a dotted key."""
     node = cfg
     for word in name.split("."):
         node = node[word]
@@ -188,5 +200,5 @@ def lookup(cfg: CfgNode, name: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, which YAML can write."""
+    """Returns tuples as lists, which YAML can write."""
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -1,4 +1,4 @@
-"""Values as users write them, in YAML or on a command line, and the types that the keys ask for."""
+"""Converts values as users write them, in YAML or on a command line, to the types of the keys."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from configs.defaults import KEYS, Key
-from utils.errors import UserError
+from utils.errors import UserError, nearest
 
 
 class ConfigError(UserError):
-    """A mistake in a YAML file or an override, told in one line."""
+    """A mistake in a YAML file or an override, as one line."""
 
 
 def coerce(name: str, value: Any, where: str) -> Any:
-    """``value`` in the type of the key's default, within its bounds and words.
+    """Returns ``value`` in the type of the key's default, within its bounds and choices.
 
-    Lenient where no meaning is lost: 1 for 1.0, '1e-4', "('x')".
+    Lenient where no meaning is lost: 1 for 1.0, '1e-4', "('x')". where: the file or the overrides, for the message.
+    Raises ``ConfigError`` for another type and for what is out of bounds or not among the choices.
     """
-    found = _typed(name, value, where)
-    for one in found if isinstance(found, (list, tuple)) else [found]:
-        _refuse_out_of_bounds(name, one, where)
-    return found
+    typed = _typed(name, value, where)
+    if typed != KEYS[name].default:
+        for item in typed if isinstance(typed, (list, tuple)) else [typed]:
+            _refuse_out_of_bounds(name, item, where)
+    return typed
 
 
 def _typed(name: str, value: Any, where: str) -> Any:
@@ -35,36 +37,37 @@ def _typed(name: str, value: Any, where: str) -> Any:
     try:
         if isinstance(default, (list, tuple)):
             return type(default)(_sequence(value, key))
-        if key.several and isinstance(plain, (list, tuple)):
+        if key.is_list and isinstance(plain, (list, tuple)):
             return tuple(_sequence(value, key))
-        return _scalar(value, key.of or type(default), default)
+        return _scalar(value, key.type or type(default), default)
     except TypeError:
         raise ConfigError(f"{name}: expected {expected(key)}, not {value!r} ({where})") from None
 
 
 def _refuse_out_of_bounds(name: str, value: Any, where: str) -> None:
     key = KEYS[name]
-    if key.words and value not in key.words:
-        raise ConfigError(f"{name}: {value!r} is none of {', '.join(map(repr, key.words))} ({where})")
-    if key.least is not None and not value >= key.least:
-        raise ConfigError(f"{name}: {value} must be at least {key.least} ({where})")
-    if key.most is not None and not value <= key.most:
-        raise ConfigError(f"{name}: {value} must be at most {key.most} ({where})")
+    if key.choices and value not in key.choices:
+        known = ", ".join(choice or "''" for choice in key.choices)
+        raise ConfigError(f"{name}: unknown {value!r}{nearest(value, key.choices)} Known: {known} ({where})")
+    if key.min is not None and not value >= key.min:
+        raise ConfigError(f"{name}: {value} must be at least {key.min} ({where})")
+    if key.max is not None and not value <= key.max:
+        raise ConfigError(f"{name}: {value} must be at most {key.max} ({where})")
 
 
 def _sequence(value: Any, key: Key) -> list:
     values = literal(value)
     if not isinstance(values, (list, tuple)):
         values = [value]
-    if key.several or not key.default:
-        return [_scalar(v, key.of) for v in values]
+    if key.is_list or not key.default:
+        return [_scalar(v, key.type) for v in values]
     if len(values) != len(key.default):
         raise TypeError
     return [_scalar(v, type(d)) for v, d in zip(values, key.default, strict=True)]
 
 
 def _scalar(value: Any, kind: type | None, default: Any = None) -> Any:
-    """One value as ``kind`` (None: as it is); TypeError when it is something else."""
+    """Returns one value as ``kind`` (None: as it is); raises ``TypeError`` when it is something else."""
     plain = literal(value)
     if kind is None:
         return plain
@@ -85,7 +88,7 @@ def _scalar(value: Any, kind: type | None, default: Any = None) -> Any:
 
 
 def literal(value: Any) -> Any:
-    """What a text spells as a Python value ("('veri')", '1e-4', '[256, 128]'); the text itself if it spells none."""
+    """Returns the Python value that a text spells ("('veri')", '1e-4', '[256, 128]'), or the text if it spells none."""
     if not isinstance(value, str):
         return value
     try:
@@ -95,13 +98,13 @@ def literal(value: Any) -> Any:
 
 
 def expected(key: Key) -> str:
-    """What a key asks for, in words."""
+    """Returns what a key expects, in words."""
     one = {bool: "True or False", int: "an integer", float: "a number", str: "text", None: "anything"}
     many = {bool: "switches", int: "integers", float: "numbers", str: "names", None: "values"}
-    if key.several and not isinstance(key.default, tuple):
-        return f"{one[key.of]} or a list of {many[key.of]}"
+    if key.is_list and not isinstance(key.default, tuple):
+        return f"{one[key.type]} or a list of {many[key.type]}"
     if isinstance(key.default, (list, tuple)):
-        if key.several or not key.default:
-            return f"a list of {many[key.of]}"
+        if key.is_list or not key.default:
+            return f"a list of {many[key.type]}"
         return f"a list such as {list(key.default)}"
-    return one[key.of or type(key.default)] + (f" or {key.default!r}" if key.of else "")
+    return one[key.type or type(key.default)] + (f" or {key.default!r}" if key.type else "")

@@ -37,16 +37,17 @@ def seeded(seed: int) -> Iterator[None]:
 
 @dataclass
 class Batch:
-    """images: (B, 3, H, W) float32. pids, camids, viewids, rows: (B,) int64; rows index the list they come from.
+    """Images with what is known of them: (B, 3, H, W) float32, and columns of (B,) int64.
 
+    cam_labels, view_labels: rows of the network's side embeddings (see ``Records``). rows: of the list they come from.
     broken: what could not be read, a message each; these images are not in the batch. views: further views of the
     images, (B, 3, H, W) each, maybe of other sizes.
     """
 
     images: Tensor
     pids: Tensor
-    camids: Tensor
-    viewids: Tensor
+    cam_labels: Tensor
+    view_labels: Tensor
     rows: Tensor
     broken: list[str] = field(default_factory=list)
     views: tuple[Tensor, ...] = ()
@@ -61,7 +62,7 @@ class Batch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        tensors = (self.images, self.pids, self.camids, self.viewids, self.rows)
+        tensors = (self.images, self.pids, self.cam_labels, self.view_labels, self.rows)
         return Batch(*map(function, tensors), self.broken, tuple(map(function, self.views)))
 
 
@@ -181,5 +182,5 @@ class ImageList(Dataset):
     def batch(self, blocks: list[Tensor], rows: list[int], broken: list[str]) -> Batch:
         """blocks: the images and their further views, (B, 3, H, W) each."""
         records, rows = self.records, np.array(rows, np.int64)
-        columns = (torch.from_numpy(c[rows]) for c in (records.pids, records.camids, records.viewids))
+        columns = (torch.from_numpy(c[rows]) for c in (records.pids, records.cam_labels, records.view_labels))
         return Batch(blocks[0], *columns, torch.from_numpy(rows), broken, tuple(blocks[1:]))

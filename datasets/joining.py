@@ -1,48 +1,89 @@
-"""Several datasets as one training list, tests numbered alongside, and identities held out of it."""
+"""Joins several training lists into one, labels tests as the network knows them, and holds identities out."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 import numpy as np
 
-from datasets.dataset import ReIDDataset
 from datasets.records import Records, join
 from utils.errors import UserError
 
 
-def join_training(parts: list[ReIDDataset]) -> Records:
-    """Several training lists as one: identities, cameras and views of each shifted past those before it."""
-    shifted, pids, cams, views = [], 0, 0, 0
-    for i, part in enumerate(parts):
-        r = part.train
+def join_training(lists: Sequence[Records]) -> Records:
+    """Returns several training lists as one: identities, cameras and views of each follow those before it.
+
+    lists: of one dataset each, with dense labels from 0. The original ids come along.
+    """
+    offsets = _offsets(lists)
+    shifted = []
+    for i, (records, (pids, cams, views)) in enumerate(zip(lists, offsets, strict=False)):
+        camids, viewids = records.camids + cams, records.viewids + views
         shifted.append(
             replace(
-                r, pids=np.where(r.pids < 0, -1, r.pids + pids), camids=r.camids + cams, viewids=r.viewids + views,
-                domain=np.full(len(r), i),
-            )  # fmt: skip
+                records,
+                pids=np.where(records.pids < 0, -1, records.pids + pids),
+                camids=camids,
+                viewids=viewids,
+                cam_labels=camids,
+                view_labels=viewids,
+                domain=np.full(len(records), i),
+            )
         )
-        pids, cams = pids + part.num_classes, cams + part.num_cameras
-        views += part.num_views
-    return join(shifted)
+    counts = [_counts(records) for records in lists]
+    return replace(
+        join(shifted),
+        identities=_joined([r.identities for r in lists], [c[0] for c in counts]),
+        cameras=_joined([r.cameras for r in lists], [c[1] for c in counts]),
+        views=_joined([r.views for r in lists], [c[2] for c in counts]),
+    )
 
 
-def as_trained(records: Records, name: str, sources: list[ReIDDataset]) -> Records:
-    """A test list with cameras and views numbered as ``join_training`` numbers them, unknown ones after all others.
+def _counts(records: Records) -> tuple[int, int, int]:
+    """Returns the numbers of identities, cameras and views."""
+    pids, _, cams = records.counts()
+    return pids, cams, len(np.unique(records.viewids))
 
-    So side information is looked up in the rows that were trained for a camera. name: of the dataset tested.
+
+def _offsets(lists: Sequence[Records]) -> list[tuple[int, int, int]]:
+    """Returns where the identities, cameras and views of each list begin, and as the last entry where all end."""
+    counts = [_counts(records) for records in lists]
+    return [(0, 0, 0), *accumulate(counts, lambda a, b: (a[0] + b[0], a[1] + b[1], a[2] + b[2]))]
+
+
+def _joined(names: Sequence[np.ndarray | None], counts: Sequence[int]) -> np.ndarray | None:
+    """Returns the original ids of the joined numbers; None for one list whose numbers are the original ids."""
+    if len(names) == 1 and names[0] is None:
+        return None
+    return np.concatenate(
+        [np.arange(count) if own is None else own[:count] for own, count in zip(names, counts, strict=True)]
+    )
+
+
+def label_as_trained(records: Records, name: str, sources: dict[str, Records]) -> Records:
+    """Returns a test list with the network's labels that ``join_training`` gave to its cameras and views.
+
+    So side information is looked up in the rows that were trained for a camera; cameras that were not trained get
+    labels after all others. The dataset's own camids and viewids stay. name: of the dataset tested. sources: training
+    lists by name of the dataset, in the order in which they were joined.
     """
-    names = [part.spec.name for part in sources]
+    offsets = _offsets(list(sources.values()))
+    _, all_cams, all_views = offsets[-1]
+    if name not in sources:
+        return replace(records, cam_labels=records.camids + all_cams, view_labels=records.viewids + all_views)
+    _, own_cams, own_views = _counts(sources[name])
+    _, cams, views = offsets[list(sources).index(name)]
 
-    def numbered(labels: np.ndarray, counts: list[int]) -> np.ndarray:
-        if name not in names:
-            return labels + sum(counts)
-        i = names.index(name)
-        return labels + np.where(labels < counts[i], sum(counts[:i]), sum(counts))
+    def label(numbers: np.ndarray, trained: int, offset: int, untrained: int) -> np.ndarray:
+        return np.where(numbers < trained, numbers + offset, numbers - trained + untrained)
 
-    camids = numbered(records.camids, [part.num_cameras for part in sources])
-    viewids = numbered(records.viewids, [part.num_views for part in sources])
-    return replace(records, camids=camids, viewids=viewids)
+    return replace(
+        records,
+        cam_labels=label(records.camids, own_cams, cams, all_cams),
+        view_labels=label(records.viewids, own_views, views, all_views),
+    )
 
 
 def hold_out(records: Records, share: float, seed: int) -> tuple[Records, Records, Records]:
@@ -51,16 +92,15 @@ def hold_out(records: Records, share: float, seed: int) -> tuple[Records, Record
     With one camera for all training images the gallery gets another number, which switches the camera filter off.
     """
     if not 0 < share < 1:
-        raise UserError(f"DATASETS.VAL_SHARE: {share} is no share of the training identities")
+        raise UserError(f"DATASETS.VAL_SHARE: must be above 0 and below 1 to hold identities out, got {share}")
     ids = np.unique(records.pids)
-    held = np.random.default_rng(seed).permutation(ids)[: max(1, round(share * len(ids)))]
-    apart = np.isin(records.pids, held)
-    train, rest = records.take(~apart), records.take(apart)
+    drawn = np.random.default_rng(seed).permutation(ids)[: max(1, round(share * len(ids)))]
+    is_held_out = np.isin(records.pids, drawn)
+    train, rest = records.take(~is_held_out), records.take(is_held_out)
     _, first = np.unique(rest.pids * (rest.camids.max(initial=0) + 1) + rest.camids, return_index=True)
-    chosen = np.zeros(len(rest), bool)
-    chosen[first] = True
-    query, gallery = rest.take(chosen), rest.take(~chosen)
+    is_query = np.zeros(len(rest), bool)
+    is_query[first] = True
+    query, gallery = rest.take(is_query), rest.take(~is_query)
     if not records.camids.any():
-        gallery.camids[:] = 1
-    labels = np.unique(train.pids, return_inverse=True)[1]
-    return replace(train, pids=labels), query, gallery
+        gallery = replace(gallery, camids=np.ones_like(gallery.camids))
+    return train.relabelled(), query, gallery

@@ -1,15 +1,18 @@
-"""Which images make a batch. Every sampler draws an epoch's batches from (seed, epoch) alone, alike on all ranks."""
+"""Which images make a batch. A sampler draws an epoch's batches from (seed, epoch) alone, the same on every rank."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 from torch.utils.data import Sampler
+from yacs.config import CfgNode
 
 from datasets.records import Records
 from utils.errors import UserError
+from utils.methods import method_of
 
 log = logging.getLogger("lineup")
 
@@ -37,12 +40,16 @@ def identity_batches(pids: np.ndarray, batch_size: int, num_instances: int, rng:
 
 def once_per_identity(pids: np.ndarray, batch_size: int, num_instances: int, rng: np.random.Generator) -> Batches:
     """Each identity once per epoch in random order, K of its images; an incomplete last batch is dropped."""
-    found = rows_by_identity(pids)
-    rows = []
-    for i in rng.permutation(len(found)):
-        own = found[i][1]
-        rows.append(rng.choice(own, num_instances, replace=len(own) < num_instances))
-    return whole_batches(np.concatenate(rows), batch_size)
+    groups = [rows for _, rows in rows_by_identity(pids)]
+    return whole_batches(np.concatenate(one_pass_of_groups(groups, num_instances, rng)), batch_size)
+
+
+def one_pass_of_groups(groups: list[np.ndarray], num_instances: int, rng: np.random.Generator) -> Batches:
+    """Returns K rows of each group, the groups in random order; a smaller group is drawn from with replacement."""
+    return [
+        rng.choice(groups[i], num_instances, replace=len(groups[i]) < num_instances)
+        for i in rng.permutation(len(groups))
+    ]
 
 
 def shuffled(pids: np.ndarray, batch_size: int, num_instances: int, rng: np.random.Generator) -> Batches:
@@ -56,12 +63,10 @@ def repeated_passes(pids: np.ndarray, batch_size: int, num_instances: int, rng: 
     An identity with fewer than K images is drawn from with replacement. The passes are cut into batches in order, so
     that where two meet an identity may be in a batch twice.
     """
-    found = rows_by_identity(pids)
-    rows = []
-    for _ in range(passes(len(pids), len(found), num_instances)):
-        for i in rng.permutation(len(found)):
-            own = found[i][1]
-            rows.append(rng.choice(own, num_instances, replace=len(own) < num_instances))
+    groups = [rows for _, rows in rows_by_identity(pids)]
+    rows: Batches = []
+    for _ in range(passes(len(pids), len(groups), num_instances)):
+        rows += one_pass_of_groups(groups, num_instances, rng)
     return whole_batches(np.concatenate(rows), batch_size)
 
 
@@ -74,20 +79,20 @@ def multiple_gallery(
     own; without replacement where there are at least K to draw from. An image that is all its identity has stays alone,
     and what follows moves up, as published. cams: (N,) cameras.
     """
-    found, rows = rows_by_identity(pids), []
-    for i in rng.permutation(len(found)):
-        own = found[i][1]
-        first = rng.integers(len(own))
-        elsewhere = own[cams[own] != cams[own[first]]]
-        others = elsewhere if len(elsewhere) else np.delete(own, first)
-        rows.append(own[[first]])
+    groups, rows = [rows for _, rows in rows_by_identity(pids)], []
+    for i in rng.permutation(len(groups)):
+        group = groups[i]
+        first = rng.integers(len(group))
+        elsewhere = group[cams[group] != cams[group[first]]]
+        others = elsewhere if len(elsewhere) else np.delete(group, first)
+        rows.append(group[[first]])
         if len(others):
             rows.append(rng.choice(others, num_instances - 1, replace=len(others) < num_instances))
     return whole_batches(np.concatenate(rows), batch_size)
 
 
 def passes(images: int, identities: int, num_instances: int) -> int:
-    """Passes of K images per identity that ``images`` fill, at least one."""
+    """Returns how many passes of K images per identity the images fill, at least one."""
     return max(images // (identities * num_instances), 1)
 
 
@@ -98,8 +103,8 @@ def two_platforms(
 
     views: (N,) 0 for satellite, 1 for drone; other platforms are left out.
     """
-    places = [np.flatnonzero(views == platform) for platform in (0, 1)]
-    satellite, drone = ({pid: p[rows] for pid, rows in rows_by_identity(pids[p])} for p in places)
+    platforms = [np.flatnonzero(views == view) for view in (0, 1)]
+    satellite, drone = ({pid: p[rows] for pid, rows in rows_by_identity(pids[p])} for p in platforms)
     if satellite.keys() != drone.keys() or not satellite:
         odd = sorted(satellite.keys() ^ drone.keys())
         raise UserError(
@@ -107,27 +112,27 @@ def two_platforms(
             f"{len(odd) or 'all'} identities lack one"
         )
     ids, rows = np.array(list(satellite)), []
-    for _ in range(passes(sum(map(len, places)), len(ids), num_instances)):
+    for _ in range(passes(sum(map(len, platforms)), len(ids), num_instances)):
         for pid in rng.permutation(ids):
-            own = drone[pid]
-            others = rng.choice(own, num_instances - 1, replace=len(own) < num_instances - 1)
+            images = drone[pid]
+            others = rng.choice(images, num_instances - 1, replace=len(images) < num_instances - 1)
             rows += [satellite[pid][:1], others]
     return whole_batches(np.concatenate(rows), batch_size)
 
 
 def rows_by_identity(pids: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """Returns (identity, its rows) in ascending order of both."""
     order = np.argsort(pids, kind="stable")
     ids, first = np.unique(pids[order], return_index=True)
     return list(zip(ids.tolist(), np.split(order, first[1:]), strict=True))
 
 
 def whole_batches(rows: np.ndarray, batch_size: int) -> Batches:
+    """Cuts rows into batches in order; an incomplete last batch is dropped."""
     return [rows[i : i + batch_size] for i in range(0, len(rows) - batch_size + 1, batch_size)]
 
 
-def multiple_gallery_nocam(
-    pids: np.ndarray, batch_size: int, num_instances: int, rng: np.random.Generator
-) -> Batches:
+def multiple_gallery_nocam(pids: np.ndarray, batch_size: int, num_instances: int, rng: np.random.Generator) -> Batches:
     """``multiple_gallery`` as SSDViT has it: the others of an identity whatever their cameras."""
     return multiple_gallery(pids, batch_size, num_instances, rng, np.zeros_like(pids))
 
@@ -144,7 +149,7 @@ RULES = {
 """DATALOADER.SAMPLER -> function of (pids, batch size, K, generator) that gives a pass of batches."""
 
 PLACED_RULES = {"two_platforms": (two_platforms, "viewids"), "multiple_gallery": (multiple_gallery, "camids")}
-"""The same for rules that ask where images were taken, and the column of ``Records`` that tells."""
+"""The same for rules that depend on where images were taken, each with the column of ``Records`` that holds it."""
 
 
 class EpochSampler(Sampler):
@@ -156,9 +161,17 @@ class EpochSampler(Sampler):
     """
 
     def __init__(
-        self, rule, pids: np.ndarray, batch_size: int, num_instances: int, seed: int | tuple[int, ...], rank: int = 0,
-        world: int = 1, places: np.ndarray | None = None, steps: int | None = None,
-    ):  # fmt: skip
+        self,
+        rule: Callable[..., Batches],
+        pids: np.ndarray,
+        batch_size: int,
+        num_instances: int,
+        seed: int | tuple[int, ...],
+        rank: int = 0,
+        world: int = 1,
+        places: np.ndarray | None = None,
+        steps: int | None = None,
+    ):
         super().__init__()
         self.places, self.steps = places, steps
         self.rule, self.pids, self.num_instances, self.seed = rule, pids, num_instances, seed
@@ -171,6 +184,7 @@ class EpochSampler(Sampler):
         self.pids, self.rows = pids, np.flatnonzero(pids >= 0)
 
     def set_epoch(self, epoch: int) -> None:
+        """Draws the batches of an epoch, counted from 1."""
         rng = np.random.default_rng([*np.atleast_1d(self.seed).tolist(), epoch])
         batches = self.one_pass(rng)
         while self.steps and batches and len(batches) < self.steps * self.world:
@@ -180,9 +194,10 @@ class EpochSampler(Sampler):
         self.batches, self.seeds = batches[self.rank :: self.world], seeds[self.rank :: self.world]
 
     def one_pass(self, rng: np.random.Generator) -> Batches:
+        """Returns the batches of one application of the rule, as rows of the whole list."""
         places = () if self.places is None else (self.places[self.rows],)
-        found = self.rule(self.pids[self.rows], self.per_rank, self.num_instances, rng, *places)
-        return [self.rows[b] for b in found]
+        batches = self.rule(self.pids[self.rows], self.per_rank, self.num_instances, rng, *places)
+        return [self.rows[batch] for batch in batches]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -192,35 +207,39 @@ class EpochSampler(Sampler):
             yield list(zip(rows.tolist(), seeds.tolist(), strict=True))
 
 
-def make_sampler(cfg, records: Records, rank: int, world: int) -> EpochSampler:
-    """The sampler that DATALOADER.SAMPLER names. Raises ``UserError`` for batch sizes that cannot be made."""
-    pids = records.pids
+def make_sampler(cfg: CfgNode, records: Records, rank: int, world: int) -> EpochSampler:
+    """Returns the sampler that DATALOADER.SAMPLER names for a method's training list.
+
+    Raises ``UserError`` for batch sizes that cannot be made.
+    """
+    method = method_of(cfg)
+    pids, key = records.pids, method.batch_key
     name, k = cfg.DATALOADER.SAMPLER, cfg.DATALOADER.NUM_INSTANCE
-    key, batch = "SOLVER.IMS_PER_BATCH", cfg.SOLVER.IMS_PER_BATCH
-    if cfg.PROCESSOR.NAME == "prompt":  # its stage 1 draws features, not images
-        key, batch = "SOLVER.STAGE2.IMS_PER_BATCH", cfg.SOLVER.STAGE2.IMS_PER_BATCH
+    batch = {
+        "SOLVER.IMS_PER_BATCH": cfg.SOLVER.IMS_PER_BATCH,
+        "SOLVER.STAGE2.IMS_PER_BATCH": cfg.SOLVER.STAGE2.IMS_PER_BATCH,
+    }[key]
     name = "softmax_triplet" if name not in RULES and "triplet" in name else name
     if name not in RULES | PLACED_RULES:
         raise UserError(f"DATALOADER.SAMPLER: unknown {name!r}. Known: {', '.join(RULES | PLACED_RULES)}")
-    if cfg.PROCESSOR.NAME == "dino" and name != "softmax":
-        raise UserError(f"DATALOADER.SAMPLER {name!r} and PROCESSOR.NAME 'dino' cannot go together: it knows no labels")
     if name == "multiple_gallery" and k == 0:
         name = "softmax"  # as released
     rule, column = PLACED_RULES[name] if name in PLACED_RULES else (RULES[name], None)
     places = getattr(records, column) if column else None
     if batch % world:
-        raise UserError(f"{key}: {batch} images cannot be shared by {world} processes alike")
+        raise UserError(f"{key}: {batch} images cannot be shared equally by {world} processes")
     if batch // world < 2:
         raise UserError(f"{key}: {batch} leaves a process one image; batch norm needs at least two")
-    if cfg.PROCESSOR.NAME == "cluster":  # whose labels are not known yet
+    sampler_of = partial(EpochSampler, rule, pids, batch, k, cfg.SOLVER.SEED, rank, world, places)
+    if method.pseudo_labels:  # identities are not known yet, and an epoch has a fixed length
         if name != "softmax":
             check_batch(batch // world, k)
-        return EpochSampler(rule, pids, batch, k, cfg.SOLVER.SEED, rank, world, places, cfg.CLUSTER.ITERS)
+        return sampler_of(steps=cfg.CLUSTER.ITERS)
     if name != "softmax":
         check_identities(batch // world, k, len(np.unique(pids)), key)
     if name == "repeat_iter" and len(pids) < k * len(np.unique(pids)):
         log.warning("fewer than %d images per identity: an epoch repeats some, to show every identity once", k)
-    sampler = EpochSampler(rule, pids, batch, k, cfg.SOLVER.SEED, rank, world, places)
+    sampler = sampler_of()
     if not len(sampler):
         raise UserError(f"{key}: {len(pids)} training images give no batch of {batch} under sampler {name!r}")
     return sampler
@@ -242,6 +261,6 @@ def check_batch(batch: int, num_instances: int, key: str = "SOLVER.IMS_PER_BATCH
     """Raises ``UserError`` unless a batch is P x K."""
     if num_instances < 1 or batch % num_instances:
         raise UserError(
-            f"{key}: {batch} images a process is no multiple of DATALOADER.NUM_INSTANCE "
-            f"{num_instances}; a batch is P identities x K images"
+            f"{key}: {batch} images per process is no multiple of DATALOADER.NUM_INSTANCE {num_instances}; a batch is "
+            "P identities x K images"
         )

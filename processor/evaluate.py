@@ -97,7 +97,7 @@ def extract_features(
     rows, feats = [], []
     for batch in tqdm(loader, desc="features", leave=False, disable=not (is_main() and sys.stderr.isatty())):
         batch = batch.to(device)
-        labels = {"cam_label": batch.camids, "view_label": batch.viewids}
+        labels = {"cam_label": batch.cam_labels, "view_label": batch.view_labels}
         feature = mean_with_mirrored(call, batch.images, **labels) if flip else call(batch.images, **labels)
         rows.append(batch.rows.cpu())
         feats.append(feature.float().cpu())
@@ -268,10 +268,11 @@ def per_query_csv(scored: Scored) -> bytes:
     writer.writerow(["path", "pid", "camid", "AP", "INP", "first_match_rank", "valid"])
     first = scored.per_query["first_match_rank"]
     shares = [scored.per_query.get(name) for name in ("AP", "INP")]
+    pids, camids = scored.query.original_pids(), scored.query.original_camids()
     for i, path in enumerate(scored.query.paths):
         valid = bool(first[i] > 0)
         scores = ["" if share is None or not valid else f"{share[i]:.6f}" for share in shares]
-        row = [path, scored.query.pids[i], scored.query.camids[i], *scores, first[i] if valid else "", int(valid)]
+        row = [path, pids[i], camids[i], *scores, first[i] if valid else "", int(valid)]
         writer.writerow(row)
     return text.getvalue().encode()
 

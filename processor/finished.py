@@ -37,10 +37,10 @@ class Ranked:
     """What ``ranked.npz`` holds. Q queries, K places, S images that stand in some list.
 
     lists: (Q, K) rows of the images below. judged: (Q, K) 1 right, 0 wrong, -1 junk (left out of the scores).
-    distances: (Q, K). paths, pids, camids, boxes (S, 4): the images; q_boxes (Q, 4): the queries' crops, all 0 for
-    whole images. cmc: (R,) or empty. q_cameras (A,), g_cameras (C,), camera_map (A, C) with NaN for none, and
-    camera_count (A, C); empty where cameras are not known or too many. map_xy (M, 2), map_pids, map_camids (M,),
-    map_query (M,): the map's points, and whether each is a query.
+    distances: (Q, K). paths, pids, camids (the dataset's own, numbers or text), boxes (S, 4): the images; q_boxes
+    (Q, 4): the queries' crops, all 0 for whole images. cmc: (R,) or empty. q_cameras (A,), g_cameras (C,), camera_map
+    (A, C) with NaN for none, and camera_count (A, C); empty where cameras are not known or too many. map_xy (M, 2),
+    map_pids, map_camids (M,), map_query (M,): the map's points, and whether each is a query.
     """
 
     lists: np.ndarray
@@ -79,6 +79,11 @@ class Ranked:
         return cls(**arrays | {"paths": paths})
 
 
+def camera_names(records: Records, camids: np.ndarray) -> np.ndarray:
+    """Returns the cameras as the dataset spells them, in the order of ``camids``."""
+    return camids if records.cameras is None else records.cameras[camids]
+
+
 def boxes_of(records: Records) -> np.ndarray:
     return np.zeros((len(records), 4), np.int32) if records.boxes is None else np.asarray(records.boxes, np.int32)
 
@@ -108,18 +113,19 @@ class Watch:
         none, q_cameras, means, numbers = np.zeros(0, np.int64), np.zeros(0), np.zeros((0, 0)), np.zeros((0, 0))
         if self.cameras:
             q_cameras, means, numbers = self.cameras.table(self.query.camids)
+            q_cameras = camera_names(self.query, q_cameras)
         return Ranked(
             lists=lists.reshape(self.top.indices.shape).astype(np.int32),
             judged=self.top.judged,
             distances=self.top.distances,
             paths=[str(path) for path in shown.paths],
-            pids=shown.pids,
-            camids=shown.camids,
+            pids=shown.original_pids(),
+            camids=shown.original_camids(),
             boxes=boxes_of(shown),
             q_boxes=boxes_of(self.query),
             cmc=none if cmc is None else cmc,
             q_cameras=q_cameras,
-            g_cameras=self.cameras.cameras if self.cameras else none,
+            g_cameras=camera_names(self.gallery, self.cameras.cameras) if self.cameras else none,
             camera_map=means,
             camera_count=numbers,
             **self._map(qf, gf),
@@ -127,8 +133,10 @@ class Watch:
 
     def _map(self, qf: Tensor, gf: Tensor) -> dict[str, np.ndarray]:
         lists = [self.query] if self.same_list else [self.query, self.gallery]
-        pids, camids = (np.concatenate([getattr(part, column) for part in lists]) for column in ("pids", "camids"))
-        rows = rows_to_show(pids, np.unique(self.query.pids))
+        pids = np.concatenate([records.original_pids() for records in lists])
+        camids = np.concatenate([records.original_camids() for records in lists])
+        numbers = np.concatenate([records.pids for records in lists])
+        rows = rows_to_show(numbers, np.unique(self.query.pids))
         rows = rows if len(rows) >= 4 else rows[:0]
         of_query = rows < len(self.query)
         feats = [qf[rows[of_query]], gf[rows[~of_query] - len(self.query)]]
@@ -136,11 +144,20 @@ class Watch:
         return {"map_xy": plane, "map_pids": pids[rows], "map_camids": camids[rows], "map_query": of_query}
 
 
+def numbers_or_text(words: list[str]) -> np.ndarray:
+    """Returns ids as integers when all of them are whole numbers, else as text."""
+    try:
+        return np.array([int(word) for word in words], np.int64)
+    except ValueError:
+        return np.array(words)
+
+
 @dataclass(frozen=True)
 class Queries:
     """What ``per_query.csv`` holds, (Q,) each; AP and INP are NaN where the protocol has none or nothing matches.
 
-    first: rank of the first match from 1, 0 for none. valid: whether there is one.
+    pids, camids: the dataset's own, numbers or text. first: rank of the first match from 1, 0 for none. valid: whether
+    there is one.
     """
 
     paths: list[str]
@@ -158,12 +175,13 @@ class Queries:
             with open(path, newline="", encoding="utf-8") as handle:
                 rows = list(csv.DictReader(handle))
             number = {name: [float(r[name] or "nan") for r in rows] for name in ("AP", "INP")}
-            whole = {n: np.array([int(r[n] or 0) for r in rows]) for n in ("pid", "camid", "first_match_rank", "valid")}
+            whole = {n: np.array([int(r[n] or 0) for r in rows]) for n in ("first_match_rank", "valid")}
+            pids, camids = (numbers_or_text([row[name] for row in rows]) for name in ("pid", "camid"))
             paths = [row["path"] for row in rows]
         except (OSError, KeyError, ValueError, TypeError, csv.Error):
             raise UserError(f"{path}: missing or damaged; test the model again to have it written") from None
         return cls(
-            paths, whole["pid"], whole["camid"], np.array(number["AP"]), np.array(number["INP"]),
+            paths, pids, camids, np.array(number["AP"]), np.array(number["INP"]),
             whole["first_match_rank"], whole["valid"].astype(bool),
         )  # fmt: skip
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from configs import dump
 from datasets.catalogue import find_spec
-from datasets.loaders import Data, TestSet, adapts, make_dataloader
+from datasets.loaders import Data, TestSet, make_dataloader
 from datasets.options import names_of
 from model import make_model
 from model.pretrained import load_initial_weights
@@ -37,6 +37,7 @@ from utils.errors import UserError, nearest
 from utils.extra_modules import import_extras
 from utils.files import write_json, write_text
 from utils.logger import close_logging, set_up_logging
+from utils.methods import method_of
 from utils.provenance import commit, environment, machine
 from utils.trees import flat
 
@@ -185,7 +186,7 @@ def on_unseen_targets(cfg, results: dict[str, dict[str, float]]) -> dict[str, An
     """The report of domain generalisation, where all that was tested was never trained on; else nothing."""
     sources = names_of(cfg.DATASETS.NAMES)
     seen = {find_spec(name).name for name in sources}
-    if not (results and cfg.DATASETS.TARGETS) or adapts(cfg) or seen & results.keys():
+    if not (results and cfg.DATASETS.TARGETS) or method_of(cfg).targets or seen & results.keys():
         return {}
     return {"generalisation": generalisation(sources, results)}
 

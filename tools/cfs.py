@@ -63,7 +63,7 @@ def images_of(cfg) -> tuple[Records, str]:
     sources = [make_dataset(n, cfg.DATASETS.ROOT_DIR, **dataset_options(cfg, n)) for n in names_of(cfg.DATASETS.NAMES)]
     if len(sources) == 1 and sources[0].spec.name in LIST_FOLDERS:
         return sources[0].train, str(sources[0].folder / LIST_FOLDERS[sources[0].spec.name])
-    return join_training(sources), cfg.DATASETS.ROOT_DIR
+    return join_training([source.train for source in sources]), cfg.DATASETS.ROOT_DIR
 
 
 def write_list(path: Path, names: list[str], scores: np.ndarray) -> None:

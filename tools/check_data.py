@@ -1,8 +1,8 @@
-"""Looks at data before training: ``python -m tools.check_data --config_file FILE [KEY VALUE ...]``.
+"""Checks data before training: ``python -m tools.check_data --config_file FILE [KEY VALUE ...]``.
 
-Prints counts, images per identity and camera, what looks wrong, missing and damaged files, copies, and mean and
-standard deviation per channel; draws a contact sheet. Ends with 0, with 1 when files are missing or damaged, with 2
-when the data cannot be read at all.
+Prints counts, images per identity and camera, what looks wrong, missing and damaged files, copies, blurred images and
+near-duplicates, and mean and standard deviation per channel; draws a contact sheet. Ends with 0, with 1 when files are
+missing or damaged, with 2 when the data cannot be read at all.
 """
 
 from __future__ import annotations
@@ -13,161 +13,254 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from configs import load_config
+from datasets import quality
+from datasets.catalogue.spec import Counts
 from datasets.checks import findings
 from datasets.dataset import ReIDDataset, make_dataset
 from datasets.options import options_of_run
 from datasets.records import SPLITS, Records
 from datasets.storage.decoding import BadImage, cropped, decode
 from datasets.storage.files import read_bytes
-from tools.pages.sheet import contact_sheet
+from tools.pages.sheet import Cell, contact_sheet
 from utils.commands import make_parser, run_command
 
 SHOWN = 5
+SAMPLE = 5_000
+"""Images of a dataset whose blur and likeness are measured, unless --sample says otherwise."""
+
+Box = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What one file is: a fault, or the digest of its bytes, its size and the moments of its channels in [0, 1]."""
+class Examined:
+    """What one file holds: a fault, or the digest of its bytes, its size and the moments of its channels in [0, 1].
+
+    look: its blur and thumbnail, for images of the sample.
+    """
 
     fault: str = ""
     digest: bytes = b""
     size: tuple[int, int] = (0, 0)
     mean: np.ndarray | None = None
     square: np.ndarray | None = None
+    look: quality.Look | None = None
 
 
-def examine(path: str, box: tuple[int, int, int, int] | None) -> Seen:
+def examine(path: str, box: Box | None, sampled: bool) -> Examined:
+    """Reads and decodes one image. sampled: measure its quality too."""
     try:
         raw = read_bytes(path)
     except FileNotFoundError:
-        return Seen(fault="missing")
+        return Examined(fault="missing")
     except OSError as error:
-        return Seen(fault=error.strerror or str(error))
+        return Examined(fault=error.strerror or str(error))
     try:
         image = cropped(decode(raw, path), box, path)
     except BadImage as error:
-        return Seen(fault=str(error).removeprefix(f"{path}: the image "))
+        return Examined(fault=str(error).removeprefix(f"{path}: the image "))
     pixels = np.asarray(image, np.float32).reshape(-1, 3) / 255
-    return Seen("", hashlib.blake2b(raw, digest_size=16).digest(), image.size, pixels.mean(0), (pixels**2).mean(0))
+    return Examined(
+        digest=hashlib.blake2b(raw, digest_size=16).digest(),
+        size=image.size,
+        mean=pixels.mean(0),
+        square=(pixels**2).mean(0),
+        look=quality.examine(image) if sampled else None,
+    )
 
 
-def examine_all(records: Records, workers: int) -> Iterator[Seen]:
-    boxes = [None] * len(records) if records.boxes is None else map(tuple, records.boxes.tolist())
+def examine_all(records: Records, sampled: np.ndarray, workers: int) -> Iterator[Examined]:
+    """Yields what each file of a list holds, in order. sampled: (N,) bool, images whose quality is measured."""
+    boxes = [None] * len(records) if records.boxes is None else [tuple(box) for box in records.boxes.tolist()]
     with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(examine, records.paths, boxes)
+        yield from pool.map(examine, records.paths, boxes, sampled.tolist())
 
 
 def spread(counts: np.ndarray) -> str:
+    """Returns the least, the median and the greatest of some counts."""
     return f"{counts.min():,} / {int(np.median(counts)):,} / {counts.max():,}"
 
 
-def per_identity(records: Records) -> str:
-    _, counts = np.unique(records.pids, return_counts=True)
-    return spread(counts)
-
-
-def table(dataset: ReIDDataset, published) -> list[str]:
-    """Counts of each split beside the published ones, images per identity and per camera."""
+def table(dataset: ReIDDataset, published: Counts) -> list[str]:
+    """Returns the counts of each split beside the published ones, images per identity and per camera."""
     head = f"{'split':8s} {'ids':>9s} {'images':>11s} {'cameras':>8s}  {'published':24s} images per id"
     lines = [f"{head} (least/median/most)"]
     for split in SPLITS:
-        records = getattr(dataset, split)
+        records = dataset.split(split)
         if not len(records):
             lines.append(f"{split:8s} {'none':>9s}")
             continue
         ids, images, cameras = records.counts()
-        told = " / ".join("?" if n is None else f"{n:,}" for n in published[split]) if split in published else "-"
-        lines.append(f"{split:8s} {ids:9,d} {images:11,d} {cameras:8d}  {told:24s} {per_identity(records)}")
-    lines.append("images per camera (as training numbers them)")
+        expected = " / ".join("?" if n is None else f"{n:,}" for n in published[split]) if split in published else "-"
+        per_identity = spread(np.unique(records.pids, return_counts=True)[1])
+        lines.append(f"{split:8s} {ids:9,d} {images:11,d} {cameras:8d}  {expected:24s} {per_identity}")
+    lines.append("images per camera")
     for split in SPLITS:
-        cameras, counts = np.unique(getattr(dataset, split).camids, return_counts=True)
+        cameras, counts = np.unique(dataset.split(split).original_camids(), return_counts=True)
         shown = ", ".join(f"{c}: {n:,}" for c, n in zip(cameras[:20], counts[:20], strict=True))
         lines.append(f"  {split:8s} {shown}{', ...' if len(cameras) > 20 else ''}")
     return lines
 
 
-def copies(digests: dict[str, list[bytes]], records: dict[str, Records]) -> list[str]:
-    """Files with the same bytes: within a split, and from one split to another. Another path only."""
-    where: dict[bytes, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+def copies(digests: dict[str, list[bytes]], lists: dict[str, Records]) -> list[str]:
+    """Returns lines on files with the same bytes and another path, within a split and from one split to another."""
+    paths: dict[bytes, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for split, values in digests.items():
-        for path, digest in zip(records[split].paths, values, strict=True):
+        for path, digest in zip(lists[split].paths, values, strict=True):
             if digest:
-                where[digest][split].add(path)
+                paths[digest][split].add(path)
     lines = []
     for i, first in enumerate(SPLITS):
         for second in SPLITS[i:]:
             pairs = [
-                sorted(found[first] | found[second])[:2] for found in where.values()
-                if first in found and second in found and len(found[first] | found[second]) > 1
-            ]  # fmt: skip
+                sorted(by_split[first] | by_split[second])[:2]
+                for by_split in paths.values()
+                if first in by_split and second in by_split and len(by_split[first] | by_split[second]) > 1
+            ]
             if pairs:
-                place = f"in {first}" if first == second else f"in {first} and {second}"
-                lines.append(f"{len(pairs)} contents more than once {place}, such as {pairs[0][0]} = {pairs[0][1]}")
+                where = f"in {first}" if first == second else f"in {first} and {second}"
+                lines.append(f"{len(pairs)} contents more than once {where}, such as {pairs[0][0]} = {pairs[0][1]}")
     return lines
 
 
-def report(dataset: ReIDDataset, published, workers: int, sheet: Path | None) -> int:
-    """Prints everything about one dataset; returns how many files are missing or damaged."""
+@dataclass
+class Sampled:
+    """The images whose quality was measured, with the place of each in its list."""
+
+    cells: list[Cell] = field(default_factory=list)
+    looks: list[quality.Look] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+
+    def blurred(self) -> list[Cell]:
+        """Returns the blurred images, the worst first, each with its blur."""
+        blurs = np.array([look.blur for look in self.looks])
+        order = np.argsort(-blurs, kind="stable")[: int((blurs > quality.BLURRED).sum())]
+        return [self.cells[i].captioned(f"blur {blurs[i]:.2f}") for i in order]
+
+    def alike(self) -> list[tuple[Cell, Cell]]:
+        """Returns the pairs of near-duplicates, those of two identities first, then the most similar first.
+
+        Files with the same bytes are reported as copies, not here.
+        """
+        pairs = []
+        for similarity, i, j in quality.near_duplicates([look.thumbnail for look in self.looks]):
+            if self.digests[i] != self.digests[j] and self.cells[i].path != self.cells[j].path:
+                caption = f"alike {similarity:.3f}"
+                pairs.append((self.cells[i].captioned(caption), self.cells[j].captioned(caption)))
+        return sorted(pairs, key=lambda pair: not differ(*pair))
+
+
+def differ(first: Cell, second: Cell) -> bool:
+    """Returns whether two images are of different identities, or one trains and the other tests."""
+    if "train" in (first.split, second.split) and first.split != second.split:
+        return True
+    return first.records.pids[first.row] != second.records.pids[second.row]
+
+
+def quality_lines(sampled: Sampled, total: int, blurred: list[Cell], alike: list[tuple[Cell, Cell]]) -> list[str]:
+    """Returns the lines on blurred images and near-duplicates. total: images of the dataset."""
+    count = len(sampled.cells)
+    part = f"{count:,} of {total:,} images (--sample 0: all)" if count < total else f"all {total:,} images"
+    lines = [f"quality of {part}: {len(blurred):,} blurred, {len(alike):,} pairs of near-duplicates"]
+    for cell in blurred[:SHOWN]:
+        lines.append(f"  {cell.caption}: {cell.path}")
+    for first, second in alike[:SHOWN]:
+        note = " (different identities or splits)" if differ(first, second) else ""
+        lines.append(f"  {first.caption}: {first.path} ~ {second.path}{note}")
+    serious = sum(differ(*pair) for pair in alike)
+    if serious:
+        lines.append(
+            f"warning: {serious:,} pairs of near-duplicates have different identities or are in training and test"
+        )
+    return lines
+
+
+def sample_of(lists: dict[str, Records], sample: int) -> dict[str, np.ndarray]:
+    """Returns split -> (N,) bool: ``sample`` images of all lists together, evenly spaced; 0: every image."""
+    sizes = [len(records) for records in lists.values()]
+    total = sum(sizes)
+    chosen = np.ones(total, bool)
+    if 0 < sample < total:
+        chosen[:] = False
+        chosen[np.linspace(0, total - 1, sample).astype(np.int64)] = True
+    return dict(zip(lists, np.split(chosen, np.cumsum(sizes)[:-1]), strict=True))
+
+
+def report(dataset: ReIDDataset, published: Counts, workers: int, sheet: Path | None, sample: int = SAMPLE) -> int:
+    """Prints everything about one dataset and returns how many files are missing or damaged.
+
+    sheet: where the contact sheet goes, None for none. sample: images whose quality is measured, 0: all.
+    """
     print(f"{dataset.spec.name} in {dataset.folder}, protocol {dataset.protocol}")
     print("\n".join(table(dataset, published)))
     for finding in findings(dataset):
         print(f"{'warning' if finding.serious else 'notice'}: {finding.text}")
-    records = {split: getattr(dataset, split) for split in SPLITS}
-    looked = {s: r for s, r in records.items() if not (s == "gallery" and dataset.same_list)}
-    faults, digests, sizes, means, squares = [], {}, [], [], []
-    for split, part in looked.items():
+    lists = {split: dataset.split(split) for split in SPLITS if not (split == "gallery" and dataset.same_list)}
+    chosen, sampled = sample_of(lists, sample), Sampled()
+    faults: list[str] = []
+    digests: dict[str, list[bytes]] = {}
+    sizes, means, squares = [], [], []
+    for split, records in lists.items():
         digests[split] = []
-        for path, seen in zip(part.paths, examine_all(part, workers), strict=True):
-            digests[split].append(seen.digest)
-            if seen.fault:
-                faults.append(f"{path}: {seen.fault}")
-            else:
-                sizes.append(seen.size)
-            if not seen.fault and (split == "train" or not len(dataset.train)):
-                means.append(seen.mean)
-                squares.append(seen.square)
+        for row, image in enumerate(examine_all(records, chosen[split], workers)):
+            digests[split].append(image.digest)
+            if image.fault:
+                faults.append(f"{records.paths[row]}: {image.fault}")
+                continue
+            sizes.append(image.size)
+            if split == "train" or not len(dataset.train):
+                means.append(image.mean)
+                squares.append(image.square)
+            if image.look is not None:
+                sampled.cells.append(Cell(split, records, row))
+                sampled.looks.append(image.look)
+                sampled.digests.append(image.digest)
     missing = sum(fault.endswith(": missing") for fault in faults)
     print(f"files: {len(sizes):,} read, {missing:,} missing, {len(faults) - missing:,} damaged")
     for fault in faults[:SHOWN]:
         print(f"  {fault}")
     if len(faults) > SHOWN:
         print(f"  ... and {len(faults) - SHOWN:,} more")
-    for line in copies(digests, looked):
+    for line in copies(digests, lists):
         print(f"warning: {line}")
+    blurred, alike = sampled.blurred(), sampled.alike()
+    print("\n".join(quality_lines(sampled, len(sizes), blurred, alike)))
     if sizes:
-        widths, heights = (np.array(side) for side in zip(*sizes, strict=True))
+        widths, heights = np.array(sizes).T
         print(f"width {spread(widths)}, height {spread(heights)} (least/median/most)")
     if means:
-        mean = np.mean(means, 0, np.float64)
-        std = np.sqrt(np.maximum(np.mean(squares, 0, np.float64) - mean**2, 0))
-        values = [", ".join(f"{v:.4f}" for v in row) for row in (mean, std)]
-        print(f'INPUT.PIXEL_MEAN "[{values[0]}]" INPUT.PIXEL_STD "[{values[1]}]"')
-    if sheet is not None and contact_sheet(dataset, sheet):
+        mean = np.mean(means, axis=0, dtype=np.float64)
+        std = np.sqrt(np.maximum(np.mean(squares, axis=0, dtype=np.float64) - mean**2, 0))
+        mean_text, std_text = (", ".join(f"{v:.4f}" for v in row) for row in (mean, std))
+        print(f'INPUT.PIXEL_MEAN "[{mean_text}]" INPUT.PIXEL_STD "[{std_text}]"')
+    extra = {"blurred": blurred, "alike": [cell for pair in alike for cell in pair]}
+    if sheet is not None and contact_sheet(dataset, sheet, extra=extra):
         print(f"contact sheet: {sheet}")
     return len(faults)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command."""
+    """Runs the command."""
     example = "--config_file configs/transreid/market1501.yml DATASETS.ROOT_DIR /data"
-    parser = make_parser("python -m tools.check_data", __doc__, example, settings=True)
+    parser = make_parser("python -m tools.check_data", __doc__ or "", example, settings=True)
     parser.add_argument("--sheet", default="", metavar="PATH", help="the contact sheet; default: OUTPUT_DIR/NAME.png")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads that read files")
+    parser.add_argument(
+        "--sample", type=int, default=SAMPLE, help=f"images whose blur and likeness are measured, 0: all; {SAMPLE:,}"
+    )
     args = parser.parse_args(argv)
     cfg = load_config(args.config_file, args.opts)
-    wanted = options_of_run(cfg)
     faults = 0
-    for i, (name, options) in enumerate(wanted.items()):
+    for i, (name, options) in enumerate(options_of_run(cfg).items()):
         dataset = make_dataset(name, cfg.DATASETS.ROOT_DIR, **options)
         folder = Path(cfg.OUTPUT_DIR or "runs/check")
         sheet = Path(args.sheet) if args.sheet and i == 0 else folder / f"{dataset.spec.name}.png"
-        faults += report(dataset, dataset.spec.published(**options), max(1, args.workers), sheet)
+        faults += report(dataset, dataset.spec.published(**options), max(1, args.workers), sheet, max(0, args.sample))
     sys.exit(1 if faults else 0)
 
 

@@ -99,7 +99,7 @@ def photos(test, sides: tuple[str, ...], most: int | None = None) -> Iterator[Ph
     """The images of a test set's list in order, as they are in their files."""
     records = test.loader.records
     images = ImageList(records, None)
-    columns = {"cam_label": records.camids, "view_label": records.viewids}
+    columns = {"cam_label": records.cam_labels, "view_label": records.view_labels}
     for row in range(len(records) if most is None else min(most, len(records))):
         pixels = to_pixels(images.image(row)).permute(1, 2, 0).numpy()
         yield Photo(pixels, {name: columns[name][row : row + 1] for name in sides})

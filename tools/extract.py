@@ -21,8 +21,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from configs import load_config
+from datasets.batches import one_thread
 from datasets.images import Batch, ImageList
-from datasets.loaders import one_thread, pinned
+from datasets.loaders import pinned
 from datasets.readers.image_list import CARRIED, Carried, read_image_list
 from datasets.records import Records
 from datasets.storage.decoding import BadImage, load_image
@@ -80,7 +81,7 @@ def fill(
     held: tuple[Batch, torch.Tensor] | None = None
     with Progress(sum(map(len, batches)), "features", "image") as progress:
         for rows, batch in loaded(records, extractor, batches, workers, pin):
-            feats = extractor.features(batch.images, batch.camids, batch.viewids) if len(batch) else None
+            feats = extractor.features(batch.images, batch.cam_labels, batch.view_labels) if len(batch) else None
             for message in batch.broken:
                 log.warning("skipped: %s", message)
             writer.write(np.empty(0, np.int64), np.empty((0, extractor.width)), np.setdiff1d(rows, batch.rows.numpy()))

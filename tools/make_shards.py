@@ -31,7 +31,7 @@ from datasets.paths import Paths
 from datasets.records import LONG, SPLITS, Records
 from datasets.storage.cache import packed
 from datasets.storage.decoding import read_image
-from datasets.storage.shard_index import INDEX, settings
+from datasets.storage.shard_index import INDEX, list_options
 from utils.commands import make_parser, run_command
 from utils.errors import UserError
 
@@ -100,7 +100,7 @@ class Writer:
 def write_shards(dataset, out: Path, chosen: dict, size: int) -> str:
     """Writes ``out/NAME``, whole or not at all, and returns the line that says what was written.
 
-    chosen: see ``settings``. size: bytes of a shard. Raises ``UserError`` for an image that is not there.
+    chosen: see ``list_options``. size: bytes of a shard. Raises ``UserError`` for an image that is not there.
     """
     home = out / dataset.spec.name
     if home.exists():
@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, options in wanted.items():
         options.pop("shards", None)
         dataset = make_dataset(name, cfg.DATASETS.ROOT_DIR, **options)
-        chosen = settings(dataset.spec, dataset.use_all, options)
+        chosen = list_options(dataset.spec, dataset.use_all, options)
         print(write_shards(dataset, args.out, chosen, int(args.gb * 1e9)), flush=True)
 
 

@@ -77,7 +77,7 @@ def looked_at(cfg, records: Records, count: int, device: torch.device) -> Looked
     images = torch.stack([transform(load_image(path, box)) for path, box in zip(some.paths, boxes, strict=True)])
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))
     pixels = (images * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    labels = {"cam_label": torch.from_numpy(some.camids), "view_label": torch.from_numpy(some.viewids)}
+    labels = {"cam_label": torch.from_numpy(some.cam_labels), "view_label": torch.from_numpy(some.view_labels)}
     return Looked(images.to(device), pixels, {name: label.to(device) for name, label in labels.items()})
 
 

@@ -84,7 +84,7 @@ def rank_by_text(cfg, sentence: str) -> list[tuple[float, str, str, int, int]]:
         cosines = torch.cosine_similarity(feats, wanted[None]).tolist()[0 if test.same_list else len(test.query) :]
         gallery = test.query if test.same_list else test.gallery
         rows += [
-            (cosine, test.name, str(gallery.paths[i]), int(gallery.pids[i]), int(gallery.camids[i]))
+            (cosine, test.name, str(gallery.paths[i]), gallery.original_pids()[i], gallery.original_camids()[i])
             for i, cosine in enumerate(cosines)
         ]
     return sorted(rows, key=lambda row: -row[0])
@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--top: {args.top} is no number of images")
     rows = rank_by_text(load_config(args.config_file, args.opts), args.text)[: args.top]
     for cosine, name, path, pid, camid in rows:
-        print(f"{cosine:7.4f}  {name}  {pid:6d}  {camid:3d}  {path}")
+        print(f"{cosine:7.4f}  {name}  {pid!s:>6}  {camid!s:>3}  {path}")
     if args.out:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")

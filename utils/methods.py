@@ -18,53 +18,101 @@ Builder = Callable[[Any, Any, Any], list]
 
 @dataclass(frozen=True)
 class Method:
-    """One training method.
+    """One training method and what it needs.
 
-    stages: builds the stages; None until ``processor.methods`` has been imported. labels: every training image needs
-    an identity. in_order: ``Data.plain``, the training images in list order under the test transform, is needed.
-    draws_images: False if training batches are not drawn by a P x K sampler from labelled images (DINO). targets: the
-    method trains on the training images of DATASETS.TARGETS. blends_targets: DMMD.BLEND joins several targets into one.
-    sources_apart: each training set keeps its own labels and loaders (``Data.sources``). tests: a run must have
-    something to evaluate on. views: how many looks at an image a batch holds: ``one``, ``paired`` (two more where
-    MODEL.USE_SSL is on), ``crops`` (multi-crop), ``weak_strong``. network: what is put on the backbone: ``reid``,
-    ``prompt``, ``multi_crop``, ``cluster_encoder``, ``ssdvit``. head_per_target: KD.MULTI_HEAD is allowed. vit_small:
-    which network an ``auto`` MODEL.VIT_SMALL means. sections: sections of the key tree that only such methods read.
+    stages: builds the stages; None until ``processor.methods`` has been imported.
+
+    Data:
+    labels: every training image needs an identity. Without labels, batches are drawn by pseudo-labels that the method
+    gives to its loader in every epoch (``in_order``: they come from features of all training images), or, where
+    ``in_order`` is False too, as shuffled images that never have one.
+    in_order: needs the training images in list order under the test transform (``Data.plain``).
+    targets: trains on the training images of DATASETS.TARGETS too (``Data.targets``). targets_in_order: needs these in
+    list order as well (``Data.plain_targets``). blends_targets: DMMD.BLEND joins several targets into one.
+    sources_apart: each training set keeps its own labels and loaders (``Data.sources``), and ``Data.train`` is None.
+    tests: a run must have something to evaluate on.
+    views: the views of an image in a training batch: ``one``, ``paired`` (two more where MODEL.USE_SSL is on),
+    ``crops`` (DINO's multi-crop), ``weak_strong`` (a view with and one without the learned policy).
+    batch_key: the key of the batch size.
+
+    Network:
+    network: what is put on the backbone: ``reid``, ``prompt``, ``multi_crop``, ``cluster_encoder``, ``ssdvit``.
+    head_per_target: KD.MULTI_HEAD is allowed. vit_small: which network an ``auto`` MODEL.VIT_SMALL means.
+
+    Configuration:
+    keys: the keys, or sections ending in a dot, that only such methods read. Setting one for another method gives a
+    line in the log.
     """
 
     name: str
     stages: Builder | None = None
     labels: bool = True
     in_order: bool = False
-    draws_images: bool = True
     targets: bool = False
+    targets_in_order: bool = False
     blends_targets: bool = False
     sources_apart: bool = False
     tests: bool = True
     views: str = "one"
+    batch_key: str = "SOLVER.IMS_PER_BATCH"
     network: str = "reid"
     head_per_target: bool = False
     vit_small: str = "transreid"
-    sections: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
 
+    @property
+    def pseudo_labels(self) -> bool:
+        """Whether batches are drawn by labels that the method gives to its loader in every epoch."""
+        return self.in_order and not self.labels
+
+    @property
+    def label_free(self) -> bool:
+        """Whether training images never have a label, so that a batch is a draw of shuffled images."""
+        return not (self.labels or self.in_order)
+
+    def owns(self, key: str) -> bool:
+        """Returns whether ``keys`` names this key or a section that it is in."""
+        return any(key == name or (name.endswith(".") and key.startswith(name)) for name in self.keys)
+
+
+PROMPT_KEYS = (
+    "SOLVER.STAGE1.", "SOLVER.STAGE2.", "MODEL.USE_SSL", "MODEL.USE_SSL_STAGE1", "MODEL.SSL_TYPE", "MODEL.SSL_HIDDEN",
+    "MODEL.PROMPT_NOUN",
+)  # fmt: skip
 
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method("supervised"),
-        Method("prompt", in_order=True, views="paired", network="prompt"),
         Method(
-            "dino", labels=False, draws_images=False, tests=False, views="crops", network="multi_crop",
-            vit_small="deit", sections=("DINO",),
+            "prompt", in_order=True, views="paired", batch_key="SOLVER.STAGE2.IMS_PER_BATCH", network="prompt",
+            keys=PROMPT_KEYS,
         ),
         Method(
-            "cluster", labels=False, in_order=True, network="cluster_encoder", vit_small="deit", sections=("CLUSTER",)
+            "dino", labels=False, tests=False, views="crops", network="multi_crop", vit_small="deit", keys=("DINO.",)
         ),
-        Method("self_distill", sources_apart=True, views="weak_strong", network="ssdvit", sections=("SSD",)),
-        Method("dmmd", targets=True, blends_targets=True, sections=("DMMD",)),
-        Method("mtda_kd", targets=True, head_per_target=True, sections=("KD",)),
+        Method(
+            "cluster", labels=False, in_order=True, network="cluster_encoder", vit_small="deit", keys=("CLUSTER.",)
+        ),
+        Method("self_distill", sources_apart=True, views="weak_strong", network="ssdvit", keys=("SSD.",)),
+        Method("dmmd", targets=True, targets_in_order=True, blends_targets=True, keys=("DMMD.", "CLUSTER.")),
+        Method("mtda_kd", targets=True, head_per_target=True, keys=("KD.", "DMMD.")),
     )
 }  # fmt: skip
 """PROCESSOR.NAME -> its row. ``register_method`` adds one."""
+
+
+def traits_of(name: str) -> Method:
+    """Returns the row of a method, or one with default traits for a name that is not in the table (yet).
+
+    A configuration is loaded before EXTRA_MODULES are imported, so a user's method is not in the table by then.
+    """
+    return METHODS.get(name) or Method(name)
+
+
+def owners_of(key: str) -> list[str]:
+    """Returns the names of the methods that alone read ``key``; empty when all may read it."""
+    return [name for name, method in METHODS.items() if method.owns(key)]
 
 
 def method_of(cfg: Any) -> Method:
@@ -72,12 +120,12 @@ def method_of(cfg: Any) -> Method:
     name = cfg.PROCESSOR.NAME
     if name not in METHODS:
         hint = nearest(name, METHODS)
-        raise UserError(f"PROCESSOR.NAME: unknown method {name!r}{hint} Known: {', '.join(METHODS)}")
+        raise UserError(f"PROCESSOR.NAME: unknown {name!r}{hint} Known: {', '.join(METHODS)}")
     return METHODS[name]
 
 
 def builds(name: str) -> Callable[[Builder], Builder]:
-    """Decorator: the function builds the stages of a method that the table has already."""
+    """Returns a decorator that sets the function that builds the stages of a method in the table."""
 
     def add(build: Builder) -> Builder:
         METHODS[name] = replace(METHODS[name], stages=build)
@@ -87,9 +135,9 @@ def builds(name: str) -> Callable[[Builder], Builder]:
 
 
 def register_method(name: str, **traits: Any) -> Callable[[Builder], Builder]:
-    """Decorator: adds a method to the table, so that ``PROCESSOR.NAME: name`` runs the stages the function builds.
+    """Returns a decorator that adds a method, so that ``PROCESSOR.NAME: name`` runs the stages the function builds.
 
-    traits: fields of ``Method``; what is not given has the default, which fits a supervised method. Raises
+    traits: fields of ``Method``; those left out have their defaults, which fit a supervised method. Raises
     ``TypeError`` for an unknown trait.
     """
 

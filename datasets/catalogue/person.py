@@ -5,7 +5,7 @@ from __future__ import annotations
 from datasets.catalogue.spec import Counts, DatasetSpec
 from datasets.readers.cuhk03 import read_cuhk03
 from datasets.readers.folders import read_cuhk_sysu, read_market1501, read_msmt17, read_occluded_duke, read_p_duke
-from datasets.readers.prid import find_mm, read_mm, read_prid
+from datasets.readers.prid import read_prid
 from datasets.readers.unlabelled import read_luperson
 
 DUKE_NAME = r"^(?P<pid>\d+)_c(?P<cam>\d+)_"
@@ -151,10 +151,7 @@ PERSON = (
         (),
         cite="Luo et al., arXiv:2111.12084",
         aliases=("market_msmt",),
-        distractors=(0,),
-        read=read_mm,
-        find=find_mm,
-        restarts=True,
+        parts=(("msmt17", {"use_val": False}), ("market1501", {})),
         counts={"train": (1792, 43184, 21), "query": (750, 3368, 6), "gallery": (751, 15913, 6)},
         availability="Market-1501 and MSMT17",
     ),

@@ -1,4 +1,4 @@
-"""CUHK03 (Li, CVPR 2014): the raw ``.mat`` or the images extracted from it, classic and new protocol."""
+"""Reader of CUHK03 (Li, CVPR 2014): the raw ``.mat`` or its extracted images, classic and new protocol."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from datasets.readers.scan import first_of, look
-from datasets.records import RawSplits, Row
+from datasets.catalogue.spec import DatasetSpec
+from datasets.readers.scan import first_of, note_read
+from datasets.records import RawRow, RawSplits
 from utils.errors import UserError
 
 log = logging.getLogger("lineup")
@@ -21,31 +23,35 @@ LEVELS = ("", "cuhk03_release", "cuhk03")
 
 
 def read_cuhk03(
-    spec, folder: Path, labeled: bool = True, classic: bool = False, split_id: int = 0, **options
+    spec: DatasetSpec, folder: Path, labeled: bool = True, classic: bool = False, split_id: int = 0, **options: Any
 ) -> RawSplits:
-    """labeled: hand-drawn boxes rather than a detector's. classic: 20 splits (split_id) of 1,367 / 100 persons, single
-    gallery shots, query and gallery the same images; otherwise the new protocol, 767 / 700 persons.
+    """Reads the lists of a split.
+
+    labeled: hand-drawn boxes rather than a detector's. classic: 20 splits (split_id) of 1,367 / 100 persons, single
+    gallery shots, query and gallery the same images; otherwise the new protocol, 767 / 700 persons. Cameras are the
+    views in the file names, 1 and 2.
 
     Images are taken from the raw file once, into ``images_labeled`` or ``images_detected`` beside it.
     """
     kind = "labeled" if labeled else "detected"
     images = first_of([folder / level / f"images_{kind}" for level in LEVELS]) or extract(spec, folder, kind)
-    splits = given_splits(spec, folder, kind, classic) or made_splits(spec, folder, kind, classic, images)
+    splits = stored_splits(spec, folder, kind, classic) or made_splits(spec, folder, kind, classic, images)
     if not 0 <= split_id < len(splits):
         raise UserError(
             f"DATASETS.SPLIT_ID: {split_id}; the {'classic' if classic else 'new'} protocol has {len(splits)} splits, "
             "counted from 0"
         )
     train, query, gallery = (
-        [Row(f"{images}/{name}", pid, int(name.split("_")[2]) - 1) for name, pid in splits[split_id][part]]
-        for part in ("train", "query", "gallery")
+        [RawRow(f"{images}/{name}", pid, int(name.split("_")[2])) for name, pid in splits[split_id][split]]
+        for split in ("train", "query", "gallery")
     )
     train.sort(key=lambda row: row.path)
     return RawSplits(train, query, gallery, protocol="cuhk03" if classic else "", listed=True)
 
 
-def given_splits(spec, folder: Path, kind: str, classic: bool) -> list[dict] | None:
-    """The splits of ``splits_{classic,new}_{kind}.json``, ours or upstream's (whose paths are cut to the base name)."""
+def stored_splits(spec: DatasetSpec, folder: Path, kind: str, classic: bool) -> list[dict] | None:
+    """Returns the splits of ``splits_{classic,new}_{kind}.json``, ours or upstream's (whose paths are cut to the base
+    name), or None if there is no such file."""
     name = f"splits_{'classic' if classic else 'new'}_{kind}.json"
     path = first_of([folder / level / name for level in LEVELS])
     if path is None:
@@ -53,65 +59,65 @@ def given_splits(spec, folder: Path, kind: str, classic: bool) -> list[dict] | N
     try:
         return [
             {
-                part: [(entry[0].replace("\\", "/").rpartition("/")[2], entry[1]) for entry in split[part]]
-                for part in ("train", "query", "gallery")
+                name: [(entry[0].replace("\\", "/").rpartition("/")[2], entry[1]) for entry in split[name]]
+                for name in ("train", "query", "gallery")
             }
             for split in json.loads(path.read_text())
         ]
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        raise UserError(f"{spec.name}: {path} is no list of splits with train, query and gallery") from None
+        raise UserError(f"{spec.name}: {path} is not a list of splits with train, query and gallery") from None
 
 
-def made_splits(spec, folder: Path, kind: str, classic: bool, images: Path) -> list[dict]:
-    """The splits from the ``.mat`` files."""
+def made_splits(spec: DatasetSpec, folder: Path, kind: str, classic: bool, images: Path) -> list[dict]:
+    """Returns the splits that the ``.mat`` files give."""
     if not classic:
         return [new_split(spec, folder, kind)]
     with raw_file(spec, folder) as raw:
         tests = [{(int(pair), int(person)) for pair, person in raw[ref][:].T} for ref in raw["testsets"][0]]
-    with os.scandir(look(images)) as entries:
+    with os.scandir(note_read(images)) as entries:
         names = sorted((tuple(map(int, e.name[:-4].split("_"))), e.name) for e in entries if e.name.endswith(".png"))
     return [classic_split(names, test) for test in tests]
 
 
 def classic_split(names: list[tuple[tuple[int, ...], str]], test: set[tuple[int, int]]) -> dict:
-    """Persons numbered in file order; query and gallery are all images of the test persons."""
-    parts: dict[bool, list] = {True: [], False: []}
+    """Returns a split with persons numbered in file order; query and gallery are all images of the test persons."""
+    images: dict[bool, list] = {True: [], False: []}
     numbers: dict[bool, dict] = {True: {}, False: {}}
     for key, name in names:
         person = key[:2]
         tested = person in test
-        parts[tested].append((name, numbers[tested].setdefault(person, len(numbers[tested]))))
-    return {"train": parts[False], "query": parts[True], "gallery": parts[True]}
+        images[tested].append((name, numbers[tested].setdefault(person, len(numbers[tested]))))
+    return {"train": images[False], "query": images[True], "gallery": images[True]}
 
 
-def new_split(spec, folder: Path, kind: str) -> dict:
-    """The 767 / 700 split of ``cuhk03_new_protocol_config_{kind}.mat`` (Zhong, CVPR 2017)."""
+def new_split(spec: DatasetSpec, folder: Path, kind: str) -> dict:
+    """Returns the 767 / 700 split of ``cuhk03_new_protocol_config_{kind}.mat`` (Zhong, CVPR 2017)."""
     from scipy.io import loadmat
 
     name = f"cuhk03_new_protocol_config_{kind}.mat"
     path = first_of([folder / level / name for level in LEVELS])
     if path is None:
-        looked = ", ".join(str(folder / level / name) for level in LEVELS)
-        raise UserError(f"{spec.name}: no split of the new protocol; looked for {looked} and splits_new_{kind}.json")
+        tried = ", ".join(str(folder / level / name) for level in LEVELS)
+        raise UserError(f"{spec.name}: no split of the new protocol; looked for {tried} and splits_new_{kind}.json")
     try:
         config = loadmat(path, squeeze_me=True)
         labels, files = np.atleast_1d(config["labels"]).astype(int), np.atleast_1d(config["filelist"])
         return {
-            part: [(str(files[i - 1]), int(labels[i - 1])) for i in np.atleast_1d(config[f"{part}_idx"])]
-            for part in ("train", "query", "gallery")
+            split: [(str(files[i - 1]), int(labels[i - 1])) for i in np.atleast_1d(config[f"{split}_idx"])]
+            for split in ("train", "query", "gallery")
         }
     except (KeyError, IndexError, ValueError, TypeError, NotImplementedError):
         raise UserError(f"{spec.name}: {path} holds no split (filelist, labels, train_idx, ...)") from None
 
 
-def raw_file(spec, folder: Path):
-    """``cuhk-03.mat`` opened by h5py."""
-    places = [folder / level / "cuhk-03.mat" for level in LEVELS]
-    path = first_of(places)
+def raw_file(spec: DatasetSpec, folder: Path) -> Any:
+    """Returns ``cuhk-03.mat`` as an open ``h5py.File``."""
+    candidates = [folder / level / "cuhk-03.mat" for level in LEVELS]
+    path = first_of(candidates)
     if path is None:
         raise UserError(
             f"{spec.name}: neither extracted images (images_labeled, images_detected) nor the raw file in {folder}; "
-            f"looked for {', '.join(map(str, places))}"
+            f"looked for {', '.join(map(str, candidates))}"
         )
     try:
         import h5py
@@ -120,14 +126,14 @@ def raw_file(spec, folder: Path):
     return h5py.File(path, "r")
 
 
-def extract(spec, folder: Path, kind: str) -> Path:
+def extract(spec: DatasetSpec, folder: Path, kind: str) -> Path:
     """Writes ``images_{kind}`` beside the raw file, whole or not at all: ``{pair}_{person:03}_{view}_{image:02}.png``.
 
     The file holds five cells of persons x 10 references, transposed; columns 1-5 are the pair's first view.
     """
     with raw_file(spec, folder) as raw:
-        place = Path(raw.filename).parent
-        out, partial = place / f"images_{kind}", place / f"images_{kind}.{os.getpid()}.partial"
+        parent = Path(raw.filename).parent
+        out, partial = parent / f"images_{kind}", parent / f"images_{kind}.{os.getpid()}.partial"
         log.info("%s: taking the %s images out of %s, once", spec.name, kind, raw.filename)
         try:
             partial.mkdir()

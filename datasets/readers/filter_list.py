@@ -7,10 +7,11 @@ import os
 import pickle
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from datasets.readers.scan import look
+from datasets.readers.scan import note_read
 from datasets.records import Records
 from datasets.storage.files import own_name
 from utils.errors import UserError
@@ -21,21 +22,22 @@ BLOCK = 1 << 16
 class ListsOfText(pickle.Unpickler):
     """Reads a pickle of lists and strings; anything that would run code is refused."""
 
-    def find_class(self, module: str, name: str):
+    def find_class(self, module: str, name: str, /) -> Any:
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
-    def persistent_load(self, pid):
+    def persistent_load(self, pid: Any) -> Any:
         raise pickle.UnpicklingError("it refers to other files")
 
 
 def listed_names(path: str | Path, keep_num: int | None = None) -> np.ndarray:
-    """The first ``keep_num`` names of a list (None: all), pickled or one a line. (N,) of bytes, no object per name.
+    """Returns the first ``keep_num`` names of a list (None: all), (N,) of bytes; no object is held per name.
 
-    A pickle is known by its ending or its first byte. Raises ``UserError`` for a file that is absent, empty or no list.
+    The list is pickled, which its ending or its first byte shows, or has a name per line. Raises ``UserError`` for a
+    file that is missing, empty or not a list.
     """
-    path = look(path)
+    path = note_read(path)
     if keep_num is not None and keep_num < 1:
-        raise UserError(f"DATASETS.KEEP_NUM: {keep_num} images are none")
+        raise UserError(f"DATASETS.KEEP_NUM: must be at least 1, got {keep_num}")
     if not path.is_file():
         raise UserError(f"DATASETS.FILTER_PATH: {path}: no such file")
     blocks = []
@@ -56,34 +58,35 @@ def listed_names(path: str | Path, keep_num: int | None = None) -> np.ndarray:
 
 
 def unpickled(path: Path) -> list[str]:
+    """Returns the names of a pickled list; raises ``UserError`` for anything else."""
     try:
         names = ListsOfText(io.BytesIO(path.read_bytes())).load()
         if not isinstance(names, list):
-            raise pickle.UnpicklingError("it is no list")
+            raise pickle.UnpicklingError("it is not a list")
         if not all(isinstance(name, str) for name in names):
-            raise pickle.UnpicklingError("it holds something else than text")
+            raise pickle.UnpicklingError("it has entries that are not text")
     except (pickle.UnpicklingError, TypeError, ValueError, EOFError, LookupError, ImportError) as error:
-        raise UserError(f"{path} is no pickled list of names ({error})") from None
+        raise UserError(f"{path} is not a pickled list of names ({error})") from None
     return names
 
 
 def relative_names(records: Records, root: str | Path) -> list[str]:
-    """The images' names as a list has them: below ``root``, with /."""
+    """Returns the images' names as a list has them: relative to ``root``, with /."""
     start = f"{Path(root).as_posix()}/"
     return [own_name(path).removeprefix(start) for path in records.paths]
 
 
 def keep_listed(records: Records, names: np.ndarray, root: str | Path) -> Records:
-    """The images that a list names, in the order of ``records``. names: (N,) of bytes, relative to ``root``.
+    """Returns the images that a list names, in the order of ``records``. names: (N,) of bytes, relative to ``root``.
 
-    Raises ``UserError`` where the list names an image that is not among them.
+    Raises ``UserError`` if the list names an image that is not among them.
     """
     rows = {name: row for row, name in enumerate(relative_names(records, root))}
-    wanted = [os.fsdecode(name) for name in names.tolist()]
-    absent = [name for name in wanted if name not in rows]
+    listed = [os.fsdecode(name) for name in names.tolist()]
+    absent = [name for name in listed if name not in rows]
     if absent:
         raise UserError(
-            f"DATASETS.FILTER_PATH: {len(absent)} of {len(wanted)} listed images are not among the training images, "
+            f"DATASETS.FILTER_PATH: {len(absent)} of {len(listed)} listed images are not among the training images, "
             f"such as {absent[0]!r}; names are relative to {root}"
         )
-    return records.take(np.unique([rows[name] for name in wanted]))
+    return records.take(np.unique([rows[name] for name in listed]))

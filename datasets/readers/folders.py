@@ -1,18 +1,29 @@
-"""How the published person and vehicle sets are read: folders of images whose names say who and where, and lists."""
+"""Reads the published person and vehicle sets: folders of images whose names show identity and camera, and lists."""
 
 from __future__ import annotations
 
 import random
 import re
 from pathlib import Path
+from typing import Any
 
-from datasets.readers.scan import IMAGE_ENDINGS, first_of, image_files, look, read_lines, require, sub_folders, table_of
-from datasets.records import SPLITS, RawSplits, Row, relative_order
+from datasets.catalogue.spec import DatasetSpec
+from datasets.readers.scan import (
+    IMAGE_ENDINGS,
+    first_of,
+    image_files,
+    note_read,
+    read_lines,
+    require,
+    sub_folders,
+    table_of,
+)
+from datasets.records import SPLITS, RawRow, RawSplits, relative_order
 from utils.errors import UserError
 
 
-def parse(spec, name: str, folder: Path) -> re.Match:
-    """The groups of the entry's pattern in a base name, or the line that says which file does not fit."""
+def parse(spec: DatasetSpec, name: str, folder: Path) -> re.Match:
+    """Matches the entry's pattern in a base name; raises ``UserError`` that names a file that does not follow it."""
     match = re.search(spec.pattern, name)
     if not match:
         raise UserError(
@@ -21,40 +32,48 @@ def parse(spec, name: str, folder: Path) -> re.Match:
     return match
 
 
-def row_from_name(spec, folder: Path, name: str) -> Row:
+def row_from_name(spec: DatasetSpec, folder: Path, name: str) -> RawRow:
+    """Returns the row of a file whose name shows its identity, camera and maybe view."""
     groups = parse(spec, name, folder).groupdict()
-    return Row(f"{folder}/{name}", int(groups["pid"]), int(groups.get("cam") or 0), int(groups.get("view") or 0))
+    return RawRow(f"{folder}/{name}", int(groups["pid"]), int(groups.get("cam") or 0), int(groups.get("view") or 0))
 
 
-def refuse_empty(spec, rows: list[Row], place: Path) -> list[Row]:
+def refuse_empty(spec: DatasetSpec, rows: list[RawRow], folder: Path) -> list[RawRow]:
+    """Returns the rows of a folder; raises ``UserError`` when there are none."""
     if not rows:
-        raise UserError(f"{spec.name}: no images in {place} (looked for {', '.join(IMAGE_ENDINGS[:3])}, ...)")
+        raise UserError(f"{spec.name}: no images in {folder} (looked for {', '.join(IMAGE_ENDINGS[:3])}, ...)")
     return rows
 
 
-def read_folders(spec, folder: Path, **options) -> RawSplits:
-    """Three folders of images, identity and camera in the file names (Market-1501's layout)."""
-    found = RawSplits()
-    for split, sub in zip(SPLITS, spec.splits, strict=True):
-        place = require(folder / sub, "folder", spec)
-        rows = [row_from_name(spec, place, name) for name in image_files(place)]
-        dropped = spec.junk + (spec.distractors if split == "train" else ())
-        setattr(found, split, refuse_empty(spec, [row for row in rows if row.pid not in dropped], place))
-    return found
+def rows_of_folder(spec: DatasetSpec, folder: Path, dropped: tuple[int, ...]) -> list[RawRow]:
+    """Returns the rows of a folder's images, without the identities in ``dropped``."""
+    rows = [row_from_name(spec, folder, name) for name in image_files(require(folder, "folder", spec))]
+    return refuse_empty(spec, [row for row in rows if row.pid not in dropped], folder)
 
 
-def read_market1501(spec, folder: Path, market1501_500k: bool = False, **options) -> RawSplits:
-    """Market-1501 (Zheng, ICCV 2015). market1501_500k: ``images/`` with 500,000 distractors joins the gallery."""
-    found = read_folders(spec, folder)
+def read_folders(spec: DatasetSpec, folder: Path, **options: Any) -> RawSplits:
+    """Reads three folders of images, identity and camera in the file names (Market-1501's layout)."""
+    train, query, gallery = (folder / name for name in spec.splits)
+    return RawSplits(
+        train=rows_of_folder(spec, train, spec.junk + spec.distractors),
+        query=rows_of_folder(spec, query, spec.junk),
+        gallery=rows_of_folder(spec, gallery, spec.junk),
+    )
+
+
+def read_market1501(spec: DatasetSpec, folder: Path, market1501_500k: bool = False, **options: Any) -> RawSplits:
+    """Reads Market-1501 (Zheng, ICCV 2015).
+
+    market1501_500k: ``images/`` with 500,000 distractors joins the gallery.
+    """
+    splits = read_folders(spec, folder)
     if market1501_500k:
-        place = require(folder / "images", "folder", spec)
-        rows = [row_from_name(spec, place, name) for name in image_files(place)]
-        found.gallery += refuse_empty(spec, [row for row in rows if row.pid not in spec.junk], place)
-    return found
+        splits.gallery += rows_of_folder(spec, folder / "images", spec.junk)
+    return splits
 
 
-def read_msmt17(spec, folder: Path, use_val: bool = True, **options) -> RawSplits:
-    """MSMT17 (Wei, CVPR 2018): ``list_*.txt`` over ``train/`` and ``test/``, or the flat Market-1501 layout.
+def read_msmt17(spec: DatasetSpec, folder: Path, use_val: bool = True, **options: Any) -> RawSplits:
+    """Reads MSMT17 (Wei, CVPR 2018): ``list_*.txt`` over ``train/`` and ``test/``, or the flat Market-1501 layout.
 
     Lists beside the flat folders decide which of their images belong.
     """
@@ -63,36 +82,40 @@ def read_msmt17(spec, folder: Path, use_val: bool = True, **options) -> RawSplit
         return read_folders(spec, folder)
     masked = spec.name == "msmt17v2" or (spec.name != "msmt17v1" and (folder / "mask_train_v2").exists())
     train, test = ("mask_train_v2", "mask_test_v2") if masked else ("train", "test")
-    places = spec.splits if flat else (train, test, test)
-    for sub in dict.fromkeys(places):
+    subs = spec.splits if flat else (train, test, test)
+    for sub in dict.fromkeys(subs):
         require(folder / sub, "folder", spec)
-    held = {sub: set(image_files(folder / sub)) for sub in places} if flat else {}
+    present = {sub: set(image_files(folder / sub)) for sub in subs} if flat else {}
 
-    def rows(which: str, sub: str) -> list[Row]:
-        found, path = [], folder / f"list_{which}.txt"
+    def rows(which: str, sub: str) -> list[RawRow]:
+        listed, path = [], folder / f"list_{which}.txt"
         for number, words in enumerate(read_lines(path, spec), 1):
             name = words[0].rpartition("/")[2]
             camera = re.search(r"^-?\d+_c(\d+)", name) or re.search(r"^[^_]*_[^_]*_(\d+)(?:_|$)", name)
             if len(words) < 2 or not camera or not words[1].lstrip("-").isdigit():
                 raise UserError(f"{spec.name}: {path}, line {number}: expected 'path label'")
-            if flat and name not in held[sub]:
+            if flat and name not in present[sub]:
                 raise UserError(f"{spec.name}: {path}, line {number}: no image {name} in {folder / sub}")
-            found.append(Row(f"{folder}/{sub}/{name if flat else words[0]}", int(words[1]), int(camera[1])))
-        return found
+            listed.append(RawRow(f"{folder}/{sub}/{name if flat else words[0]}", int(words[1]), int(camera[1])))
+        return listed
 
-    val = rows("val", places[0]) if use_val else []
-    splits = (rows("train", places[0]) + val, rows("query", places[1]), rows("gallery", places[2]))
-    return RawSplits(*(relative_order(found, folder) for found in splits), listed=not flat)
+    train_rows = rows("train", subs[0]) + (rows("val", subs[0]) if use_val else [])
+    return RawSplits(
+        train=relative_order(train_rows, folder),
+        query=relative_order(rows("query", subs[1]), folder),
+        gallery=relative_order(rows("gallery", subs[2]), folder),
+        listed=not flat,
+    )
 
 
-def read_occluded_duke(spec, folder: Path, **options) -> RawSplits:
-    """Occluded-Duke (Miao, ICCV 2019): folders, or ``*.list`` that pick images from DukeMTMC-reID near by."""
+def read_occluded_duke(spec: DatasetSpec, folder: Path, **options: Any) -> RawSplits:
+    """Reads Occluded-Duke (Miao, ICCV 2019): folders, or ``*.list`` that pick images from DukeMTMC-reID nearby."""
     lists = [folder / f"{split}.list" for split in SPLITS]
-    if not all(look(path).exists() and path.stat().st_size for path in lists):
+    if not all(note_read(path).exists() and path.stat().st_size for path in lists):
         return read_folders(spec, folder)
     near = [folder, *(p / d for p in (folder, folder.parent) for d in ("DukeMTMC-reID", "dukemtmcreid")), folder.parent]
     near += [folder.parent / d / "DukeMTMC-reID" for d in ("dukemtmcreid", "dukemtmc", "dukemtmc-reid")]
-    source = next((place for place in near if look(place / spec.splits[0]).exists()), None)
+    source = next((parent for parent in near if note_read(parent / spec.splits[0]).exists()), None)
     if source is None:
         raise UserError(
             f"{spec.name}: {folder} has the lists of names, but no DukeMTMC-reID was found for them; looked for "
@@ -101,51 +124,52 @@ def read_occluded_duke(spec, folder: Path, **options) -> RawSplits:
     where: dict[str, Path] = {}
     for sub in spec.splits:
         where |= dict.fromkeys(image_files(require(source / sub, "folder", spec)), source / sub)
-    found = RawSplits()
-    for split, path in zip(SPLITS, lists, strict=True):
+    splits = []
+    for path in lists:
         names = sorted(words[0].rpartition("/")[2] for words in read_lines(path, spec))
         absent = [name for name in names if name not in where]
         if absent:
             raise UserError(f"{spec.name}: {path}: {len(absent)} images are not in {source}, the first is {absent[0]}")
         rows = [row_from_name(spec, where[name], name) for name in names]
-        setattr(found, split, relative_order(rows, source))
-    return found
+        splits.append(relative_order(rows, source))
+    return RawSplits(*splits)
 
 
-def read_p_duke(spec, folder: Path, **options) -> RawSplits:
-    """P-DukeMTMC-reID (Zhuo, ICME 2018): ``{train,test}/{occluded,whole}_body_images/ID/``.
+def read_p_duke(spec: DatasetSpec, folder: Path, **options: Any) -> RawSplits:
+    """Reads P-DukeMTMC-reID (Zhuo, ICME 2018): ``{train,test}/{occluded,whole}_body_images/ID/``.
 
     Occluded images search whole ones. Cameras are not used: occluded is 0, whole is 1, so nothing is filtered.
     """
 
-    def rows(split: str, kind: str, camera: int) -> list[Row]:
-        place = require(folder / split / f"{kind}_body_images", "folder", spec)
-        found = []
-        for person in sub_folders(place):
+    def rows(split: str, kind: str, camera: int) -> list[RawRow]:
+        people = require(folder / split / f"{kind}_body_images", "folder", spec)
+        images = []
+        for person in sub_folders(people):
             if not person.isdigit():
-                raise UserError(f"{spec.name}: {place / person}: the folder's name is no identity")
-            found += [Row(f"{place / person}/{n}", int(person), camera) for n in image_files(place / person)]
-        return refuse_empty(spec, found, place)
+                raise UserError(f"{spec.name}: {people / person}: the folder's name is not an identity's number")
+            images += [RawRow(f"{people / person}/{n}", int(person), camera) for n in image_files(people / person)]
+        return refuse_empty(spec, images, people)
 
     train = rows("train", "occluded", 0) + rows("train", "whole", 1)
     return RawSplits(relative_order(train, folder), rows("test", "occluded", 0), rows("test", "whole", 1))
 
 
-def read_cuhk_sysu(spec, folder: Path, **options) -> RawSplits:
-    """CUHK-SYSU, cropped (Xiao, CVPR 2017): training only, one camera."""
-    place = first_of([folder / "cropped_images", folder / "croppped_images"]) or folder / "cropped_images"
-    names = image_files(require(place, "folder", spec))
-    return RawSplits(refuse_empty(spec, [row_from_name(spec, place, name) for name in names], place))
+def read_cuhk_sysu(spec: DatasetSpec, folder: Path, **options: Any) -> RawSplits:
+    """Reads CUHK-SYSU, cropped (Xiao, CVPR 2017): training only, one camera."""
+    images = first_of([folder / "cropped_images", folder / "croppped_images"]) or folder / "cropped_images"
+    return RawSplits(rows_of_folder(spec, images, ()))
 
 
-def read_veri(spec, folder: Path, missing_view: str = "keep", view_dir: str = "", **options) -> RawSplits:
-    """VeRi-776 (Liu, ECCV 2016): Market-like folders, orientations 0-7 in the key-point lists.
+def read_veri(
+    spec: DatasetSpec, folder: Path, missing_view: str = "keep", view_dir: str = "", **options: Any
+) -> RawSplits:
+    """Reads VeRi-776 (Liu, ECCV 2016): Market-like folders, orientations 0-7 in the key-point lists.
 
     missing_view: ``drop`` images without an orientation (published numbers) or ``keep`` them as view 0.
     """
     if missing_view not in ("keep", "drop"):
-        raise UserError(f"DATASETS.MISSING_VIEW: {missing_view!r} is neither 'drop' nor 'keep'")
-    found = read_folders(spec, folder)
+        raise UserError(f"DATASETS.MISSING_VIEW: must be 'drop' or 'keep', got {missing_view!r}")
+    splits = read_folders(spec, folder)
     views = veri_views(spec, [p for p in (folder, view_dir and Path(view_dir)) if p])
     if not views and missing_view == "drop":
         raise UserError(
@@ -153,35 +177,39 @@ def read_veri(spec, folder: Path, missing_view: str = "keep", view_dir: str = ""
             "asked for; put the key-point lists there or set MODEL.SIE_VIEW False"
         )
     if not views:
-        found.notes.append(f"no keypoint_train.txt in {folder} nor in DATASETS.VIEW_DIR: all views are 0")
+        splits.notes.append(f"no keypoint_train.txt in {folder} nor in DATASETS.VIEW_DIR: all views are 0")
     for split in SPLITS:
-        rows = getattr(found, split)
+        rows = getattr(splits, split)
         for row in rows:
             row.view = views.get(row.path.rpartition("/")[2], 0)
         if missing_view == "drop":
-            setattr(found, split, [row for row in rows if row.path.rpartition("/")[2] in views])
-        if not getattr(found, split):
+            rows[:] = [row for row in rows if row.path.rpartition("/")[2] in views]
+        if not rows:
             raise UserError(f"{spec.name}: the key-point lists name no image of the {split} split in {folder}")
-    return found
+    return splits
 
 
-def veri_views(spec, places: list[Path]) -> dict[str, int]:
-    """Base name -> orientation, from the first place that has the lists; the training list first."""
+def veri_views(spec: DatasetSpec, folders: list[Path]) -> dict[str, int]:
+    """Returns base name -> orientation, from the first folder that has the lists; the training list first."""
     views: dict[str, int] = {}
-    for place in places:
+    for folder in folders:
         for name in ("keypoint_train.txt", "keypoint_test.txt"):
-            if look(place / name).exists():
-                for line, words in enumerate(read_lines(place / name, spec), 1):
+            if note_read(folder / name).exists():
+                for line, words in enumerate(read_lines(folder / name, spec), 1):
                     if not words[-1].isdigit():
-                        raise UserError(f"{spec.name}: {place / name}, line {line}: the last word is no orientation")
+                        raise UserError(
+                            f"{spec.name}: {folder / name}, line {line}: the last word is not an orientation"
+                        )
                     views.setdefault(re.split(r"[/\\]", words[0])[-1], int(words[-1]))
         if views:
             break
     return views
 
 
-def read_vehicleid(spec, folder: Path, test_size: int = 800, seed: int = 0, trial: int = 0, **options) -> RawSplits:
-    """PKU VehicleID (Liu, CVPR 2016): per test vehicle one drawn image is the gallery, the others are queries.
+def read_vehicleid(
+    spec: DatasetSpec, folder: Path, test_size: int = 800, seed: int = 0, trial: int = 0, **options: Any
+) -> RawSplits:
+    """Reads PKU VehicleID (Liu, CVPR 2016): per test vehicle one drawn image is the gallery, the others are queries.
 
     Cameras are unknown: query 0, gallery 1, which switches the camera filter off.
     """
@@ -193,22 +221,22 @@ def read_vehicleid(spec, folder: Path, test_size: int = 800, seed: int = 0, tria
             raise UserError(f"{spec.name}: {lists / name}: expected lines 'image vehicle'")
         return [(f"{folder}/image/{w[0]}.jpg", int(w[1])) for w in words]
 
-    if not look(lists / f"test_list_{test_size}.txt").exists():
+    if not note_read(lists / f"test_list_{test_size}.txt").exists():
         sizes = sorted(int(p.stem.rpartition("_")[2]) for p in lists.glob("test_list_*.txt"))
         raise UserError(
             f"DATASETS.TEST_SIZE: {spec.name} has no list file 'test_list_{test_size}.txt' in {lists}; found {sizes}"
         )
-    train = relative_order([Row(path, pid) for path, pid in rows("train_list.txt")], folder)
+    train = relative_order([RawRow(path, pid) for path, pid in rows("train_list.txt")], folder)
     test = rows(f"test_list_{test_size}.txt")
     drawn = draw_one_each([pid for _, pid in test], seed + trial)
-    gallery = [Row(*test[i], cam=1) for i in sorted(drawn)]
-    query = [Row(path, pid) for i, (path, pid) in enumerate(test) if i not in drawn]
+    gallery = [RawRow(*test[i], cam=1) for i in sorted(drawn)]
+    query = [RawRow(path, pid) for i, (path, pid) in enumerate(test) if i not in drawn]
     return RawSplits(train, query, gallery, listed=True)
 
 
 def draw_one_each(pids: list[int], seed: int) -> set[int]:
-    """For each identity, in order of first appearance, the position of one of its images, drawn from ``seed``."""
+    """Returns the position of one image of each identity, drawn from ``seed`` in the order of first appearance."""
     rng, positions = random.Random(seed), {}
     for i, pid in enumerate(pids):
         positions.setdefault(pid, []).append(i)
-    return {rng.choice(found) for found in positions.values()}
+    return {rng.choice(of_identity) for of_identity in positions.values()}

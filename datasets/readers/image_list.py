@@ -1,4 +1,4 @@
-"""Images to extract features of: any folder, a list of paths, or a table of paths with ids and crop boxes."""
+"""Reads images to extract features of: any folder, a list of paths, or a table of paths with ids and crop boxes."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Carried = dict[str, list[str]]
 
 
 def read_image_list(path: str | Path) -> tuple[Records, Carried]:
-    """The images of a folder at any depth (sorted), of a text file (a path a line) or of a .csv or .tsv table.
+    """Reads the images of a folder at any depth (sorted), of a text file (a path per line) or of a .csv or .tsv table.
 
-    Paths are relative to the file that names them, and come back absolute. A table needs a column ``path``; of its
-    others those in ``CARRIED`` come back as text beside the records, whose camids and viewids are -1 where not given.
-    Raises ``UserError`` where there is no image, or a table's line is not what it should be.
+    Paths are relative to the file that names them, and are returned absolute. A table needs a column ``path``; its
+    columns in ``CARRIED`` are returned as text beside the records, whose camids and viewids are -1 where unknown.
+    Raises ``UserError`` if there is no image, or a table's line is wrong.
     """
     path = Path(os.path.abspath(path))
     if path.is_dir():
@@ -48,11 +48,13 @@ def read_image_list(path: str | Path) -> tuple[Records, Carried]:
 
 
 def without_ids(paths: Paths) -> Records:
+    """Returns a list whose identities, cameras and views are unknown (-1)."""
     unknown = np.full(len(paths), -1)
     return Records.of(paths, unknown, unknown, unknown)
 
 
 def read_table_of_images(path: Path) -> tuple[Records, Carried]:
+    """Reads a table with a column ``path`` (see ``read_image_list``)."""
     header, lines = csv_lines(path)
     if "path" not in header:
         raise UserError(f"{path}: no column 'path' (found: {', '.join(header) or 'nothing'}); a header line is needed")
@@ -63,17 +65,17 @@ def read_table_of_images(path: Path) -> tuple[Records, Carried]:
     for number, line in lines:
         if not line["path"]:
             raise UserError(f"{path}, line {number}: path must not be empty")
-    places = [str(path.parent / line["path"]) for _, line in lines]
+    paths = [str(path.parent / line["path"]) for _, line in lines]
     boxes = None
     if BOX[0] in header:
-        found = (box_of(line, f"{path}, line {number}") for number, line in lines)
-        boxes = np.array([box or (0, 0, 0, 0) for box in found], np.int32)
+        crops = (box_of(line, f"{path}, line {number}") for number, line in lines)
+        boxes = np.array([crop or (0, 0, 0, 0) for crop in crops], np.int32)
     pids = np.full(len(lines), -1)
-    records = Records.of(places, pids, numbers(lines, "camid"), numbers(lines, "viewid"), boxes=boxes)
+    records = Records.of(paths, pids, numbers(lines, "camid"), numbers(lines, "viewid"), boxes=boxes)
     return records, {name: [line[name] for _, line in lines] for name in CARRIED if name in header}
 
 
 def numbers(lines: Lines, column: str) -> np.ndarray:
-    """(N,) int64, -1 for what is not given or no number."""
+    """Returns a column as (N,) int64, -1 for what is empty or not a number."""
     words = (line.get(column, "") for _, line in lines)
     return np.array([int(word) if word.isdecimal() else -1 for word in words], np.int64)

@@ -7,9 +7,11 @@ import random
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from datasets.catalogue.spec import DatasetSpec
 from datasets.readers.scan import existing, image_files, sub_folders, walk_images
-from datasets.records import RawSplits, Row
+from datasets.records import RawRow, RawSplits
 from utils.errors import UserError
 
 SPLIT_NAMES = {
@@ -23,116 +25,124 @@ FLAT_NAME = re.compile(r"^(-?\d+)_c\d+")
 CAMERA = r"_c(\d+)(?!\d)"
 
 
-def find_folder(root: Path, **options) -> Path:
-    """DATASETS.ROOT_DIR is the dataset."""
+def find_folder(root: str | Path, **options: Any) -> Path:
+    """Returns DATASETS.ROOT_DIR, which is the dataset; raises ``UserError`` if it is not a folder."""
     if not Path(root).is_dir():
-        raise UserError(f"folder: DATASETS.ROOT_DIR {str(root)!r} is no folder")
+        raise UserError(f"folder: DATASETS.ROOT_DIR {str(root)!r} is not a folder")
     return Path(root)
 
 
 def read_folder(
-    spec, folder: Path, test_share: float = 0.5, seed: int = 0, camera_pattern: str = "", **options
+    spec: DatasetSpec, folder: Path, test_share: float = 0.5, seed: int = 0, camera_pattern: str = "", **options: Any
 ) -> RawSplits:
-    """A folder per identity, or flat files ``ID_cCAMERA...``; below split folders, or split here by identity.
+    """Reads a folder per identity, or flat files ``ID_cCAMERA...``; below split folders, or split here by identity.
 
     camera_pattern: one group finds the camera in a base name; empty: ``_c(number)`` if every file has it, else there
     are no cameras. ``test`` without ``query`` is searched among itself, with ``query`` it is the gallery. ``val``
-    beside ``train`` alone holds images of the same classes, to be classified (as ImageNet's); else it is left aside.
+    beside ``train`` alone holds images of the same classes, to be classified (as ImageNet's); else it is left out.
     """
     names = sub_folders(folder)
-    places = {split: next((n for n in known if n in names), None) for split, known in SPLIT_NAMES.items()}
-    if any(places[split] for split in ("train", "query", "gallery", "test")):
-        tested = any(places[split] for split in ("query", "gallery", "test"))
-        rows = {s: rows_below(folder / name) for s, name in places.items() if name and (s != "val" or not tested)}
+    present = {split: next((n for n in known if n in names), None) for split, known in SPLIT_NAMES.items()}
+    if any(present[split] for split in ("train", "query", "gallery", "test")):
+        is_tested = any(present[split] for split in ("query", "gallery", "test"))
+        rows = {s: rows_below(folder / n) for s, n in present.items() if n and (s != "val" or not is_tested)}
         if "query" in rows and "gallery" not in rows and "test" in rows:
             rows["gallery"] = rows.pop("test")
-        known = set_cameras([row for part in rows.values() for row in part], camera_pattern)
-        return from_splits(rows, known, folder)
+        has_cameras = set_cameras([row for split_rows in rows.values() for row in split_rows], camera_pattern)
+        return from_splits(rows, has_cameras, folder)
     everything = rows_below(folder)
-    known = set_cameras(everything, camera_pattern)
-    return drawn_split(everything, test_share, seed, known, folder)
+    has_cameras = set_cameras(everything, camera_pattern)
+    return drawn_split(everything, test_share, seed, has_cameras, folder)
 
 
-def rows_below(place: Path) -> list[Row]:
-    """Identity is the first folder's name, or the number at the start of a file that lies in no folder."""
-    people = sub_folders(place)
-    found = [
-        Row(f"{place}/{person}/{os.fsdecode(name)}", person)
-        for person in people
-        for name in walk_images(place / person).tolist()
+def rows_below(folder: Path) -> list[RawRow]:
+    """Returns a row per image: its identity is the first folder's name, or the number that a flat file begins with."""
+    rows = [
+        RawRow(f"{folder}/{person}/{os.fsdecode(name)}", person)
+        for person in sub_folders(folder)
+        for name in walk_images(folder / person).tolist()
     ]
-    for name in image_files(place):
+    for name in image_files(folder):
         match = FLAT_NAME.match(name)
         if not match:
             raise UserError(
-                f"folder: {place / name}: an image in no identity's folder, and its name does not begin like 0001_c1"
+                f"folder: {folder / name}: an image in no identity's folder, and its name does not begin like 0001_c1"
             )
-        found.append(Row(f"{place}/{name}", match[1]))
-    found = [row for row in found if row.pid != "-1"]
-    if not found:
-        raise UserError(f"folder: no images in {place} (found: {existing(place)}); expected a folder per identity")
-    return sorted(found, key=lambda row: row.path)
+        rows.append(RawRow(f"{folder}/{name}", match[1]))
+    rows = [row for row in rows if row.pid != "-1"]
+    if not rows:
+        raise UserError(f"folder: no images in {folder} (found: {existing(folder)}); expected a folder per identity")
+    return sorted(rows, key=lambda row: row.path)
 
 
-def set_cameras(rows: list[Row], pattern: str) -> bool:
-    """Finds the camera in every file's name; whether there are cameras. Raises ``UserError`` for a wrong pattern."""
+def set_cameras(rows: list[RawRow], pattern: str) -> bool:
+    """Sets the camera that every file's name shows and returns whether there are cameras.
+
+    Raises ``UserError`` for a wrong pattern.
+    """
     try:
-        wanted = re.compile(pattern or CAMERA)
+        camera = re.compile(pattern or CAMERA)
     except re.error as error:
-        raise UserError(f"DATASETS.CAMERA_PATTERN: {pattern!r} is no regular expression ({error})") from None
-    if wanted.groups != 1:
-        raise UserError(f"DATASETS.CAMERA_PATTERN: {pattern!r} has {wanted.groups} groups, expected one")
+        raise UserError(f"DATASETS.CAMERA_PATTERN: {pattern!r} is not a regular expression ({error})") from None
+    if camera.groups != 1:
+        raise UserError(f"DATASETS.CAMERA_PATTERN: {pattern!r} has {camera.groups} groups, expected one")
     cameras = []
     for row in rows:
-        match = wanted.search(row.path.rpartition("/")[2])
+        match = camera.search(row.path.rpartition("/")[2])
         if (not match or match[1] is None) and pattern:
             raise UserError(f"DATASETS.CAMERA_PATTERN: {pattern!r} finds no camera in {row.path}")
         if not match:
             return False
         cameras.append(match[1])
-    for row, camera in zip(rows, cameras, strict=True):
-        row.cam = camera
+    for row, name in zip(rows, cameras, strict=True):
+        row.cam = name
     return True
 
 
-def from_splits(rows: dict[str, list[Row]], cameras: bool, folder: Path) -> RawSplits:
+def from_splits(rows: dict[str, list[RawRow]], has_cameras: bool, folder: Path) -> RawSplits:
+    """Returns the splits that the folders give. rows: by split."""
     if "val" in rows:
-        known = {row.pid for row in rows["train"]}
-        if strange := sorted({row.pid for row in rows["val"]} - known):
+        classes = {row.pid for row in rows["train"]}
+        if strange := sorted({str(row.pid) for row in rows["val"] if row.pid not in classes}):
             raise UserError(f"folder: {folder / 'val'} has classes that train has not, such as {strange[0]!r}")
         return RawSplits(rows["train"], rows["val"], rows["val"], same_list=True, protocol="classification")
-    found = RawSplits(rows.get("train", []), rows.get("query", []), rows.get("gallery", []))
-    if not (found.query or found.gallery) and "test" in rows:
-        return tested_alone(found.train, rows["test"], cameras)
-    if bool(found.query) != bool(found.gallery):
-        there, absent = ("query", "gallery") if found.query else ("gallery", "query")
-        raise UserError(f"folder: {folder} has a {there} folder and none for the {absent}")
-    if not cameras:
-        found.gallery = [replace(row, cam=1) for row in found.gallery]
-    return found
+    splits = RawSplits(rows.get("train", []), rows.get("query", []), rows.get("gallery", []))
+    if not (splits.query or splits.gallery) and "test" in rows:
+        return RawSplits(rows.get("train", []), *among_themselves(rows["test"], has_cameras), not has_cameras)
+    if bool(splits.query) != bool(splits.gallery):
+        present, absent = ("query", "gallery") if splits.query else ("gallery", "query")
+        raise UserError(f"folder: {folder} has a {present} folder and none for the {absent}")
+    if not has_cameras:
+        splits.gallery = [replace(row, cam=1) for row in splits.gallery]
+    return splits
 
 
-def tested_alone(train: list[Row], test: list[Row], cameras: bool) -> RawSplits:
-    """The test images searched among themselves, by the cameras' rule where there are cameras.
+def among_themselves(test: list[RawRow], has_cameras: bool) -> tuple[list[RawRow], list[RawRow]]:
+    """Returns (query, gallery) for test images that are searched among themselves.
 
-    With cameras, one image of each identity and camera is a query and every image is in the gallery: those of the
-    query's own camera, itself among them, do not count.
+    With cameras, images of a query's identity and camera do not count, itself among them; without, an image is never
+    its own match.
     """
-    if not cameras:
-        return RawSplits(train, test, [replace(row, cam=1) for row in test], same_list=True)
-    first = {(row.pid, row.cam): row for row in reversed(test)}
-    chosen = {id(row) for row in first.values()}
-    return RawSplits(train, [row for row in test if id(row) in chosen], test)
+    return test, test if has_cameras else [replace(row, cam=1) for row in test]
 
 
-def drawn_split(rows: list[Row], share: float, seed: int, cameras: bool, folder: Path) -> RawSplits:
-    """Identities split by a seeded draw; ``share`` of them test, at least one on either side."""
-    people = sorted({row.pid for row in rows})
+def drawn_split(rows: list[RawRow], share: float, seed: int, has_cameras: bool, folder: Path) -> RawSplits:
+    """Returns splits by a seeded draw of identities: ``share`` of them test, at least one on either side.
+
+    With cameras, one image of each tested identity and camera is a query; all are in the gallery.
+    """
+    people = sorted({str(row.pid) for row in rows})
     if not 0 <= share < 1:
-        raise UserError(f"DATASETS.TEST_SHARE: {share} is no share of the identities below 1")
+        raise UserError(f"DATASETS.TEST_SHARE: must be at least 0 and below 1, got {share}")
     if len(people) < 2 and share:
         raise UserError(f"folder: {folder} has one identity only, {people[0]!r}; a test needs others (or TEST_SHARE 0)")
     count = min(max(round(share * len(people)), 1), len(people) - 1) if share else 0
-    held = set(random.Random(seed).sample(people, count))
-    train, test = ([row for row in rows if (row.pid in held) is tested] for tested in (False, True))
-    return tested_alone(train, test, cameras) if test else RawSplits(train)
+    drawn = set(random.Random(seed).sample(people, count))
+    train, test = ([row for row in rows if (row.pid in drawn) is tested] for tested in (False, True))
+    if not test:
+        return RawSplits(train)
+    query, gallery = among_themselves(test, has_cameras)
+    if has_cameras:
+        first = {id(row) for row in {(row.pid, row.cam): row for row in reversed(test)}.values()}
+        query = [row for row in test if id(row) in first]
+    return RawSplits(train, query, gallery, same_list=not has_cameras)

@@ -1,35 +1,40 @@
-"""Readers of PRID and of the joint set of TransReID-SSL."""
+"""Reader of PRID 2011."""
 
 from __future__ import annotations
 
 import json
 import random
 import re
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from datasets.readers.folders import read_folders, read_msmt17, refuse_empty
+from datasets.catalogue.spec import DatasetSpec
+from datasets.readers.folders import refuse_empty
 from datasets.readers.scan import first_of, image_files, require, sub_folders
-from datasets.records import RawSplits, Row
+from datasets.records import RawRow, RawSplits
 from utils.errors import UserError
 
 
-def read_prid(spec, folder: Path, split_id: int = 0, seed: int = 0, **options) -> RawSplits:
-    """PRID 2011, single shot (Hirzer, SCIA 2011): 100 of the 200 persons in both views train, by one of 10 splits.
+def read_prid(spec: DatasetSpec, folder: Path, split_id: int = 0, seed: int = 0, **options: Any) -> RawSplits:
+    """Reads PRID 2011, single shot (Hirzer, SCIA 2011): 100 of the 200 persons in both views train.
 
-    ``splits_single_shot.json`` decides where it is there, else ``seed``. fast-reid's ``slim_train`` only trains.
+    split_id: one of 10 splits, from ``splits_single_shot.json`` if there is one, else drawn by ``seed``. fast-reid's
+    ``slim_train`` only trains.
     """
     if first_of([folder / "slim_train"]) and not first_of([folder / "single_shot"]):
-        place, found = folder / "slim_train", []
-        for person in sub_folders(place):
-            pid = person_number(spec, place, person)
-            found += [Row(f"{place}/{person}/{name}", pid) for name in image_files(place / person)]
-        return RawSplits(refuse_empty(spec, found, place))
-    views = []
-    for camera, name in enumerate(("cam_a", "cam_b")):
-        place = require(folder / "single_shot" / name, "folder", spec)
-        rows = [Row(f"{place}/{n}", person_number(spec, place, n), camera) for n in image_files(place)]
-        views.append({row.pid: row for row in refuse_empty(spec, rows, place)})
+        people, rows = folder / "slim_train", []
+        for person in sub_folders(people):
+            pid = person_number(spec, people, person)
+            rows += [RawRow(f"{people}/{person}/{name}", pid) for name in image_files(people / person)]
+        return RawSplits(refuse_empty(spec, rows, people))
+    views: list[dict[int, RawRow]] = []
+    for camera in ("cam_a", "cam_b"):
+        images = require(folder / "single_shot" / camera, "folder", spec)
+        people = {person_number(spec, images, n): RawRow(f"{images}/{n}", 0, camera) for n in image_files(images)}
+        for pid, row in people.items():
+            row.pid = pid
+        refuse_empty(spec, list(people.values()), images)
+        views.append(people)
     splits = prid_splits(spec, folder, seed)
     if not 0 <= split_id < len(splits):
         raise UserError(f"DATASETS.SPLIT_ID: {split_id}; {spec.name} has {len(splits)} splits, counted from 0")
@@ -46,16 +51,17 @@ def read_prid(spec, folder: Path, split_id: int = 0, seed: int = 0, **options) -
     )
 
 
-def person_number(spec, place: Path, name: str) -> int:
+def person_number(spec: DatasetSpec, folder: Path, name: str) -> int:
+    """Returns the identity that a name such as ``person_0001`` shows."""
     match = re.match(r"person_(\d+)", name)
     if not match:
-        raise UserError(f"{spec.name}: {place / name}: the name does not follow the pattern of prid (person_0001)")
+        raise UserError(f"{spec.name}: {folder / name}: the name does not follow the pattern of prid (person_0001)")
     return int(match[1])
 
 
-def prid_splits(spec, folder: Path, seed: int) -> list[tuple[list[int], list[int]]]:
-    """(training ids, test ids) of each split, in ascending order."""
-    path = first_of([place / "splits_single_shot.json" for place in (folder, folder.parent)])
+def prid_splits(spec: DatasetSpec, folder: Path, seed: int) -> list[tuple[list[int], list[int]]]:
+    """Returns (training ids, test ids) of each split, in ascending order."""
+    path = first_of([parent / "splits_single_shot.json" for parent in (folder, folder.parent)])
     if path is None:
         rng, splits = random.Random(seed), []
         for _ in range(10):
@@ -63,28 +69,11 @@ def prid_splits(spec, folder: Path, seed: int) -> list[tuple[list[int], list[int
             splits.append((sorted(drawn[:100]), sorted(drawn[100:])))
         return splits
     try:
-        return [
-            tuple(sorted(int(re.sub(r"\D", "", str(pid))) for pid in split[part]) for part in ("train", "test"))
-            for split in json.loads(path.read_text())
-        ]
+        return [(ids_of(split["train"]), ids_of(split["test"])) for split in json.loads(path.read_text())]
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{spec.name}: {path} is no list of splits with train and test") from None
+        raise UserError(f"{spec.name}: {path} is not a list of splits with train and test") from None
 
 
-def read_mm(spec, folder: Path, **options) -> RawSplits:
-    """TransReID-SSL's joint set: MSMT17's ``list_train`` followed by Market-1501; the test is Market-1501's."""
-    from datasets.catalogue import find_spec
-    from datasets.catalogue.spec import locate
-
-    msmt17, market = find_spec("msmt17"), find_spec("market1501")
-    first = read_msmt17(msmt17, locate(msmt17, folder), use_val=False).train
-    found = read_folders(market, locate(market, folder))
-    after = 1 + max(row.pid for row in first)
-    cameras = 1 + max(row.cam for row in first)
-    shifted = [replace(row, pid=row.pid + after, cam=row.cam + cameras) for row in found.train]
-    tests = ([replace(row, cam=row.cam + cameras) for row in rows] for rows in (found.query, found.gallery))
-    return RawSplits(first + shifted, *tests, listed=True)
-
-
-def find_mm(root: Path, **options) -> Path:
-    return Path(root)
+def ids_of(names: list) -> list[int]:
+    """Returns the numbers in names such as ``person_0001``, ascending."""
+    return sorted(int(re.sub(r"\D", "", str(name))) for name in names)

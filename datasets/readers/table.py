@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from datasets.readers.scan import look
-from datasets.records import RawSplits, Row
+from datasets.catalogue.spec import DatasetSpec
+from datasets.readers.scan import note_read
+from datasets.records import RawRow, RawSplits
 from utils.errors import UserError
-
-log = logging.getLogger("lineup")
 
 BOX = ("x1", "y1", "x2", "y2")
 COLUMNS = ("path", "pid", "camid", "viewid", "split", "seq", *BOX, "is_query", "is_gallery")
@@ -22,7 +22,10 @@ TRUE, FALSE = ("true", "1", "1.0", "yes"), ("false", "0", "0.0", "no", "", "none
 
 
 def find_table(root: str | Path, file: str = "") -> Path:
-    """The table: DATASETS.FILE, or DATASETS.ROOT_DIR itself, or ``dataset.csv`` / ``.tsv`` / ``.jsonl`` in it."""
+    """Returns the table: DATASETS.FILE, or DATASETS.ROOT_DIR itself, or ``dataset.csv`` / ``.tsv`` / ``.jsonl`` in it.
+
+    Raises ``UserError`` that names every file that was tried.
+    """
     root = Path(root)
     tried = [Path(file), root / file] if file else [root, *(root / f"dataset.{e}" for e in ("csv", "tsv", "jsonl"))]
     for path in tried:
@@ -32,11 +35,12 @@ def find_table(root: str | Path, file: str = "") -> Path:
 
 
 Lines = list[tuple[int, dict[str, str]]]
+"""The rows of a table: line number in the file, and column -> text."""
 
 
 def table_lines(path: Path) -> tuple[list[str], Lines]:
-    """The names of the columns, and each row with its line number in the file."""
-    look(path)
+    """Returns the names of the columns, and the rows. Raises ``UserError`` for what is not such a table."""
+    note_read(path)
     try:
         header, lines = json_lines(path) if path.suffix == ".jsonl" else csv_lines(path)
     except (UnicodeDecodeError, csv.Error) as error:
@@ -53,18 +57,21 @@ def table_lines(path: Path) -> tuple[list[str], Lines]:
 
 
 def column_name(name: str) -> str:
+    """Returns the name that a column has here."""
     return OTHER_NAMES.get(name.strip(), name.strip())
 
 
 def csv_lines(path: Path) -> tuple[list[str], Lines]:
+    """Returns the names of the columns and the rows of a .csv or .tsv file, every value as text."""
     with open(path, newline="", encoding="utf-8-sig") as handle:
         reader = csv.DictReader(handle, delimiter="\t" if path.suffix == ".tsv" else ",")
-        reader.fieldnames = header = [column_name(name) for name in reader.fieldnames or ()]
+        header = [column_name(name) for name in reader.fieldnames or ()]
+        reader.fieldnames = header
         return header, [(reader.line_num, {k: (v or "").strip() for k, v in row.items() if k}) for row in reader]
 
 
 def json_lines(path: Path) -> tuple[list[str], Lines]:
-    """An object a line. Numbers and true become text, null is empty."""
+    """Returns columns and rows of a file with an object per line. Numbers and true become text, null is empty."""
     header: dict[str, None] = {}
     lines: Lines = []
     with open(path, encoding="utf-8-sig") as handle:
@@ -81,17 +88,18 @@ def json_lines(path: Path) -> tuple[list[str], Lines]:
 
 
 def flag(line: dict[str, str], column: str, where: str) -> bool:
+    """Returns the truth of a column; raises ``UserError`` for another word."""
     word = line.get(column, "").lower()
     if word not in TRUE + FALSE:
-        raise UserError(f"{where}: {column} {line[column]!r} is neither true nor false")
+        raise UserError(f"{where}: {column} must be true or false, got {line[column]!r}")
     return word in TRUE
 
 
 def splits_of(line: dict[str, str], where: str, marked: bool) -> tuple[str, ...]:
-    """Where a row belongs. marked: ``is_query`` and ``is_gallery`` say it for split ``validation``."""
+    """Returns the splits of a row. marked: ``is_query`` and ``is_gallery`` decide for split ``validation``."""
     word = line["split"].lower()
     if word not in SPLIT_WORDS:
-        raise UserError(f"{where}: split {line['split']!r} is none of {', '.join(SPLIT_WORDS[:6])}")
+        raise UserError(f"{where}: split must be one of {', '.join(SPLIT_WORDS[:6])}, got {line['split']!r}")
     if word in ("validation", "val") and marked:
         return tuple(split for split in ("query", "gallery") if flag(line, f"is_{split}", where))
     if word == "test":
@@ -100,59 +108,105 @@ def splits_of(line: dict[str, str], where: str, marked: bool) -> tuple[str, ...]
 
 
 def box_of(line: dict[str, str], where: str) -> tuple[int, int, int, int] | None:
+    """Returns left, top, right, bottom of the crop in pixels, None for the whole image."""
     words = [line[name] for name in BOX]
     if not any(words):
         return None
     try:
         left, top, right, bottom = (round(float(word)) for word in words)
     except ValueError:
-        raise UserError(f"{where}: the crop box {', '.join(words)} is no four numbers") from None
+        raise UserError(f"{where}: the crop box must be four numbers, got {', '.join(words)}") from None
     if not (0 <= left < right and 0 <= top < bottom):
         raise UserError(f"{where}: the crop box {', '.join(words)} is empty or begins outside of the image")
     return left, top, right, bottom
 
 
-def read_table(spec, path: Path, image_dir: str = "", **options) -> RawSplits:
-    """Rows of path, pid, split and, if known, camid, viewid, seq and a crop box; ids may be text; pid -1 is junk.
+@dataclass(frozen=True)
+class Layout:
+    """What the header of a table says. folder: that paths are relative to. unused: columns that nothing reads.
 
-    Without a ``camid`` column the camera filter is off (query 0, gallery 1). Split ``test`` is query and gallery at
-    once, an image never its own match. A training row without a pid is unlabelled. Training rows are sorted by path,
-    the others keep their order.
+    required: columns that must not be empty. marked: see ``splits_of``. boxed: rows have crop boxes.
     """
-    folder = Path(image_dir) if image_dir else path.parent
-    header, lines = table_lines(path)
-    needed = [name for name in ("path", "pid", "camid") if name in header]
-    unused = [name for name in header if name not in COLUMNS]
-    marked, boxed = "is_query" in header and "is_gallery" in header, BOX[0] in header
-    found, words, twice, rows_tested = RawSplits(listed=True), set(), set(), 0
-    if unused:
-        found.notes.append(f"{path}: nothing reads the columns {', '.join(unused)}")
-    for number, line in lines:
-        where = f"{path}, line {number}"
-        splits = splits_of(line, where, marked)
-        empty = [name for name in needed if not line[name] and not (name == "pid" and splits == ("train",))]
+
+    path: Path
+    folder: Path
+    unused: list[str]
+    required: list[str]
+    marked: bool
+    boxed: bool
+
+    @classmethod
+    def of(cls, path: Path, header: list[str], folder: Path) -> Layout:
+        """Returns the layout of the table at ``path`` with these columns."""
+        return cls(
+            path=path,
+            folder=folder,
+            unused=[name for name in header if name not in COLUMNS],
+            required=[name for name in ("path", "pid", "camid") if name in header],
+            marked="is_query" in header and "is_gallery" in header,
+            boxed=BOX[0] in header,
+        )
+
+    def rows(self, number: int, line: dict[str, str]) -> dict[str, RawRow]:
+        """Returns split -> row for one line of the table; empty for a line that is left out."""
+        where = f"{self.path}, line {number}"
+        splits = splits_of(line, where, self.marked)
+        empty = [name for name in self.required if not line[name] and not (name == "pid" and splits == ("train",))]
         if empty:
             raise UserError(f"{where}: {empty[0]} must not be empty")
-        if not splits or line["pid"] == "-1":
-            continue
-        words |= {line["split"].lower()} & {"test", "query", "gallery"}
-        rows_tested += splits != ("train",)
-        twice |= {number} if len(splits) == 2 else set()
-        extra = {name: line[name] for name in unused} or None
-        box, seq = box_of(line, where) if boxed else None, line.get("seq") or None
-        for split in splits:
-            camera = line.get("camid", int(split == "gallery"))
-            seq = f"row {number}" if seq is None and number in twice else seq  # never its own match
-            place = str(folder / line["path"])
-            row = Row(place, line["pid"] or None, camera, line.get("viewid") or "0", seq, box, extra)
-            getattr(found, split).append(row)
+        if line["pid"] == "-1":
+            return {}
+        extra = {name: line[name] for name in self.unused} or None
+        box, seq = box_of(line, where) if self.boxed else None, line.get("seq") or None
+        if len(splits) == 2 and seq is None:
+            seq = f"row {number}"  # never its own match
+        return {
+            split: RawRow(
+                path=str(self.folder / line["path"]),
+                pid=line["pid"] or None,
+                cam=line.get("camid", int(split == "gallery")),
+                view=line.get("viewid") or "0",
+                seq=seq,
+                box=box,
+                extra=extra,
+            )
+            for split in splits
+        }
+
+
+def read_table(spec: DatasetSpec, path: Path, image_dir: str = "", **options: Any) -> RawSplits:
+    """Reads rows of path, pid, split and, if known, camid, viewid, seq and a crop box.
+
+    Ids may be text; pid -1 is junk. Split ``test`` is query and gallery at once. With a ``camid`` column, gallery
+    images of a query's identity and camera do not count, the image itself among them. Without one there is no camera
+    filter (query 0, gallery 1), and an image is never its own match. A training row without a pid is unlabelled.
+    Training rows are sorted by path, the others keep their order.
+    """
+    header, lines = table_lines(path)
+    layout = Layout.of(path, header, Path(image_dir) if image_dir else path.parent)
+    splits: dict[str, list[RawRow]] = {"train": [], "query": [], "gallery": []}
+    words, only_both = set(), True
+    for number, line in lines:
+        rows = layout.rows(number, line)
+        for split, row in rows.items():
+            splits[split].append(row)
+        if rows:
+            words |= {line["split"].lower()} & {"test", "query", "gallery"}
+            only_both &= len(rows) == 2 or "train" in rows
     if "test" in words and words & {"query", "gallery"}:
-        raise UserError(f"{path}: split 'test' stands for query and gallery at once; do not mix it with them")
-    found.same_list = bool(rows_tested) and len(twice) == rows_tested
-    if found.same_list and "seq" not in header:
-        for row in (*found.query, *found.gallery):
-            row.seq = None
-    found.train.sort(key=lambda row: row.path)
-    if not (found.train or found.query):
+        raise UserError(f"{path}: split 'test' is query and gallery at once; do not mix it with them")
+    if not (splits["train"] or splits["query"]):
         raise UserError(f"{path}: no row with split train, query or test")
-    return found
+    among_themselves = only_both and bool(splits["query"])
+    if among_themselves and "seq" not in header:
+        for row in (*splits["query"], *splits["gallery"]):
+            row.seq = None
+    notes = [f"{path}: nothing reads the columns {', '.join(layout.unused)}"] if layout.unused else []
+    return RawSplits(
+        train=sorted(splits["train"], key=lambda row: row.path),
+        query=splits["query"],
+        gallery=splits["gallery"],
+        same_list=among_themselves and "camid" not in header,
+        notes=notes,
+        listed=True,
+    )

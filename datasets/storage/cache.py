@@ -18,7 +18,7 @@ import numpy as np
 
 from datasets.paths import Paths
 from datasets.readers.folders import read_folders
-from datasets.records import Records
+from datasets.records import ORIGINALS, Records
 from utils.errors import UserError
 from utils.files import write_atomically
 
@@ -28,9 +28,11 @@ LEAST = 10_000
 """Shorter lists are parsed faster than it is worth keeping them."""
 JUST_NOW = 2.0
 """Seconds; what changed this lately may change again within the same tick of a file system's clock."""
-READING = ("readers/*.py", "catalogue/*.py", "dataset.py", "records.py", "paths.py", "storage/cache.py")
+READING = ("readers/*.py", "catalogue/*.py", "dataset.py", "joining.py", "records.py", "paths.py", "storage/cache.py")
 """The code that makes lists, below ``datasets/``: when one of these files changes, kept lists are made again."""
-PARTS = ("pids", "camids", "viewids", "domain", "seqs", "boxes")
+ID_COLUMNS = ("pids", "camids", "viewids", "domain")
+STORED = (*ID_COLUMNS, "seqs", "boxes", *ORIGINALS)
+"""Columns of a list that a copy holds; those of ids are left out where all are 0. The network's labels are the ids."""
 
 
 def entry_key(spec, options: dict) -> str:
@@ -104,9 +106,9 @@ def unpack(held, split: str, of: dict, blobs: dict[str, bytes], home: Path) -> R
     roots = [root if mark == "as is" else os.path.join(home, root) for mark, root in of["roots"]]
     paths = Paths(blobs[of["blob"]], held[f"{split}/starts"], held[f"{split}/lengths"], roots, held[f"{split}/root"])
     columns = {name: held[f"{split}/{name}"] for name in of["columns"]}
-    zeros = {name: np.zeros(len(paths), np.int64) for name in PARTS[:4] if name not in columns}
+    ids = [columns.pop(name, None) for name in ID_COLUMNS]
     extra = {name: held[f"{split}/extra/{name}"] for name in of["extra"]}
-    return Records(paths, **columns, **zeros, extra=extra)
+    return Records.of(paths, *ids, extra=extra, **columns)
 
 
 def save(folder: Path, key: str, records: dict[str, Records], looked: set[str], more: dict, began: float) -> None:
@@ -138,8 +140,8 @@ def packed(records: dict[str, Records], home: Path, **kept) -> dict[str, np.ndar
     for split, part in records.items():
         blob = blobs.setdefault(id(part.paths.blob), (f"blob{len(blobs)}", part.paths.blob))[0]
         arrays |= {f"{split}/{name}": getattr(part.paths, name) for name in ("starts", "lengths", "root")}
-        columns = {name: getattr(part, name) for name in PARTS if getattr(part, name) is not None}
-        columns = {name: c for name, c in columns.items() if name in PARTS[4:] or c.any()}
+        columns = {name: getattr(part, name) for name in STORED if getattr(part, name) is not None}
+        columns = {name: c for name, c in columns.items() if name not in ID_COLUMNS or c.any()}
         arrays |= {f"{split}/{name}": column for name, column in columns.items()}
         arrays |= {f"{split}/extra/{name}": column for name, column in part.extra.items()}
         roots = [marked(root, home) for root in part.paths.roots]

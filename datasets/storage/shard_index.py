@@ -19,7 +19,7 @@ PLACES = ("spec", "folder", "path", "root", "name", "workers", "file", "image_di
 """Parameters of readers that say where data are, not what they are."""
 
 
-def settings(spec, use_all: bool, options: dict) -> dict:
+def list_options(spec, use_all: bool, options: dict) -> dict:
     """The value of every option that decides the lists, given or by default, as JSON has it."""
     functions = [f for f in (spec.read, spec.make) if f]
     parameters = [p for f in functions for p in inspect.signature(f).parameters.values() if p.kind != p.VAR_KEYWORD]

@@ -10,55 +10,69 @@ from torch import Tensor
 
 from datasets.storage.decoding import Bytes, Pixels
 from datasets.storage.files import read_bytes
-from datasets.transforms.pipelines import to_pixels
+from datasets.transforms.resizing import to_pixels
 
 
 class ByteStore:
-    """The bytes of files."""
+    """Holds the bytes of files. budget: in bytes."""
 
     def __init__(self, paths: Sequence[str], budget: int):
-        self.block, self.ends = bytearray(), [0]
+        block, ends = bytearray(), [0]
         for path in paths:
             try:
                 raw = read_bytes(path)
             except OSError:
-                raw = b""  # told when it is its turn
-            if len(self.block) + len(raw) > budget:
+                raw = b""  # reported when the loader reaches it
+            if len(block) + len(raw) > budget:
                 break
-            self.block += raw
-            self.ends.append(len(self.block))
-        self.ends = np.array(self.ends)
-        self.block = memoryview(self.block)
+            block += raw
+            ends.append(len(block))
+        self.ends = np.array(ends)
+        self.block = memoryview(block)
 
     def __len__(self) -> int:
         return len(self.ends) - 1
 
+    @property
+    def nbytes(self) -> int:
+        """Memory used, in bytes."""
+        return len(self.block)
+
     def get(self, row: int) -> Bytes | None:
-        """The bytes of a row, None when they are not held."""
+        """Returns the bytes of a row, None when they are not in the store."""
         if row >= len(self) or self.ends[row] == self.ends[row + 1]:
             return None
         return self.block[self.ends[row] : self.ends[row + 1]]
 
 
 class PixelStore:
-    """Decoded images. images: in the order of the list, None for one that cannot be read. budget: in bytes."""
+    """Holds decoded images.
+
+    images: in the order of the list, None for one that cannot be read. budget: in bytes.
+    """
 
     def __init__(self, images: Iterable[Pixels | None], budget: int):
-        self.block, self.ends, self.sizes = bytearray(), [0], []
+        ends, sizes = [0], []
+        self.block = bytearray()
         for image in images:
             pixels = np.empty((0, 0, 3), np.uint8) if image is None else to_pixels(image).permute(1, 2, 0).numpy()
             if len(self.block) + pixels.size > budget:
                 break
             self.block += pixels.tobytes()
-            self.ends.append(len(self.block))
-            self.sizes.append(pixels.shape[:2])
-        self.ends, self.sizes = np.array(self.ends), np.array(self.sizes, np.int32)
+            ends.append(len(self.block))
+            sizes.append(pixels.shape[:2])
+        self.ends, self.sizes = np.array(ends), np.array(sizes, np.int32)
 
     def __len__(self) -> int:
         return len(self.sizes)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory used, in bytes."""
+        return len(self.block)
+
     def get(self, row: int) -> Tensor | None:
-        """uint8 (3, H, W) of a row, a view of the store; None when it is not held."""
+        """Returns a row's uint8 (3, H, W), a view of the store; None when it is not in the store."""
         if row >= len(self) or self.ends[row] == self.ends[row + 1]:
             return None
         count = int(self.ends[row + 1] - self.ends[row])

@@ -27,8 +27,6 @@ class RandomOcclusion:
     """
 
     def __init__(self, least: float, greatest: float):
-        if least > greatest:
-            raise UserError(f"INPUT.OCCLUSION_MIN: {least} is above INPUT.OCCLUSION_MAX {greatest}")
         self.least, self.greatest = least, greatest
 
     def square(self, height: int, width: int) -> tuple[int, int, int] | None:

@@ -57,12 +57,5 @@ def make_mixup(cfg, num_class: int) -> Mixup | None:
     """
     if not (cfg.INPUT.MIXUP or cfg.INPUT.CUTMIX):
         return None
-    if cfg.DATALOADER.SAMPLER != "softmax":
-        raise UserError(
-            f"INPUT.MIXUP, INPUT.CUTMIX and DATALOADER.SAMPLER {cfg.DATALOADER.SAMPLER!r} cannot go together: mixed "
-            "images have no identity to mine triplets by; use 'softmax'"
-        )
-    if cfg.SOLVER.IMS_PER_BATCH % 2:
-        raise UserError(f"SOLVER.IMS_PER_BATCH: {cfg.SOLVER.IMS_PER_BATCH} is odd; INPUT.MIXUP and CUTMIX need pairs")
     smoothing = 0.1 if switch("MODEL.IF_LABELSMOOTH", cfg.MODEL.IF_LABELSMOOTH) else 0.0
     return Mixup(cfg.INPUT.MIXUP, cfg.INPUT.CUTMIX, label_smoothing=smoothing, num_classes=num_class)

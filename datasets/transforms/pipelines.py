@@ -55,8 +55,6 @@ class PadAndCrop:
     """
 
     def __init__(self, padding: int, mode: str = "constant", rotation: float = 0.0):
-        if padding < 0:
-            raise UserError(f"INPUT.PADDING: {padding} is below 0")
         self.padding, self.mode, self.rotation = padding, mode, rotation
 
     def padded(self, pixels: Tensor) -> Tensor:
@@ -109,12 +107,6 @@ class RandomErasing:
     """
 
     def __init__(self, probability: float, area: tuple[float, float] = (0.02, 1 / 3), mode: str = "pixel"):
-        if not 0 <= probability <= 1:
-            raise UserError(f"INPUT.RE_PROB: {probability} is no probability")
-        if mode not in ("pixel", "const"):
-            raise UserError(f"INPUT.RE_MODE: {mode!r} is neither 'pixel' nor 'const'")
-        if not 0 < area[0] <= area[1] <= 1:
-            raise UserError(f"INPUT.RE_MAX_AREA: {area[1]} must lie between {area[0]} and 1")
         self.probability, self.area, self.mode = probability, area, mode
         self.log_aspect = (math.log(0.3), math.log(1 / 0.3))
 
@@ -156,8 +148,6 @@ class TrainTransform:
         resize: Resizer = quick_bicubic, margin: int = 0, padding_mode: str = "constant", rotation: float = 0.0,
         enlarge: float = 0.0, recolour: Callable[[Tensor], Tensor] | None = None,
     ):  # fmt: skip
-        if not 0 <= flip <= 1:
-            raise UserError(f"INPUT.PROB: {flip} is no probability")
         self.size, self.flip, self.normalize, self.erase = size, flip, normalize, erase
         self.resize, self.margin, self.recolour = resize, margin, recolour
         self.takes_pixels = resize is quick_bicubic  # images may come as uint8 (3, H, W), which are not written to
@@ -265,9 +255,5 @@ def with_views(cfg) -> WithViews:
 
 def weak_and_strong(cfg) -> tuple[TrainTransform, TrainTransform]:
     """The transforms of self distillation's two views: without and with the learned policy of INPUT.AUTOAUGMENT."""
-    if cfg.INPUT.PIPELINE != "reid":
-        raise UserError(
-            f"INPUT.PIPELINE {cfg.INPUT.PIPELINE!r} and PROCESSOR.NAME 'self_distill' cannot go together; use 'reid'"
-        )
     weak, strong = (train_transform(cfg, rotation=cfg.INPUT.ROTATE, policy=policy) for policy in (False, True))
     return weak, strong

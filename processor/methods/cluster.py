@@ -76,7 +76,7 @@ class ClusterContrast(Stage):
 
     def losses(self, batch) -> dict[str, Tensor]:
         labels = self.labels[batch.rows]
-        (feats,) = self.net(batch.images, cam_label=batch.camids, view_label=batch.viewids).feats
+        (feats,) = self.net(batch.images, cam_label=batch.cam_labels, view_label=batch.view_labels).feats
         self.seen.append((feats.detach(), labels))
         return {"contrast": self.memory(feats, labels)}
 

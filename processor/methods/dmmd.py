@@ -7,7 +7,6 @@ from functools import partial
 from torch import Tensor, nn
 
 import loss
-from datasets.loaders import feature_loader
 from loss.dmmd import SIGMAS
 from processor.methods.domains import Pairs, Zipped, load_start, target_groups
 from processor.methods.pseudo_labels import Clustering
@@ -60,7 +59,7 @@ class DMMD(Stage):
         clusters = None
         if cfg.DMMD.GROUPS == "pseudo":
             share = cfg.SOLVER.IMS_PER_BATCH // world_size()
-            clusters = Clustering.from_cfg(cfg, feature_loader(cfg, target.records), share)
+            clusters = Clustering.from_cfg(cfg, data.plain_targets[0], share)
         else:
             target.relabel(target_groups(target.records, cfg.DMMD.GROUPS, cfg.DATALOADER.NUM_INSTANCE))
 

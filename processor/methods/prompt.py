@@ -98,7 +98,7 @@ def image_features(model: nn.Module, loader, side: bool = False) -> Tensor:
     kept, done = None, 0
     for batch in loader:
         batch = batch.to(device)
-        found = model.embed(batch.images, *((batch.camids, batch.viewids) if side else ()))
+        found = model.embed(batch.images, *((batch.cam_labels, batch.view_labels) if side else ()))
         kept = torch.empty(share.stop - share.start, found.shape[1], dtype=found.dtype) if kept is None else kept
         kept[done : done + len(found)] = found
         done += len(found)
@@ -252,7 +252,7 @@ class TuneEncoder(Supervised):
 
     def outputs(self, batch) -> ReIDOutput:
         out = self.net(
-            batch.images, label=batch.pids, cam_label=batch.camids, view_label=batch.viewids, views=batch.views
+            batch.images, label=batch.pids, cam_label=batch.cam_labels, view_label=batch.view_labels, views=batch.views
         )
         with torch.autocast(self.texts.device.type, enabled=False):
             out.i2t_logits = out.feats[2].float() @ self.texts.float().t()

@@ -104,7 +104,7 @@ class Supervised(Stage):
 
     def outputs(self, batch) -> ReIDOutput:
         """What the losses are computed from."""
-        return self.net(batch.images, label=batch.pids, cam_label=batch.camids, view_label=batch.viewids)
+        return self.net(batch.images, label=batch.pids, cam_label=batch.cam_labels, view_label=batch.view_labels)
 
     def losses(self, batch) -> dict[str, Tensor]:
         targets = batch.pids

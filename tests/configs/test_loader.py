@@ -6,9 +6,11 @@ import pytest
 import yaml
 
 from configs import ConfigError, dump, get_cfg_defaults, load_config, load_config_with_notes
-from configs.defaults import INERT, KEYS, OWNED, RESERVED
+from configs.defaults import INERT, KEYS
 from configs.loader import SSL_KEYS, lookup
 from configs.values import coerce
+from utils.errors import UserError
+from utils.methods import METHODS, owners_of, register_method
 
 
 @pytest.fixture
@@ -70,7 +72,7 @@ def test_the_tree_is_the_union_with_the_agreed_defaults():
     assert "SSL_LOSS_WEIGHT" not in cfg.SOLVER and "STEPS" not in cfg.SOLVER.STAGE1
     assert KEYS.keys() >= SSL_KEYS
     assert INERT.keys() <= KEYS.keys()
-    assert all(any(key.startswith(name) for key in KEYS) for name in RESERVED)
+    assert len(KEYS) > 200
     assert all(key.meaning for key in KEYS.values())
 
 
@@ -203,8 +205,8 @@ def test_files_that_cannot_be_read(tmp_path):
     (["MODEL.STRIDE_SIZE", [16, 0]], r"^MODEL\.STRIDE_SIZE: 0 must be at least 1"),
     (["SOLVER.BASE_LR", "-1e-3"], r"^SOLVER\.BASE_LR: -0\.001 must be at least 0"),
     (["MODEL.DROP_PATH", 1.5], r"^MODEL\.DROP_PATH: 1\.5 must be at most 1"),
-    (["TEST.METRIC", "manhattan"], r"^TEST\.METRIC: 'manhattan' is none of 'euclidean', 'cosine'"),
-    (["SOLVER.WARMUP_METHOD", "linaer"], r"^SOLVER\.WARMUP_METHOD: 'linaer' is none of"),
+    (["TEST.METRIC", "manhattan"], r"^TEST\.METRIC: unknown 'manhattan'\. Known: euclidean, cosine \(in the over"),
+    (["SOLVER.WARMUP_METHOD", "linaer"], r"unknown 'linaer', did you mean 'linear'\? Known: linear, cosine, constant"),
 ])
 def test_a_mistake_in_the_overrides_is_one_line(opts, message):
     with pytest.raises(ConfigError, match=message):
@@ -300,17 +302,53 @@ def test_notes_on_what_is_honoured_though_upstream_ignored_it():
     assert "SOLVER.TRP_L2 has no effect" in notes("SOLVER.TRP_L2", True, "MODEL.JPM", True)[0]
 
 
-def test_a_key_of_a_method_that_is_not_built_yet_says_so(monkeypatch):
-    monkeypatch.setitem(RESERVED, "MODEL.USE_SSL", "prompt")
-    assert notes("MODEL.USE_SSL", False) == []
-    told = "MODEL.USE_SSL is set and does nothing yet: it belongs to 'prompt', which is not built"
-    assert notes("MODEL.USE_SSL", True) == [told]
-    assert notes("MODEL.USE_SSL", True, "PROCESSOR.NAME", "prompt") == []
-
-
 def test_a_key_of_one_method_says_so_under_another():
     assert notes("MODEL.USE_SSL", True, "PROCESSOR.NAME", "prompt") == notes("MODEL.USE_SSL", False) == []
-    told = "MODEL.USE_SSL is set and does nothing here: it belongs to PROCESSOR.NAME 'prompt'"
-    assert notes("MODEL.USE_SSL", True) == [told]
+    line = "MODEL.USE_SSL is set and does nothing here: it belongs to PROCESSOR.NAME 'prompt'"
+    assert notes("MODEL.USE_SSL", True) == [line]
     assert "SOLVER.STAGE2.GAMMA" in notes("SOLVER.STAGE2.GAMMA", 0.3)[0]
-    assert all(any(key.startswith(name) for key in KEYS) for name in OWNED)
+    owned = [name for method in METHODS.values() for name in method.keys]
+    assert len(owned) > 10 and all(any(key.startswith(name) for key in KEYS) for name in owned)
+
+
+def test_a_key_that_two_methods_read_names_both():
+    eps = ("CLUSTER.EPS", 0.5)
+    assert notes(*eps, "PROCESSOR.NAME", "cluster") == notes(*eps, "PROCESSOR.NAME", "dmmd") == []
+    assert notes(*eps)[0].endswith("it belongs to PROCESSOR.NAME 'cluster' and 'dmmd'")
+    assert owners_of("MODEL.NAME") == []
+
+
+# ---------------------------------------------------------------- methods from outside
+
+
+def test_a_method_that_is_registered_after_loading_has_default_traits_until_then(monkeypatch):
+    words = ["PROCESSOR.NAME", "mine", "CLUSTER.EPS", 0.5, "SOLVER.STAGE1.MAX_EPOCHS", 3]
+    cfg, lines = load_config_with_notes("", words)
+    assert (cfg.PROCESSOR.NAME, cfg.MODEL.VIT_SMALL, lines) == ("mine", "transreid", [])
+    monkeypatch.setattr("utils.methods.METHODS", dict(METHODS))
+    register_method("mine", keys=("CLUSTER.",))(lambda cfg, data, model: [])
+    with pytest.raises(TypeError):
+        register_method("mine", labelled=True)(lambda cfg, data, model: [])
+
+
+# ---------------------------------------------------------------- settings that exclude each other
+
+
+@pytest.mark.parametrize(("opts", "first", "second"), [
+    (["DATALOADER.DRAFT", True, "DATALOADER.DECODER", "torchvision"], "DATALOADER.DRAFT True",
+     "DATALOADER.DECODER 'torchvision'"),
+    (["INPUT.OCCLUSION_MIN", 0.5, "INPUT.OCCLUSION_MAX", 0.3], "INPUT.OCCLUSION_MIN 0.5", "INPUT.OCCLUSION_MAX 0.3"),
+    (["INPUT.MIXUP", 0.4, "DATALOADER.SAMPLER", "id"], "INPUT.MIXUP 0.4", "DATALOADER.SAMPLER 'id'"),
+    (["INPUT.CUTMIX", 0.4, "SOLVER.IMS_PER_BATCH", 5], "INPUT.CUTMIX 0.4", "SOLVER.IMS_PER_BATCH 5"),
+    (["PROCESSOR.NAME", "dino", "DATALOADER.SAMPLER", "id"], "DATALOADER.SAMPLER 'id'", "PROCESSOR.NAME 'dino'"),
+    (["PROCESSOR.NAME", "self_distill"], "DATALOADER.SAMPLER 'softmax'", "PROCESSOR.NAME 'self_distill'"),
+    (["PROCESSOR.NAME", "self_distill", "DATALOADER.SAMPLER", "multiple_gallery_nocam", "INPUT.PIPELINE", "imagenet"],
+     "INPUT.PIPELINE 'imagenet'", "PROCESSOR.NAME 'self_distill'"),
+    (["PROCESSOR.NAME", "cluster", "DATALOADER.BAD_IMAGES", "skip"], "DATALOADER.BAD_IMAGES 'skip'",
+     "PROCESSOR.NAME 'cluster'"),
+])
+def test_settings_that_exclude_each_other_are_refused_when_loaded(opts, first, second):
+    with pytest.raises(UserError) as error:
+        load_config("", opts)
+    assert str(error.value).startswith(f"{first} and {second} cannot go together: ")
+    assert "\n" not in str(error.value)

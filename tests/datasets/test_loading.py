@@ -16,12 +16,12 @@ from torchvision.transforms import functional as tv
 
 from configs import load_config
 from datasets import build_transforms, make_dataloader, make_dataset
+from datasets.batches import TestLoader, TrainLoader
 from datasets.catalogue import CATALOGUE
 from datasets.dataset import ReIDDataset
 from datasets.images import ImageList
-from datasets.joining import as_trained, hold_out, join_training
-from datasets.loaders import TestLoader, TrainLoader
-from datasets.records import Records
+from datasets.joining import hold_out, join_training, label_as_trained
+from datasets.records import Records, join
 from datasets.samplers import (
     RULES,
     EpochSampler,
@@ -34,7 +34,7 @@ from datasets.samplers import (
     two_platforms,
 )
 from datasets.transforms.imagenet import make_mixup
-from datasets.transforms.pipelines import CONST_FILL, PadAndCrop, RandomErasing, ToNormalized, TrainTransform, turned
+from datasets.transforms.pipelines import CONST_FILL, PadAndCrop, RandomErasing, ToNormalized, turned
 from tests.tiny import config, write_market
 from utils.errors import UserError
 
@@ -234,22 +234,20 @@ def test_erasing_never_or_always_and_gives_up_on_an_image_too_small():
     assert RandomErasing(1, (0.5, 0.5)).rectangle(200, 100)[2:] < (200, 100)
 
 
-@pytest.mark.parametrize(
-    ("make", "key"),
-    [
-        (lambda: RandomErasing(1.5), "INPUT.RE_PROB"),
-        (lambda: RandomErasing(0.5, mode="zero"), "INPUT.RE_MODE"),
-        (lambda: RandomErasing(0.5, (0.02, 0.01)), "INPUT.RE_MAX_AREA"),
-        (lambda: RandomErasing(0.5, (0.02, 1.2)), "INPUT.RE_MAX_AREA"),
-        (lambda: ToNormalized((0.5, 0.5), STD), "INPUT.PIXEL_MEAN"),
-        (lambda: ToNormalized(MEAN, (0.1, 0.0, 0.1)), "INPUT.PIXEL_STD"),
-        (lambda: PadAndCrop(-1), "INPUT.PADDING"),
-        (lambda: TrainTransform((8, 4), 1.5, 0, ToNormalized(MEAN, STD), RandomErasing(0)), "INPUT.PROB"),
-    ],
-)
-def test_a_setting_out_of_its_range_names_its_key(make, key):
+@pytest.mark.parametrize(("key", "value"), [
+    ("INPUT.RE_PROB", 1.5), ("INPUT.RE_MODE", "zero"), ("INPUT.RE_MAX_AREA", 0.01), ("INPUT.RE_MAX_AREA", 1.2),
+    ("INPUT.PADDING", -1), ("INPUT.PROB", 1.5),
+])  # fmt: skip
+def test_a_setting_out_of_its_range_names_its_key(key, value):
     with pytest.raises(UserError, match=key):
-        make()
+        settings(**{key.replace(".", "__"): value})
+
+
+def test_means_and_deviations_that_do_not_fit_name_their_keys():
+    with pytest.raises(UserError, match="INPUT.PIXEL_MEAN"):
+        ToNormalized((0.5, 0.5), STD)
+    with pytest.raises(UserError, match="INPUT.PIXEL_STD"):
+        ToNormalized(MEAN, (0.1, 0.0, 0.1))
 
 
 # ---------------------------------------------------------------- samplers
@@ -364,10 +362,10 @@ def test_university_1652_trains_on_two_platforms_and_rotates_one_of_them(tmp_pat
     batches = list(data.train.epoch(1))
     assert [len(batch) for batch in batches] == [8]  # 12 images of two buildings: one pass of four each
     (batch,) = batches
-    assert batch.viewids.tolist() == [0, 1, 1, 1] * 2
+    assert batch.view_labels.tolist() == [0, 1, 1, 1] * 2
     assert len(set(batch.pids[:4].tolist())) == len(set(batch.pids[4:].tolist())) == 1
     dark = (batch.images == 0).flatten(1).any(1)
-    assert dark[batch.viewids == 0].any() and not dark[batch.viewids == 1].any()  # rotated corners
+    assert dark[batch.view_labels == 0].any() and not dark[batch.view_labels == 1].any()  # rotated corners
     assert data.tests[0].ks == (1, 5, 10, "1%") and data.tests[0].also == ("mAP",)
 
 
@@ -411,7 +409,7 @@ def test_batches_that_cannot_be_made_name_the_key():
         check_identities(12, 4, 2)
     for changes, words, world in (
         ({"DATALOADER__SAMPLER": "sofmax"}, "DATALOADER.SAMPLER: unknown 'sofmax'", 1),
-        ({"SOLVER__IMS_PER_BATCH": 9}, "cannot be shared by 2 processes", 2),
+        ({"SOLVER__IMS_PER_BATCH": 9}, "cannot be shared equally by 2 processes", 2),
         ({"SOLVER__IMS_PER_BATCH": 2, "DATALOADER__SAMPLER": "softmax"}, "leaves a process one image", 2),
         ({"SOLVER__IMS_PER_BATCH": 64, "DATALOADER__SAMPLER": "softmax"}, "44 training images give no batch of 64", 1),
         ({"DATALOADER__NUM_INSTANCE": 0}, "NUM_INSTANCE 0", 1),
@@ -437,7 +435,7 @@ def training_loader(root, workers: int, **changes) -> TrainLoader:
 
 
 def content(loader: TrainLoader, epoch: int) -> list[tuple]:
-    return [(b.images, b.pids, b.camids, b.viewids, b.rows) for b in loader.epoch(epoch)]
+    return [(b.images, b.pids, b.cam_labels, b.view_labels, b.rows) for b in loader.epoch(epoch)]
 
 
 def same(one: list[tuple], two: list[tuple]) -> bool:
@@ -473,7 +471,7 @@ def test_a_batch_holds_what_the_list_says(market):
     for batch in loader.epoch(1):
         for i, row in enumerate(batch.rows.tolist()):
             path, *ids = loader.records[row]
-            assert [batch.pids[i], batch.camids[i], batch.viewids[i]] == ids
+            assert [batch.pids[i], batch.cam_labels[i], batch.view_labels[i]] == ids
             with Image.open(path) as image:
                 assert grey_levels_off(batch.images[i], image).max() <= 8
 
@@ -549,8 +547,8 @@ def test_when_no_image_at_all_can_be_read_training_stops(tmp_path):
         Path(path).unlink()
     with pytest.raises(UserError, match="is missing; nor can any other of the 16 images be read"):
         list(loader.epoch(1))
-    with pytest.raises(UserError, match="DATALOADER.BAD_IMAGES"):
-        TrainLoader(loader.records, None, loader.sampler, 0, "ignore")
+    with pytest.raises(UserError, match="DATALOADER.BAD_IMAGES: unknown 'ignore'. Known: raise, skip"):
+        settings(DATALOADER__BAD_IMAGES="ignore")
 
 
 def test_images_that_stand_in_do_so_for_transforms_of_any_shape_too(tmp_path):
@@ -585,7 +583,7 @@ PARTS = [
 
 
 def test_joined_training_sets_number_identities_cameras_and_views_one_after_another():
-    joined = join_training(PARTS)
+    joined = join_training([part.train for part in PARTS])
     assert joined.pids.tolist() == [0, 1, 1, 2, 2, 3, 5, 4]
     assert joined.camids.tolist() == [0, 1, 2, 3, 3, 3, 5, 4]  # one camera for the set without cameras
     assert joined.viewids.tolist() == [0, 0, 0, 1, 1, 1, 3, 2]
@@ -593,15 +591,36 @@ def test_joined_training_sets_number_identities_cameras_and_views_one_after_anot
     assert joined.paths == [p for part in PARTS for p in part.train.paths]
 
 
-def test_test_cameras_are_numbered_as_in_joined_training_and_unknown_ones_come_after_all():
-    cameras = [as_trained(part.query, part.spec.name, PARTS).camids.tolist() for part in PARTS]
-    assert cameras == [[0, 2, 9], [3, 7], [5, 4, 8]]
-    trained = set(join_training(PARTS).camids.tolist())
+def test_tests_are_labelled_as_in_joined_training_and_keep_their_own_cameras():
+    sources = {part.spec.name: part.train for part in PARTS}
+    tests = [label_as_trained(part.query, part.spec.name, sources) for part in PARTS]
+    cameras = [test.cam_labels.tolist() for test in tests]
+    assert cameras == [[0, 2, 6], [3, 6], [5, 4, 6]]  # unknown ones come after all others
+    assert [test.camids.tolist() for test in tests] == [part.query.camids.tolist() for part in PARTS]
+    joined = join_training(list(sources.values()))
+    trained = set(joined.cam_labels.tolist())
+    assert trained == set(joined.camids.tolist())
     assert [[cam in trained for cam in part] for part in cameras] == [[1, 1, 0], [1, 0], [1, 1, 0]]
-    elsewhere = as_trained(PARTS[0].query, "dukemtmc", PARTS)
-    assert not trained & set(elsewhere.camids.tolist()) and not {0, 1, 2, 3} & set(elsewhere.viewids.tolist())
-    alone = as_trained(PARTS[0].query, "market1501", PARTS[:1])
-    assert list(alone.camids) == [0, 2, 6]
+    elsewhere = label_as_trained(PARTS[0].query, "dukemtmc", sources)
+    assert not trained & set(elsewhere.cam_labels.tolist())
+    assert not {0, 1, 2, 3} & set(elsewhere.view_labels.tolist())
+    alone = label_as_trained(PARTS[0].query, "market1501", {"market1501": PARTS[0].train})
+    assert list(alone.cam_labels) == [0, 2, 3]
+
+
+def test_original_ids_come_along_when_lists_are_joined_taken_and_held_out():
+    names = np.array(["door east", "door west"])
+    one = Records.of(["a", "b"], [0, 1], [1, 0], identities=np.array(["ann", "rex"]), cameras=names)
+    two = Records.of(["c"], [0], [0])
+    joined = join_training([one, two])
+    assert joined.original_pids().tolist() == ["ann", "rex", "0"]
+    assert joined.original_camids().tolist() == ["door west", "door east", "0"]
+    assert joined.take([1]).original_camids().tolist() == ["door east"]
+    assert joined.take([1, 2]).relabelled().original_pids().tolist() == ["rex", "0"]
+    assert join([one, one]).original_camids().tolist() == ["door west", "door east"] * 2
+    assert join([one, two]).cameras is None
+    unknown = Records.of(["d"], [0], [-1], cameras=names)
+    assert unknown.original_camids().tolist() == ["-1"]
 
 
 def test_several_sets_train_together_and_are_tested_apart(tmp_path):
@@ -614,11 +633,14 @@ def test_several_sets_train_together_and_are_tested_apart(tmp_path):
     data = make_dataloader(settings(tmp_path, DATASETS__NAMES=["market1501", "csv"]))
     assert (data.num_classes, data.num_cameras, data.num_views) == (8, 4, 2)
     assert [t.name for t in data.tests] == ["market1501", "csv"]
-    assert [sorted(set(t.query.camids.tolist())) for t in data.tests] == [[0, 1], [2, 3]]
+    assert [sorted(set(t.query.cam_labels.tolist())) for t in data.tests] == [[0, 1], [2, 3]]
+    assert [sorted(set(t.query.camids.tolist())) for t in data.tests] == [[0, 1], [0, 1]]
+    assert [sorted(set(t.query.original_camids().tolist())) for t in data.tests] == [[1, 2], [1, 2]]
     assert {int(b.pids.max()) for e in (1, 2, 3) for b in data.train.epoch(e)} & {4, 5, 6, 7}
     target = make_dataloader(settings(tmp_path, DATASETS__NAMES="market1501", DATASETS__TARGETS=["csv"]), False)
     assert [t.name for t in target.tests] == ["csv"] and target.train is None
-    assert min(target.tests[0].query.camids) >= target.num_cameras
+    assert min(target.tests[0].query.cam_labels) >= target.num_cameras
+    assert min(target.tests[0].query.camids) == 0
 
 
 def test_unknown_cameras_are_told_where_cameras_are_embedded(tmp_path, caplog):

@@ -192,7 +192,7 @@ def test_memory_comes_from_the_key_or_is_a_quarter_of_what_is_free(tmp_path, mon
     score(test, feats, Settings.from_cfg(cfg))
     score(test, feats, Settings.from_cfg(config(tmp_path, tmp_path)))
     assert seen[0] == 1_500_000_000 and 0 < seen[1] <= free_memory()
-    with pytest.raises(UserError, match="TEST.MAX_MEMORY_GB: -1.0 is negative"):
+    with pytest.raises(UserError, match="TEST.MAX_MEMORY_GB: -1.0 must be at least 0"):
         Settings.from_cfg(config(tmp_path, tmp_path, TEST__MAX_MEMORY_GB=-1.0))
 
 

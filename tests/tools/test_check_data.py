@@ -73,7 +73,7 @@ def test_the_command_finds_missing_damaged_and_repeated_files_and_ends_with_1(tm
 
 
 @pytest.mark.parametrize(("words", "line"), [
-    (["DATASETS.ROOT_DIR", "nowhere"], "is no folder"),
+    (["DATASETS.ROOT_DIR", "nowhere"], "is not a folder"),
     (["DATASETS.NAMES", "martek1501"], "unknown dataset"),
     (["DATASETS.NAMEZ", "x"], "DATASETS.NAMEZ"),
 ])  # fmt: skip

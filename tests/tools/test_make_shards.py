@@ -19,7 +19,7 @@ from datasets.paths import Paths
 from datasets.records import SPLITS
 from datasets.storage.decoding import load_image
 from datasets.storage.files import own_name, read_bytes
-from datasets.storage.shard_index import settings
+from datasets.storage.shard_index import list_options
 from tests.datasets.every import NAMES, OPTIONS, build, paint
 from tests.datasets.miniatures import MINIATURES, lists, message
 from tests.parity.cases import ROOT
@@ -32,7 +32,7 @@ from utils.errors import UserError
 
 
 def convert(dataset, out: Path, size: int = 6_000, **chosen) -> str:
-    return write_shards(dataset, out, settings(dataset.spec, dataset.use_all, chosen), size)
+    return write_shards(dataset, out, list_options(dataset.spec, dataset.use_all, chosen), size)
 
 
 def below(dataset) -> dict[str, list[tuple]]:
@@ -152,7 +152,7 @@ def test_more_shards_than_a_byte_can_number(tmp_path):
 
 
 def content(loader) -> list:
-    return [(b.images, b.pids, b.camids, b.viewids, b.rows) for b in loader]
+    return [(b.images, b.pids, b.cam_labels, b.view_labels, b.rows) for b in loader]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -173,7 +173,7 @@ def test_a_mistake_is_one_line_and_code_2(tmp_path):
     command = [sys.executable, "-m", "tools.make_shards", "--out", str(tmp_path), "DATASETS.ROOT_DIR", "nowhere"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and not done.stdout
-    assert done.stderr.count("\n") == 1 and "DATASETS.ROOT_DIR 'nowhere' is no folder" in done.stderr
+    assert done.stderr.count("\n") == 1 and "DATASETS.ROOT_DIR 'nowhere' is not a folder" in done.stderr
 
 
 def test_a_run_goes_on_from_shards_to_the_same_weights(tmp_path):

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from datasets import CATALOGUE, DatasetSpec, make_dataset, register_dataset
+from datasets.checks import filter_line
 from datasets.readers.folders import draw_one_each
+from datasets.records import Records
 from tests.datasets.every import NAMES, OPTIONS, build
 from tests.datasets.miniatures import (
     BUFFER,
@@ -32,6 +36,7 @@ from tests.datasets.miniatures import (
     write,
 )
 from tests.parity.cases import ROOT
+from utils.scoring.matching import Matching
 
 ENTRIES = [n for n in CATALOGUE if n not in ("csv", "folder", "images") and not n.startswith("synthetic")]
 
@@ -232,7 +237,7 @@ def test_veri_drops_images_without_a_view_from_all_splits_on_request(tmp_path):
     assert [(pid, view) for _, pid, _, view in dropped.train] == [(0, 0), (0, 1)]
     assert [Path(p).name for p, *_ in dropped.gallery] == ["0002_c001_00030605_1.jpg"]
     assert (len(kept.train), len(kept.query), len(kept.gallery)) == (3, 1, 2)
-    assert "neither 'drop' nor 'keep'" in message(make_dataset, "veri", tmp_path, missing_view="perhaps")
+    assert "must be 'drop' or 'keep', got 'perhaps'" in message(make_dataset, "veri", tmp_path, missing_view="perhaps")
 
 
 def test_veri_takes_its_key_point_lists_from_another_folder(tmp_path):
@@ -317,17 +322,63 @@ def test_a_table_without_cameras_switches_the_camera_filter_off(tmp_path):
 
 
 @pytest.mark.parametrize("cameras", [True, False])
-def test_split_test_is_query_and_gallery_at_once_and_without_cameras_nothing_is_filtered(cameras, tmp_path):
-    rows = [("a.jpg", 1, "train"), ("t.jpg", 3, "test"), ("u.jpg", 3, "Test")]
-    lines = ["path,pid,split,camid"] + [f"{p},{i},{s},{k}" for k, (p, i, s) in enumerate(rows)]
+def test_rows_of_split_test_are_filtered_by_camera_where_cameras_are_known(cameras, tmp_path):
+    rows = [("a.jpg", 1, "train"), ("t.jpg", 3, "test"), ("u.jpg", 3, "Test"), ("v.jpg", 3, "test")]
+    lines = ["path,pid,split,camid"] + [f"{p},{i},{s},{min(k, 2)}" for k, (p, i, s) in enumerate(rows)]
     table(tmp_path, "\n".join(lines if cameras else [line.rpartition(",")[0] for line in lines]))
     dataset = make_dataset("csv", tmp_path)
-    assert dataset.same_list
-    assert dataset.query.paths == dataset.gallery.paths == [f"{tmp_path}/t.jpg", f"{tmp_path}/u.jpg"]
+    assert dataset.same_list != cameras
+    assert dataset.query.paths == dataset.gallery.paths == [f"{tmp_path}/{name}.jpg" for name in "tuv"]
+    matching = Matching(
+        dataset.query.pids, dataset.gallery.pids, dataset.query.camids, dataset.gallery.camids,
+        same_list=dataset.same_list,
+    )  # fmt: skip
+    pairs = matching.pairs(0, 3)
+    counted = set(zip(pairs.query[pairs.positive].tolist(), pairs.gallery[pairs.positive].tolist(), strict=True))
     if cameras:
-        assert dataset.query.camids.tolist() == dataset.gallery.camids.tolist() == [1, 2]
+        assert dataset.query.camids.tolist() == dataset.gallery.camids.tolist() == [1, 2, 2]
+        assert counted == {(0, 1), (0, 2), (1, 0), (2, 0)}
     else:
         assert not set(dataset.query.camids) & set(dataset.gallery.camids)
+        assert counted == {(i, j) for i in range(3) for j in range(3) if i != j}
+    rule = "matches of the same identity and camera are left out"
+    if not cameras:
+        rule = "no camera filter, an image is never its own match"
+    line = filter_line("csv", "market1501", dataset.query, dataset.gallery, dataset.same_list)
+    assert line == f"csv: 3 queries, gallery 3; {rule}"
+
+
+def test_the_line_of_a_test_set_says_which_filter_acts():
+    def line(protocol="market1501", query=None, gallery=None, same_list=False, seqs=None):
+        lists = [
+            Records.of(["a", "b"], [0, 1], cams, seqs=None if seqs is None else np.array(seqs))
+            for cams in (query or [0, 0], gallery or [1, 1])
+        ]
+        return filter_line("x", protocol, *lists, same_list).partition("; ")[2]
+
+    assert line() == line("retrieval", [0, 0], [0, 0]) == "no camera filter"
+    assert line(query=[0, 1], gallery=[0, 1]) == "matches of the same identity and camera are left out"
+    assert line(seqs=[4, 5]) == "matches of the same identity and sequence are left out"
+    assert line("cuhk03", [0, 1], [0, 1], seqs=[4, 5]).endswith("identity and camera or sequence are left out")
+    assert line(same_list=True) == "no camera filter, an image is never its own match"
+    assert line("vehicleid") == "no camera filter, the gallery is drawn"
+    assert line("classification", same_list=True).startswith("images are classified")
+
+
+def test_lists_keep_the_ids_that_the_files_show(tmp_path):
+    text = "path,pid,split,camid,viewid\na,rex,train,door west,left\nb,ann,train,door east,right\n"
+    table(tmp_path, text + "q,tom,query,door west,left\ng,tom,gallery,yard,left\n")
+    dataset = make_dataset("csv", tmp_path)
+    assert dataset.train.original_pids().tolist() == ["rex", "ann"]
+    assert dataset.train.original_camids().tolist() == ["door west", "door east"]
+    assert dataset.train.original_viewids().tolist() == ["left", "right"]
+    assert dataset.query.original_pids().tolist() == ["tom"] and dataset.query.pids.tolist() == [0]
+    assert dataset.gallery.original_camids().tolist() == ["yard"] and dataset.gallery.camids.tolist() == [2]
+    place = MINIATURES["market1501"].build(tmp_path)
+    market = make_dataset("market1501", tmp_path)
+    shown = [int(re.search(r"_c(\d)", Path(path).name)[1]) for path in market.gallery.paths]
+    assert place.is_dir() and market.gallery.original_camids().tolist() == shown
+    assert market.gallery.original_pids().tolist() == market.gallery.pids.tolist()
 
 
 def test_text_ids_are_numbered_in_text_order(tmp_path):
@@ -405,15 +456,15 @@ def test_columns_that_nothing_reads_are_told(tmp_path, caplog):
     [
         ("path,split\na,train\n", "no column 'pid' (found: path, split)"),
         ("", "no column 'path' (found: nothing)"),
-        ("path,pid,split\na,1,train\nb,2,training\n", "line 3: split 'training' is none of train, query"),
+        ("path,pid,split\na,1,train\nb,2,training\n", "line 3: split must be one of train, query"),
         ("path,pid,split\na,1,train\n\n,2,query\n", "line 4: path must not be empty"),
         ("path,pid,split\na,,query\n", "line 2: pid must not be empty"),
         ("path,pid,split,x1\na,1,train,3\n", "a crop box needs all of x1, y1, x2, y2; found only x1"),
         ("path,pid,split,x1,y1,x2,y2\na,1,train,3,4,3,9\n", "line 2: the crop box 3, 4, 3, 9 is empty"),
-        ("path,pid,split,x1,y1,x2,y2\na,1,train,3,4,b,9\n", "line 2: the crop box 3, 4, b, 9 is no four numbers"),
-        ("path,label,split,is_query,is_gallery\na,1,validation,maybe,0\n", "is_query 'maybe' is neither true nor"),
+        ("path,pid,split,x1,y1,x2,y2\na,1,train,3,4,b,9\n", "the crop box must be four numbers, got 3, 4, b, 9"),
+        ("path,label,split,is_query,is_gallery\na,1,validation,maybe,0\n", "is_query must be true or false"),
         ("path,pid,split,camid\na,1,train,1\nb,1,train,\n", "line 3: camid must not be empty"),
-        ("path,pid,split\na,1,train\nb,2,test\nc,2,gallery\n", "'test' stands for query and gallery at once"),
+        ("path,pid,split\na,1,train\nb,2,test\nc,2,gallery\n", "'test' is query and gallery at once"),
         ("path,pid,split\na,1,val\n", "no row with split train, query or test"),
         ("path,pid,split\n", "no row with split train, query or test"),
     ],

@@ -147,7 +147,7 @@ def test_duke_alone_is_not_occluded_duke_and_lists_alone_say_what_is_missing(tmp
 def test_p_duke_folders_without_a_number_and_missing_ones_are_told(tmp_path):
     place = P_DUKE.build(tmp_path)
     (place / "train/whole_body_images/someone").mkdir()
-    assert "someone: the folder's name is no identity" in message(make_dataset, "p_dukemtmc", tmp_path)
+    assert "someone: the folder's name is not an identity" in message(make_dataset, "p_dukemtmc", tmp_path)
     assert not set(make_dataset("p_dukemtmc", P_DUKE.build(tmp_path / "b")).query.camids) & {1}
 
 
@@ -239,7 +239,7 @@ def test_cuhk03_splits_of_other_systems_are_read_by_base_name(tmp_path):
         (str(place / "images_labeled" / name), 2, 1, 0) for name in CUHK03_FILES[4:]
     ]
     (place / "splits_new_labeled.json").write_text("{}]")
-    assert "is no list of splits" in message(make_dataset, "cuhk03", tmp_path)
+    assert "is not a list of splits" in message(make_dataset, "cuhk03", tmp_path)
 
 
 def test_cuhk03_says_what_is_missing(tmp_path, monkeypatch):
@@ -309,10 +309,10 @@ class Command:
     ("content", "words"),
     [
         (pickle.dumps([Command()]), "it asks for builtins.eval"),
-        (pickle.dumps({"a": 1}), "it is no list"),
-        (pickle.dumps([1, 2]), "is no pickled list of names"),
-        (b"a.jpg\n", "is no pickled list of names"),
-        (b"", "is no pickled list of names"),
+        (pickle.dumps({"a": 1}), "it is not a list"),
+        (pickle.dumps([1, 2]), "is not a pickled list of names"),
+        (b"a.jpg\n", "is not a pickled list of names"),
+        (b"", "is not a pickled list of names"),
         (pickle.dumps([]), "is empty"),
     ],
 )
@@ -346,7 +346,7 @@ def test_cars_in_two_halves_and_as_lists_are_the_same_set(tmp_path):
 def test_retrieval_sets_say_which_list_is_wrong(tmp_path):
     place = CARS.build(tmp_path)
     savemat(place / "cars_annos.mat", {"other": 1})
-    assert "cars_annos.mat holds no 'annotations'" in message(make_dataset, "car196", tmp_path)
+    assert "cars_annos.mat has no 'annotations'" in message(make_dataset, "car196", tmp_path)
     (place / "cars_annos.mat").unlink()
     (place / "devkit").mkdir()
     assert "no cars_annos.mat, train.txt nor devkit/cars_train_annos.mat" in message(make_dataset, "car196", tmp_path)
@@ -358,7 +358,7 @@ def test_retrieval_sets_say_which_list_is_wrong(tmp_path):
     assert "Ebay_test.txt, line 2: expected 'image_id" in message(make_dataset, "sop", tmp_path)
     place = INSHOP.build(tmp_path)
     (place / "list_eval_partition.txt").write_text(f"1\nimage item status\n{INSHOP_FILES[0]} id_1 training\n")
-    assert "line 3: status 'training' is none of train" in message(make_dataset, "inshop", tmp_path)
+    assert "line 3: status must be one of train, query, gallery" in message(make_dataset, "inshop", tmp_path)
     (place / "Eval").mkdir()
     (place / "list_eval_partition.txt").unlink()
     assert "Eval/list_eval_partition.txt" in message(make_dataset, "inshop", tmp_path)
@@ -387,7 +387,7 @@ def test_university_searches_in_the_direction_asked_for(tmp_path):
     for direction in ("drone", "google_drone", ""):
         assert "DATASETS.DIRECTION" in message(make_dataset, "university1652", tmp_path, direction=direction)
     (place / "train/drone/old").mkdir()
-    assert "old: the folder's name is no building" in message(make_dataset, "university1652", tmp_path)
+    assert "old: the folder's name is not a building" in message(make_dataset, "university1652", tmp_path)
 
 
 # ---------------------------------------------------------------- train + query + gallery

@@ -59,7 +59,7 @@ def test_cameras_are_those_of_the_names_if_every_name_has_one_or_of_the_pattern(
     assert [row[2] for row in rows(make_dataset("folder", tmp_path).train)] == [1, 0]
     write(tmp_path, ["gallery/9/none.jpg"])
     assert set(make_dataset("folder", tmp_path).train.camids) == {0}
-    wrong = (("(", "no regular expression"), ("c", "has 0 groups"), (r"_c(\d+)", "finds no camera in"),
+    wrong = (("(", "is not a regular expression"), ("c", "has 0 groups"), (r"_c(\d+)", "finds no camera in"),
              (r"_(c)\d|none", "finds no camera in"))  # fmt: skip
     for pattern, words in wrong:
         assert words in message(make_dataset, "folder", tmp_path, camera_pattern=pattern)
@@ -74,7 +74,10 @@ def test_a_test_folder_alone_is_searched_among_itself(tmp_path):
         path.rename(path.with_name(f"x_c{'abc'.index(path.stem) + 1}.jpg"))
     dataset = make_dataset("folder", tmp_path)
     assert not dataset.same_list  # the camera filter decides
-    assert (len(dataset.query), len(dataset.gallery)) == (2, 2)
+    assert dataset.query.paths == dataset.gallery.paths and len(dataset.query) == 2
+    assert dataset.query.camids.tolist() == dataset.gallery.camids.tolist()
+    write(tmp_path, ["test/2/y_c2.jpg"])
+    assert len(make_dataset("folder", tmp_path).query) == 3  # every test image is a query, as a table's test rows
 
 
 @pytest.mark.parametrize("flat", [True, False])
@@ -138,7 +141,7 @@ def test_crop_boxes_and_sequences_stay_with_their_rows(tmp_path):
         load_image(dataset.train.paths[0], (9, 0, 12, 4))
     seqs = [*dataset.query.seqs, *dataset.gallery.seqs]
     assert len(set(seqs)) == 3  # a row without a sequence is one of its own
-    joined = join_training([dataset, dataset])
+    joined = join_training([dataset.train, dataset.train])
     assert joined.boxes.tolist() == dataset.train.boxes.tolist() * 2
     assert set(joined.seqs[:2]) & set(joined.seqs[2:]) == set()
     assert joined.take([2]).boxes.tolist() == [[2, 1, 6, 9]]
@@ -195,7 +198,7 @@ def test_unlabelled_training_images_are_for_methods_without_labels(tmp_path):
     (tmp_path / "dataset.csv").write_text(table)
     dataset = make_dataset("csv", tmp_path)
     assert dataset.train.pids.tolist() == [-1, 0] and dataset.num_classes == 1
-    assert join_training([dataset, dataset]).pids.tolist() == [-1, 0, -1, 1]
+    assert join_training([dataset.train, dataset.train]).pids.tolist() == [-1, 0, -1, 1]
     with pytest.raises(UserError, match="1 training images have no pid"):
         make_dataloader(config(tmp_path, tmp_path, DATASETS__NAMES="csv", PROCESSOR__NAME="supervised"))
     with pytest.raises(UserError, match="no pid"):
@@ -224,7 +227,7 @@ def texts(tmp_path, table: str, **options) -> list[str]:
     ("q,5,query,1\ng,5,gallery,2\nr,6,query,1\nh,6,gallery,1", "1 of 2 queries are found under their own camera only"),
     ("q,5,query,1\nq,5,gallery,2", "1 images are query and gallery at once"),
     ("q,5,query,1\ng,5,gallery,2\ng,5,gallery,3", "gallery: 1 images are listed more than once, such as"),
-    ("t,5,test,1\nu,5,test,2\nv,6,test,2", "1 test images are the only one of their identity"),
+    ("t,5,test,1\nu,5,test,2\nv,6,test,2", "1 of 3 queries are found under their own camera only"),
 ])  # fmt: skip
 def test_what_looks_wrong_is_counted_in_one_line(table, words, tmp_path):
     (line,) = texts(tmp_path, f"path,pid,split,camid\n{table}\n")

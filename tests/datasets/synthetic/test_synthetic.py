@@ -82,8 +82,8 @@ def test_pixels_of_closer_cameras_are_the_stored_ones(name):
 
 
 def test_pixels_do_not_depend_on_the_process_or_its_hash_seed():
-    code = "from datasets.synthetic.sets import *; print(hash('x'), sum(int(draw_image(n, p, 2, 1).sum()) for n in NAMES"
-    code += " for p in range(1, 9)))"
+    code = "from datasets.synthetic.sets import *; print(hash('x'), sum(int(draw_image(n, p, 2, 1).sum())"
+    code += " for n in NAMES for p in range(1, 9)))"
     other_hash, there = finished(python(code, hash_seed=123)).split()
     here = sum(int(draw_image(name, pid, 2, 1).sum()) for name in NAMES for pid in range(1, 9))
     assert int(other_hash) != hash("x")

@@ -1,0 +1,151 @@
+"""Loaders: batches of an epoch for training, and batches of a list in its order for features."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from datasets.images import Batch, ImageList
+from datasets.records import Records
+from datasets.samplers import EpochSampler
+from datasets.storage.decoding import DECODERS
+from datasets.storage.stores import ByteStore, PixelStore
+from utils.distributed import gather_objects, rank, world_size
+from utils.errors import UserError
+
+log = logging.getLogger("lineup")
+
+
+class TrainLoader:
+    """Batches of one epoch after another.
+
+    on_bad: at an image that cannot be read, ``raise`` stops; ``skip`` counts and takes another image of its identity,
+    so that batches keep their length. cache: bytes of memory for the first images, which holds ``files`` or ``pixels``
+    (cached). decoder: ``pillow`` or ``torchvision``. at_least: size that Pillow may decode JPEG files down to.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        transform: Callable[..., Any],
+        sampler: EpochSampler,
+        workers: int,
+        on_bad: str = "raise",
+        pin: bool = False,
+        cache: int = 0,
+        cached: str = "files",
+        decoder: str = "pillow",
+        at_least: tuple[int, int] | None = None,
+    ):
+        self.records, self.sampler, self.on_bad = records, sampler, on_bad
+        images = ImageList(records, transform, decoder=DECODERS[decoder], at_least=at_least, stand_in=on_bad == "skip")
+        if cache:
+            store = PixelStore(images.images(), cache) if cached == "pixels" else ByteStore(records.paths, cache)
+            images.store = store
+            size = store.nbytes / 1e9
+            log.info("%s of %d of %d training images are in memory (%.2f GB)", cached, len(store), len(records), size)
+        self._make = partial(
+            DataLoader,
+            images,
+            batch_sampler=sampler,
+            num_workers=workers,
+            collate_fn=images.collate,
+            persistent_workers=workers > 0,
+            pin_memory=pin,
+            worker_init_fn=one_thread,
+        )
+        self.restart()
+
+    def restart(self) -> None:
+        """Replaces the loader by one without workers yet, and ends the workers of the old one.
+
+        Left to the garbage collector, they would not end: it closes their queues first, and the request to stop is
+        lost.
+        """
+        self.loader = self._make(generator=torch.Generator())
+
+    def relabel(self, pids: np.ndarray) -> None:
+        """Draws batches by other classes from the next epoch on. pids: (N,), -1 for an image to leave out."""
+        self.sampler.relabel(pids)
+
+    def epoch(self, number: int) -> EpochBatches:
+        """Returns the batches of an epoch, counted from 1: the same for the same seed, whatever the workers."""
+        self.sampler.set_epoch(number)
+        return EpochBatches(self)
+
+
+class EpochBatches:
+    """One pass over a ``TrainLoader``."""
+
+    def __init__(self, owner: TrainLoader):
+        self.owner = owner
+
+    def __len__(self) -> int:
+        return len(self.owner.sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        skipped: set[str] = set()
+        try:
+            for batch in self.owner.loader:
+                self._refuse(batch)
+                skipped |= set(batch.broken)
+                yield batch
+        except Exception:
+            self.owner.restart()
+            raise
+        if self.owner.on_bad == "skip":
+            skipped = set().union(*gather_objects(skipped))
+        if skipped:
+            log.warning("%d images could not be read in this epoch; others of their identity stood in", len(skipped))
+
+    def _refuse(self, batch: Batch) -> None:
+        if batch.broken and self.owner.on_bad == "raise":
+            raise UserError(f"{batch.broken[0]}; DATALOADER.BAD_IMAGES 'skip' trains without such images")
+        if not len(batch):
+            raise UserError(f"{batch.broken[0]}; nor can any other of the {len(self.owner.records)} images be read")
+
+
+# Every loader has a generator of its own: starting workers must not draw from the one that training resumes.
+
+
+def one_thread(worker: int) -> None:
+    """Limits a worker to one thread: workers share the cores with the training process."""
+    torch.set_num_threads(1)
+
+
+class TestLoader:
+    """Batches of a list in order; each of several processes sees its share of the rows."""
+
+    __test__ = False  # not a test class, whatever its name says to pytest
+
+    def __init__(
+        self, records: Records, transform: Callable[..., Any], batch_size: int, workers: int, pin: bool = False
+    ):
+        images = ImageList(records, transform)
+        self.records = records
+        share = np.array_split(np.arange(len(records)), world_size())[rank()].tolist()
+        self.loader = DataLoader(
+            images,
+            sampler=share,
+            batch_size=batch_size,
+            num_workers=workers,
+            collate_fn=images.collate,
+            pin_memory=pin,
+            worker_init_fn=one_thread,
+            generator=torch.Generator(),
+        )
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.loader:
+            if batch.broken:
+                raise UserError(batch.broken[0])
+            yield batch
