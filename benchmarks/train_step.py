@@ -20,6 +20,7 @@ import loss
 from configs import load_config
 from model import make_model
 from model.layers.jpm import jigsaw_pieces
+from model.networks import reid
 from solver import make_optimizer
 from utils.device import quick_attention
 
@@ -51,15 +52,11 @@ class baseline:
     """Inside, models run with plain attention and a loop over JPM's branches."""
 
     def __enter__(self) -> None:
-        import model.networks.reid
-
-        self.kept = Attention.forward, model.reid.jigsaw_features
-        Attention.forward, model.reid.jigsaw_features = plain_attention, branch_loop
+        self.kept = Attention.forward, reid.jigsaw_features
+        Attention.forward, reid.jigsaw_features = plain_attention, branch_loop
 
     def __exit__(self, *error) -> None:
-        import model.networks.reid
-
-        Attention.forward, model.reid.jigsaw_features = self.kept
+        Attention.forward, reid.jigsaw_features = self.kept
 
 
 def median_times(calls: dict[str, Callable[[], object]], device: torch.device, seconds: float) -> dict[str, float]:

@@ -125,7 +125,7 @@ def make_text_side(
     text = CLIPText(source)
     tokens = prompt_tokens(noun_of(cfg, kind), len(text.positional_embedding))
     return {
-        "prompt_learner": PromptLearner(num_class, tokens, source.token_embedding.weight),
+        "prompt_learner": PromptLearner(num_class, tokens, source.get_parameter("token_embedding.weight")),
         "text_encoder": text,
         "image_mlp": make_image_head(cfg, width) if cfg.MODEL.USE_SSL else None,
         "text_mlp": ProjectionHead(text.embed_dim, cfg.MODEL.SSL_HIDDEN) if language_supervised(cfg) else None,

@@ -57,7 +57,7 @@ def register_backbone(name: str) -> Callable[[Build], Build]:
 
 
 @dataclass(frozen=True)
-class Counts:
+class TrainingCounts:
     """What a network is sized by, from the training data.
 
     classes: identities. cameras, views: for side information. kind: what the images show (person, vehicle, ...), for
@@ -264,7 +264,7 @@ def make_torchreid(cfg: CfgNode, num_class: int) -> TorchreidModel:
 # ---------------------------------------------------------------- the networks of the methods
 
 
-def make_reid(cfg: CfgNode, counts: Counts) -> RetrievalModel:
+def make_reid(cfg: CfgNode, counts: TrainingCounts) -> RetrievalModel:
     """Returns the network of supervised training: a backbone with necks and classifiers."""
     name = cfg.MODEL.NAME
     if is_clip(name):
@@ -294,7 +294,7 @@ def make_reid(cfg: CfgNode, counts: Counts) -> RetrievalModel:
     )
 
 
-def make_prompted(cfg: CfgNode, counts: Counts) -> RetrievalModel:
+def make_prompted(cfg: CfgNode, counts: TrainingCounts) -> RetrievalModel:
     """Returns a CLIP with learnt prompts."""
     if not is_clip(cfg.MODEL.NAME):
         raise conflict(
@@ -304,18 +304,18 @@ def make_prompted(cfg: CfgNode, counts: Counts) -> RetrievalModel:
     return make_clip_model(cfg, counts.classes, counts.cameras, counts.views, counts.kind, prompted=True)
 
 
-def make_cluster_encoder(cfg: CfgNode, counts: Counts) -> ClusterEncoder:
+def make_cluster_encoder(cfg: CfgNode, counts: TrainingCounts) -> ClusterEncoder:
     """Returns the network of cluster contrast around any backbone."""
     return ClusterEncoder(bare_backbone(cfg, counts.cameras, counts.views))
 
 
-def make_ssdvit(cfg: CfgNode, counts: Counts) -> SSDViT:
+def make_ssdvit(cfg: CfgNode, counts: TrainingCounts) -> SSDViT:
     """Returns the network of self distillation around any backbone."""
     refuse_set(method_name(cfg), "its targets' cameras are never trained on", *sides(cfg))
     return SSDViT(bare_backbone(cfg, 0, 0), cfg.TEST.NECK_FEAT, cfg.SSD.RANDOM_BLOCK)
 
 
-def make_multi_crop(cfg: CfgNode, counts: Counts) -> MultiCrop:
+def make_multi_crop(cfg: CfgNode, counts: TrainingCounts) -> MultiCrop:
     """Returns the network of DINO's pre-training; its batch norms share statistics over all processes."""
     name = cfg.MODEL.NAME
     if is_clip(name) or is_torchreid(name) or name in MSVIT_TYPES:
@@ -332,7 +332,7 @@ def make_multi_crop(cfg: CfgNode, counts: Counts) -> MultiCrop:
     return model
 
 
-NETWORKS: dict[str, Callable[[CfgNode, Counts], RetrievalModel]] = {
+NETWORKS: dict[str, Callable[[CfgNode, TrainingCounts], RetrievalModel]] = {
     "reid": make_reid,
     "prompt": make_prompted,
     "cluster_encoder": make_cluster_encoder,
@@ -355,7 +355,7 @@ def make_model(cfg: CfgNode, num_class: int, camera_num: int = 0, view_num: int 
         raise UserError(
             f"{method_name(cfg)}: its method asks for network {method.network!r}. Known: {', '.join(NETWORKS)}"
         )
-    model = NETWORKS[method.network](cfg, Counts(num_class, camera_num, view_num, kind))
+    model = NETWORKS[method.network](cfg, TrainingCounts(num_class, camera_num, view_num, kind))
     if switch("MODEL.SYNC_BN", cfg.MODEL.SYNC_BN):
         for name, child in list(model.named_children()):
             if name not in model.sees_whole_batch:

@@ -24,7 +24,7 @@ from utils.files import write_atomically
 
 log = logging.getLogger("lineup")
 
-Source = str | Path | Mapping[str, Any]
+WeightSource = str | Path | Mapping[str, Any]
 """A checkpoint file, or what it holds."""
 
 WRAPPERS = ("model", "state_dict", "teacher")
@@ -188,7 +188,7 @@ def unwrap(state: Mapping[str, Any], whole: bool = False) -> dict[str, Tensor]:
     return tensors if whole else backbone or tensors
 
 
-def as_tensors(source: Source, whole: bool = False) -> tuple[dict[str, Tensor], str]:
+def as_tensors(source: WeightSource, whole: bool = False) -> tuple[dict[str, Tensor], str]:
     """Returns the named tensors of a path or a state dict (which may hold NumPy arrays), and its name for messages.
 
     whole: see ``unwrap``.
@@ -199,7 +199,7 @@ def as_tensors(source: Source, whole: bool = False) -> tuple[dict[str, Tensor], 
     return unwrap(state, whole), "the state dict"
 
 
-def backbone_state(source: Source) -> dict[str, Tensor]:
+def backbone_state(source: WeightSource) -> dict[str, Tensor]:
     """Returns the backbone of a DINO checkpoint's teacher under bare names, as the published pre-trained files hold it.
 
     source: a path, a checkpoint, or the state of a network of backbone and head. Raises ``UserError`` if none of its
@@ -265,12 +265,12 @@ def _grid(count: int, hw_ratio: int) -> tuple[int, int]:
 
 def position_grids(module: nn.Module, target: nn.Module) -> dict[str, tuple[int, int]]:
     """Returns the patch grids of all position embeddings in ``module``, by their names in its sub-module ``target``."""
-    paths = {part: path for path, part in module.named_modules()}
+    paths = {submodule: path for path, submodule in module.named_modules()}
     grids = {
         f"{path}.{name}".removeprefix("."): grid
-        for part, path in paths.items()
-        if isinstance(part, WeightRules)
-        for name, grid in part.position_grids().items()
+        for submodule, path in paths.items()
+        if isinstance(submodule, WeightRules)
+        for name, grid in submodule.position_grids().items()
     }
     start = f"{paths[target]}." if paths[target] else ""
     return {name.removeprefix(start): grid for name, grid in grids.items() if name.startswith(start)}
@@ -333,7 +333,7 @@ def _copy(
     target.load_state_dict(fitting, strict=False)
 
 
-def load_weights(module: nn.Module, source: Source, hw_ratio: int = 1) -> LoadReport:
+def load_weights(module: nn.Module, source: WeightSource, hw_ratio: int = 1) -> LoadReport:
     """Loads a whole ReID model, ours or a published one, and returns what became of every tensor.
 
     source: a path or a state dict. The module's ``WeightRules`` map published names to ours and say which parameters
@@ -376,7 +376,7 @@ def require_complete(module: nn.Module, report: LoadReport) -> None:
         )
 
 
-def load_pretrained(module: nn.Module, path: Source, hw_ratio: int = 1) -> LoadReport:
+def load_pretrained(module: nn.Module, path: WeightSource, hw_ratio: int = 1) -> LoadReport:
     """Loads backbone weights from elsewhere (ImageNet, DINO, a LUPerson file) into the module's ``pretrained_part``.
 
     A whole ReID model serves as a backbone file too. Heads of the source are skipped; position embeddings are resized
@@ -415,9 +415,9 @@ def _is_head(key: str) -> bool:
 
 def load_complete(
     module: nn.Module,
-    source: Source,
+    source: WeightSource,
     hw_ratio: int = 1,
-    load: Callable[[nn.Module, Source, int], LoadReport] = load_weights,
+    load: Callable[[nn.Module, WeightSource, int], LoadReport] = load_weights,
 ) -> LoadReport:
     """Loads weights, logs the report and returns it.
 

@@ -50,7 +50,7 @@ SMALL = {  # for tests and quick starts: minutes on a CPU, from random weights
 
 
 class Taps(NamedTuple):
-    """What CLIP-ReID takes from an image tower.
+    """The features that CLIP-ReID uses of an image tower.
 
     early: (B, E) from the last block or stage but one. late: (B, D) from the last. projected: (B, P), comparable to
     text. tokens: (B, 1 + N, D) before the last block, None where the tower has no tokens.
@@ -93,7 +93,7 @@ class CLIPTower(WeightRules, nn.Module):
 class CLIPViT(CLIPTower):
     """CLIP's vision transformer with overlapping patches and side information on the class token.
 
-    visual: open_clip's, whose parts are taken over. image_size, stride: (down, across) of images and patches;
+    visual: open_clip's, whose modules become this tower's. image_size, stride: (down, across) of images and patches;
     position embeddings are made for that grid. width, embed_dim: D and P of ``Taps``.
     """
 
@@ -160,8 +160,15 @@ class CLIPViT(CLIPTower):
 class CLIPResNet(CLIPTower):
     """CLIP's ResNet with its last stage at stride 16 and the attention pool's positions made for that map.
 
-    visual: open_clip's, whose parts are taken over. image_size: (H, W), multiples of 16.
+    visual: open_clip's, whose modules become this tower's. image_size: (H, W), multiples of 16.
     """
+
+    avgpool: nn.Module
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
+    attnpool: nn.Module
 
     def __init__(self, visual: ModifiedResNet, image_size: tuple[int, int]):
         super().__init__()
@@ -170,6 +177,7 @@ class CLIPResNet(CLIPTower):
         for name, child in visual.named_children():
             self.add_module(name, child)
         first = visual.layer4[0]
+        assert isinstance(first.downsample, nn.Sequential), "the first block of a stage changes the width"
         first.avgpool = first.downsample[0] = nn.Identity()
         self.image_size, self.width = tuple(image_size), visual.attnpool.q_proj.in_features
         self.embed_dim = visual.attnpool.c_proj.out_features

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import open_clip
 import torch
 from open_clip.transformer import TextTransformer
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 class CLIPText(nn.Module):
     """Causal transformer over prompt vectors, read at the end-of-text token and projected.
 
-    source: open_clip's model or text tower, whose parts are taken over. Parameter names are those of the published
+    source: open_clip's model or text tower, whose modules become this one's. Parameter names are those of the published
     ReID files. width: W of the prompts; embed_dim: P of the features.
     """
 
@@ -20,9 +22,10 @@ class CLIPText(nn.Module):
     def __init__(self, source: open_clip.CLIP | TextTransformer):
         super().__init__()
         assert isinstance(source.text_projection, nn.Parameter), "CLIP's own text towers project by a matrix"
-        self.transformer, self.ln_final = source.transformer, source.ln_final
-        self.positional_embedding, self.text_projection = source.positional_embedding, source.text_projection
-        self.register_buffer("attn_mask", source.attn_mask, persistent=False)
+        self.transformer, self.ln_final = source.transformer, source.get_submodule("ln_final")
+        self.positional_embedding = cast("nn.Parameter", source.get_parameter("positional_embedding"))
+        self.text_projection = source.text_projection
+        self.register_buffer("attn_mask", source.get_buffer("attn_mask"), persistent=False)
         self.width, self.embed_dim = self.text_projection.shape
 
     def forward(self, prompts: Tensor, ends: Tensor | int) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -110,12 +111,13 @@ class SideInformation(nn.Module):
 
     @property
     def rows(self) -> int:
+        """Returns the number of rows in the table, 0 for none."""
         if not (self.camera_num or self.view_num):
             return 0
         return max(self.camera_num, 1) * max(self.view_num, 1)
 
     def forward(self, table: Tensor, cam_label: Tensor | None, view_label: Tensor | None) -> Tensor | float:
-        """table: (rows, ..., D). Returns (B, ..., D), zero where a label is unknown, or 0.0 without labels."""
+        """Returns the rows (B, ..., D) of a table (rows, ..., D), zero for unknown labels, or 0.0 without labels."""
         row, known = torch.zeros((), dtype=torch.long, device=table.device), True
         for count, label in ((self.camera_num, cam_label), (self.view_num, view_label)):
             if not count:
@@ -182,7 +184,7 @@ class ViT(Backbone):
             )
         width = spec.width
         self.width, self.gem_pooling, self.grad_checkpoint = width, gem_pooling, grad_checkpoint
-        self.patch, self.stride, self.any_size = spec.patch, tuple(stride), any_size
+        self.patch, self.stride, self.any_size = spec.patch, (stride[0], stride[1]), any_size
         self.image_size, self.sie_coe, self.depths = tuple(image_size), sie_coe, spec.depth
         self.grid = grid_size(image_size, spec.patch, stride)
         self.patches = self.grid[0] * self.grid[1]
@@ -195,19 +197,8 @@ class ViT(Backbone):
         if self.side.rows:
             self.sie_embed = nn.Parameter(torch.zeros(self.side.rows, 1, width))
         self.pos_drop = nn.Dropout(drop)
-        rates = [drop_path * i / max(spec.depth - 1, 1) for i in range(spec.depth)]
-        self.blocks = nn.ModuleList(
-            Block(
-                width, spec.heads, mlp_ratio=spec.mlp_ratio, qkv_bias=spec.qkv_bias,
-                proj_drop=drop, attn_drop=attn_drop, drop_path=rate,
-                norm_layer=partial(nn.LayerNorm, eps=spec.norm_eps),
-            )
-            for rate in rates
-        )  # fmt: skip
+        self.blocks = make_blocks(spec, drop_path, drop, attn_drop)
         self.norm = nn.LayerNorm(width, eps=spec.norm_eps)
-        if spec.attention_scale is not None:
-            for block in self.blocks:
-                block.attn.q_norm = ScaleQuery(spec.attention_scale * (width // spec.heads) ** 0.5)
         self._initialise(published_init)
 
     def _initialise(self, published_init: str) -> None:
@@ -289,6 +280,26 @@ class ViT(Backbone):
 
     def position_grids(self) -> dict[str, tuple[int, int]]:
         return {"pos_embed": self.grid}
+
+
+def make_blocks(spec: ViTSpec, drop_path: float, drop: float, attn_drop: float) -> nn.ModuleList:
+    """Returns the blocks; stochastic depth grows linearly from 0 to ``drop_path`` in the last one."""
+    blocks = nn.ModuleList()
+    for i in range(spec.depth):
+        block = Block(
+            spec.width,
+            spec.heads,
+            mlp_ratio=spec.mlp_ratio,
+            qkv_bias=spec.qkv_bias,
+            proj_drop=drop,
+            attn_drop=attn_drop,
+            drop_path=drop_path * i / max(spec.depth - 1, 1),
+            norm_layer=cast("type[nn.Module]", partial(nn.LayerNorm, eps=spec.norm_eps)),
+        )
+        if spec.attention_scale is not None:
+            block.attn.q_norm = ScaleQuery(spec.attention_scale * (spec.width // spec.heads) ** 0.5)
+        blocks.append(block)
+    return blocks
 
 
 def run_block(block: nn.Module, x: Tensor, checkpointed: bool) -> Tensor:

@@ -1,1 +1,1 @@
-"""Parts of networks: necks, heads, jigsaw patches, prompts, sparse attention."""
+"""Layers: necks, classifiers, jigsaw patches, pooling, prompts, sparse attention."""

@@ -12,11 +12,11 @@ ASPECTS = (0.3, 1 / 0.3)
 
 
 class BatchErasing(nn.Module):
-    """Blackens one rectangle of some images in training; passes images on in evaluation. (B, C, H, W), a new tensor.
+    """Sets one rectangle of some images to 0 in training; returns images unchanged in evaluation. (B, C, H, W).
 
-    largest: share of the image, the rectangle's is uniform in [0.02, largest]; 0 switches erasing off. Its width over
-    height is uniform in [0.3, 1 / 0.3] (not log-uniform), a width that is cut at the image's is made up for by the
-    height. probability: of erasing an image.
+    largest: the rectangle's share of the image is uniform in [0.02, largest]; 0 switches erasing off. Its width over
+    height is uniform in [0.3, 1 / 0.3] (not log-uniform); if the width is cut at the image's, the height grows to keep
+    the area. probability: of erasing an image.
     """
 
     def __init__(self, largest: float, probability: float = 0.5):
@@ -26,7 +26,7 @@ class BatchErasing(nn.Module):
         self.largest, self.probability = largest, probability
 
     def rectangles(self, count: int, height: int, width: int, device: torch.device) -> tuple[Tensor, ...]:
-        """top, left, height, width, (B,) whole numbers in float32; a height of 0 spares the image."""
+        """Returns top, left, height and width, (B,) whole numbers in float32; height 0 leaves the image as it is."""
         chosen, area, aspect, down, across = torch.rand(5, count, device=device)
         area = (SMALLEST_AREA + area * (self.largest - SMALLEST_AREA)) * height * width
         aspect = ASPECTS[0] + aspect * (ASPECTS[1] - ASPECTS[0])
@@ -43,8 +43,8 @@ class BatchErasing(nn.Module):
         top, left, h, w = self.rectangles(count, height, width, images.device)
 
         def inside(length: int, start: Tensor, extent: Tensor) -> Tensor:
-            places = torch.arange(length, device=images.device)
-            return (places >= start[:, None]) & (places < (start + extent)[:, None])
+            positions = torch.arange(length, device=images.device)
+            return (positions >= start[:, None]) & (positions < (start + extent)[:, None])
 
         box = inside(height, top, h)[:, None, :, None] & inside(width, left, w)[:, None, None, :]
         return images.masked_fill(box, 0.0)

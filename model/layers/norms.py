@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
 from utils.distributed import all_reduce_with_grad, world_size
@@ -16,23 +19,24 @@ class IBN(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.half = channels // 2
-        self.IN = nn.InstanceNorm2d(self.half, affine=True)
-        self.BN = nn.BatchNorm2d(channels - self.half)
+        self.instance_channels = channels // 2
+        self.IN = nn.InstanceNorm2d(self.instance_channels, affine=True)
+        self.BN = nn.BatchNorm2d(channels - self.instance_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.IN(x[:, : self.half].contiguous()), self.BN(x[:, self.half :].contiguous())], dim=1)
+        first, second = x[:, : self.instance_channels], x[:, self.instance_channels :]
+        return torch.cat([self.IN(first.contiguous()), self.BN(second.contiguous())], dim=1)
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm whose statistics are those of all processes' rows, with gradient, on any device and backend.
+    """Batch norm with the statistics of all processes' rows, with gradient, on any device and backend.
 
-    torch's own refuses CPU tensors. Mean first, then squared deviations, so that float32 does not cancel.
+    torch's own refuses CPU tensors. The mean comes first, then squared deviations, so that float32 does not cancel.
     (B, C, ...) -> the same shape. Running statistics use the unbiased variance as in ``nn.BatchNorm``. drop, act: what
     some of timm's norms do after normalising.
     """
 
-    def __init__(self, *args, drop: nn.Module | None = None, act: nn.Module | None = None, **kwargs):
+    def __init__(self, *args: Any, drop: nn.Module | None = None, act: nn.Module | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.drop, self.act = drop or nn.Identity(), act or nn.Identity()
 
@@ -52,6 +56,8 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         var = all_reduce_with_grad((values - mean.view(shape)).square().sum(dims)) / count
         if self.track_running_stats:
             with torch.no_grad():
+                assert self.num_batches_tracked is not None, "tracked statistics have a counter"
+                assert self.running_mean is not None and self.running_var is not None
                 self.num_batches_tracked += 1
                 momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
@@ -63,11 +69,15 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def convert_sync_batch_norm(module: nn.Module) -> nn.Module:
-    """Replaces every batch norm inside ``module`` by ``SyncBatchNorm`` with the same parameters and buffers."""
+    """Replaces every batch norm inside ``module`` by ``SyncBatchNorm`` with the same parameters and buffers.
+
+    Returns the module, or the replacement if it is a batch norm itself.
+    """
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, SyncBatchNorm):
         synced = SyncBatchNorm(
             module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats,
-            drop=getattr(module, "drop", None), act=getattr(module, "act", None),
+            drop=module.get_submodule("drop") if isinstance(module, BatchNormAct2d) else None,
+            act=module.get_submodule("act") if isinstance(module, BatchNormAct2d) else None,
         )  # fmt: skip
         synced.weight, synced.bias = module.weight, module.bias
         synced.running_mean, synced.running_var = module.running_mean, module.running_var
@@ -76,6 +86,6 @@ def convert_sync_batch_norm(module: nn.Module) -> nn.Module:
         return synced
     for name, child in module.named_children():
         replaced = convert_sync_batch_norm(child)
-        if replaced is not child:  # timm registers some children under two names; assigning anew would break ties
+        if replaced is not child:  # timm registers some children under two names: assigning one would break the tie
             setattr(module, name, replaced)
     return module

@@ -1,4 +1,4 @@
-"""From a feature map to one vector: the mean, the largest value, or the generalised mean in between."""
+"""Pooling of a feature map to one vector: mean, maximum, or the generalised mean in between."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from utils.errors import UserError
 
 
 def gem(tokens: Tensor, p: float | Tensor = 3.0, eps: float = 1e-6) -> Tensor:
-    """Generalised mean over the tokens, per channel (Radenovic et al., TPAMI 2019, eq. 3). (B, N, D) -> (B, D).
+    """Returns the generalised mean over the tokens, per channel (Radenovic et al., TPAMI 2019, eq. 3).
 
-    p: exponent; 1 is the mean, and it nears the largest value as p grows. Values below eps count as eps.
+    (B, N, D) -> (B, D). p: exponent; 1 is the mean, and a larger p is closer to the maximum. Values below eps count as
+    eps.
     """
     return tokens.clamp(min=eps).pow(p).mean(1).pow(1.0 / p)
 
@@ -45,7 +46,7 @@ POOLINGS = {"avg": Average, "max": Largest, "gem": GeM}
 
 
 def make_pooling(name: str) -> nn.Module:
-    """The pooling that MODEL.POOLING names; ``UserError`` for any other word."""
+    """Returns the pooling that MODEL.POOLING names; raises ``UserError`` for any other word."""
     if name not in POOLINGS:
         raise UserError(f"MODEL.POOLING: unknown {name!r}. Known: {', '.join(POOLINGS)}")
     return POOLINGS[name]()

@@ -1,6 +1,6 @@
 """Augmentation of prompts for language self-supervision (SVLL-ReID): two random copies of the same prompts.
 
-Each method is a function of prompts (U, L, W) and of draws, all prompts at once; ``draw`` makes the draws.
+Each augmentation is a function of prompts (U, L, W) and of draws, for all prompts together; ``draw`` makes the draws.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from functools import partial
 import torch
 from torch import Tensor
 
-METHODS = ("mask", "swap", "mix")
+AUGMENTATIONS = ("mask", "swap", "mix")
 
 
 def mask(prompts: Tensor, dropped: Tensor) -> Tensor:
-    """Sets single numbers to 0, without rescaling the rest. dropped: (U, L, W), True where a number goes."""
+    """Returns the prompts with single numbers set to 0, the rest not rescaled. dropped: (U, L, W), True for these."""
     return prompts.masked_fill(dropped, 0)
 
 
 def swap(prompts: Tensor, chosen: Tensor, order: Tensor) -> Tensor:
-    """Permutes whole token vectors: position ``chosen[j]`` gets the vector of ``chosen[order[j]]``.
+    """Returns the prompts with whole token vectors permuted: position ``chosen[j]`` gets that of ``chosen[order[j]]``.
 
     chosen: (U, k) distinct positions per prompt. order: (U, k) permutations of 0..k-1.
     """
@@ -30,17 +30,17 @@ def swap(prompts: Tensor, chosen: Tensor, order: Tensor) -> Tensor:
 
 
 def mix(prompts: Tensor, partner: Tensor, scale: float) -> Tensor:
-    """``(1 - scale)`` of each prompt and ``scale`` of another, as it was. partner: (U,) rows."""
+    """Returns ``1 - scale`` times each prompt plus ``scale`` times another, unmixed one. partner: (U,) rows."""
     return (1 - scale) * prompts + scale * prompts[partner]
 
 
 def draw(
     method: str, shape: tuple[int, int, int], scale: float, generator: torch.Generator
 ) -> Callable[[Tensor], Tensor]:
-    """One random augmentation of prompts of the given shape (U, L, W), ready to be applied.
+    """Returns one random augmentation of prompts of the given shape (U, L, W), a function of them.
 
-    scale: for mask the share of numbers that goes, for swap the share of positions permuted, for mix the other
-    prompt's share. generator: on the device where the prompts are.
+    method: of ``AUGMENTATIONS``. scale: for mask the share of numbers set to 0, for swap the share of positions
+    permuted, for mix the other prompt's share. generator: on the device of the prompts.
     """
     count, length, _ = shape
     random = partial(torch.rand, generator=generator, device=generator.device)
@@ -49,8 +49,8 @@ def draw(
     if method == "swap":
         chosen = random(count, length).argsort(1)[:, : int(scale * length)]
         return partial(swap, chosen=chosen, order=random(chosen.shape).argsort(1))
-    own = torch.arange(count, device=generator.device)
+    rows = torch.arange(count, device=generator.device)
     if count == 1:
-        return partial(mix, partner=own, scale=scale)
+        return partial(mix, partner=rows, scale=scale)
     other = torch.randint(count - 1, (count,), generator=generator, device=generator.device)
-    return partial(mix, partner=other + (other >= own), scale=scale)
+    return partial(mix, partner=other + (other >= rows), scale=scale)

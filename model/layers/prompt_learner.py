@@ -1,4 +1,4 @@
-"""A learnt prompt per identity (CLIP-ReID, section 3.2): ``A photo of a X X X X person.``, the X being four vectors."""
+"""A learnt prompt per identity (CLIP-ReID, section 3.2): ``A photo of a X X X X person.``, each X a vector."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ FIRST = 5
 """Position of the first learnt vector: after the start token and the four words of ``BEFORE``."""
 
 
-def sentence(noun: str) -> str:
-    """The template: the noun is the only word that depends on the data."""
+def template(noun: str) -> str:
+    """Returns the sentence that the prompts follow; only the noun depends on the data."""
     return f"{BEFORE} {' '.join('X' * LEARNT)} {noun}."
 
 
 def prompt_tokens(noun: str, context_length: int = 77) -> Tensor:
-    """Token ids (1, L) of the template. Raises ``UserError`` for a noun that leaves no valid prompt around it."""
+    """Returns the token ids (1, L) of the template. Raises ``UserError`` for a noun that makes the prompt invalid."""
     if not noun.strip():
         raise UserError("MODEL.PROMPT_NOUN: is blank; it is the last word of the prompts, such as person or product")
-    with torch.device("cpu"):  # ids are numbers to look at, also where a model is built without memory
-        ids, plain = open_clip.tokenize([sentence(noun), sentence("person")], context_length=context_length).split(1)
+    with torch.device("cpu"):  # the ids are read, also if the model is built on the meta device
+        ids, plain = open_clip.tokenize([template(noun), template("person")], context_length=context_length).split(1)
     row, plain = ids[0].tolist(), plain[0].tolist()
     start, end = plain[0], max(plain)
-    stop = plain[plain.index(end) - 1]  # the full stop: missing where a long noun was cut off
+    stop = plain[plain.index(end) - 1]  # the full stop: missing if a long noun was cut off
     special = row.count(start) > 1 or row.count(end) > 1
     if row[: FIRST + LEARNT] != plain[: FIRST + LEARNT] or special or row[row.index(end) - 1] != stop:
         raise UserError(
@@ -40,8 +40,11 @@ def prompt_tokens(noun: str, context_length: int = 77) -> Tensor:
 class PromptLearner(nn.Module):
     """Prompts of identities: fixed token vectors around ``LEARNT`` vectors per identity. Names as published.
 
-    tokens: (1, L) ids of the template. end: position of its end-of-text token.
+    tokens: (1, L) ids of the template. table: CLIP's token embedding (V, W). end: position of the end-of-text token.
     """
+
+    token_prefix: Tensor
+    token_suffix: Tensor
 
     def __init__(self, num_class: int, tokens: Tensor, table: Tensor):
         super().__init__()
@@ -55,7 +58,7 @@ class PromptLearner(nn.Module):
             self.get_buffer(name).copy_(rows)
 
     def fixed_parts(self, table: Tensor) -> dict[str, Tensor]:
-        """The buffers that CLIP's token embedding (V, W) gives; ``UserError`` when it is of another vocabulary."""
+        """Returns the buffers from CLIP's token embedding (V, W); raises ``UserError`` for another vocabulary."""
         width = self.cls_ctx.shape[2]
         if table.dim() != 2 or table.shape[1] != width or len(table) <= int(self.tokens.max()):
             raise UserError(
@@ -66,7 +69,7 @@ class PromptLearner(nn.Module):
         return {"token_prefix": rows[:, :FIRST], "token_suffix": rows[:, FIRST + LEARNT :]}
 
     def forward(self, labels: Tensor) -> Tensor:
-        """(B,) -> (B, L, W)."""
+        """Returns the prompts of identities. (B,) -> (B, L, W)."""
         count = len(labels)
-        prefix, suffix = (part.expand(count, -1, -1) for part in (self.token_prefix, self.token_suffix))
+        prefix, suffix = self.token_prefix.expand(count, -1, -1), self.token_suffix.expand(count, -1, -1)
         return torch.cat([prefix, self.cls_ctx[labels], suffix], dim=1)

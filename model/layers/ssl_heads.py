@@ -1,4 +1,4 @@
-"""Heads of self-supervision: SimCLR's projection and SimSiam's predictor, under the names of SVLL-ReID's files."""
+"""Heads of self-supervision: SimCLR's projection and SimSiam's predictor, with the names of SVLL-ReID's files."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class ProjectionHead(nn.Module):
         return self.layer3(F.relu(self.bn2(self.layer2(F.relu(self.bn1(self.layer1(x)))))))
 
     def initialise_as_published(self) -> ProjectionHead:
-        """The image head's start: Kaiming weights, and batch norms drawn uniformly from [0, 1)."""
+        """Draws the image head's first weights: Kaiming's, and batch norms uniformly from [0, 1). Returns the head."""
         for module in self.children():
             if isinstance(module, nn.Linear):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            else:
+            elif isinstance(module, nn.BatchNorm1d):
                 nn.init.uniform_(module.weight)
                 nn.init.uniform_(module.bias)
         return self
 
 
 class Predictor(nn.Module):
-    """SimSiam's predictor (Chen and He, CVPR 2021), here straight on the feature. (B, width) -> (B, width)."""
+    """SimSiam's predictor (Chen and He, CVPR 2021), directly on the feature. (B, width) -> (B, width)."""
 
     def __init__(self, width: int, hidden: int = 512):
         super().__init__()

@@ -8,7 +8,7 @@ import torch
 
 from configs import load_config
 from model.backbones.clip import build_clip, clip_config
-from model.layers.prompt_augment import METHODS, draw, mask, mix, swap
+from model.layers.prompt_augment import AUGMENTATIONS, draw, mask, mix, swap
 from model.layers.prompt_learner import PromptLearner, prompt_tokens
 from model.make_clip import noun_of
 from tests.model.tiny_clip import build
@@ -122,14 +122,14 @@ def slow(method: str, prompts: torch.Tensor, draws: dict, scale: float) -> torch
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", AUGMENTATIONS)
 def test_all_prompts_at_once_is_one_after_the_other(method, scale):
     prompts = prompts_of()
     augment = draw(method, SHAPE, scale, torch.Generator().manual_seed(1))
     torch.testing.assert_close(augment(prompts), slow(method, prompts, augment.keywords, scale))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", AUGMENTATIONS)
 def test_gradient_flows_through_to_what_was_kept(method):
     prompts = prompts_of().requires_grad_()
     out = draw(method, SHAPE, 0.5, torch.Generator().manual_seed(1))(prompts)
@@ -166,7 +166,7 @@ def test_mix_takes_another_prompt_uniformly_and_never_itself():
 
 def test_two_copies_differ_and_the_same_seed_gives_the_same():
     prompts = prompts_of()
-    for method in METHODS:
+    for method in AUGMENTATIONS:
         generator = torch.Generator().manual_seed(3)
         one, two = (draw(method, SHAPE, 0.5, generator)(prompts) for _ in range(2))
         again = draw(method, SHAPE, 0.5, torch.Generator().manual_seed(3))(prompts)
