@@ -141,7 +141,7 @@ def make_person(rng: Rng, wardrobe: Wardrobe) -> Person:
         return vary(rng, COLOURS[pick(rng, weights)], 9)
 
     def pair(weights: Mapping[str, int]) -> tuple[Colour, Colour]:
-        # Two colours that can be told apart in a small picture, or a pattern would be no trait.
+        # Two colours that differ visibly in a small picture; otherwise a pattern would not be a trait.
         first = second = dye(weights)
         while sum(abs(a - b) for a, b in zip(first, second, strict=True)) < 150:
             second = vary(rng, COLOURS[pick(rng, {**weights, "white": 3, "black": 2})], 9)
@@ -256,7 +256,7 @@ def _legs(body: Body) -> Parts:
         foot = (lat, ahead, 28 + lift)
         knee = (lat, (ahead + max(0, ahead) + lift) // 2, person.leg * 27 // 50)
         hip, ankle = body.at(lat, 0, person.leg), body.at(lat, ahead, 60 + lift)
-        # Far legs a little darker, so that crossing legs can be told apart. All legs lie behind the trunk.
+        # Far legs a little darker, so that crossing legs stay distinct. All legs lie behind the trunk.
         depth = body.depth(lat, ahead) - 2000
         near = 256 if body.depth(lat, 0) >= 0 else 214
         thigh, calf = body.px(person.limb), body.px(person.limb * 3 // 4)

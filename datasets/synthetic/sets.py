@@ -157,7 +157,7 @@ def _identity(name: str, pid: int, seed: int) -> Person | Vehicle:
 
 
 def _passer_by(name: str, rng: Rng, seed: int) -> Person:
-    """Draws a pedestrian who is none of the identities."""
+    """Draws a pedestrian who has no identity."""
     person = _identity(name, -between(rng, 1, 200), seed)
     assert isinstance(person, Person)  # only sets of pedestrians have passers-by
     return person

@@ -220,7 +220,7 @@ def test_an_epoch_has_its_steps_and_only_images_of_clusters(root, tmp_path, monk
     ("changes", "words"),
     [
         ({"CLUSTER__EPS": 0.5, "CLUSTER__MIN_SAMPLES": 200}, "CLUSTER.EPS 0.5: neither this nor another eps"),
-        ({"SOLVER__IMS_PER_BATCH": 18}, "SOLVER.IMS_PER_BATCH: 18 images per process is no multiple"),
+        ({"SOLVER__IMS_PER_BATCH": 18}, "SOLVER.IMS_PER_BATCH: 18 images per process is not a multiple"),
         ({"CLUSTER__TEMP": 0.0}, "CLUSTER.TEMP: 0.0 must be at least"),
         ({"MODEL__REDUCE_FEAT_DIM": True}, "MODEL.REDUCE_FEAT_DIM and PROCESSOR.NAME 'cluster' cannot go together"),
         (BACKBONES["vit"] | {"MODEL__POOLING": "gem"}, "MODEL.POOLING 'gem' and MODEL.NAME 'transformer'"),

@@ -325,7 +325,7 @@ def test_skipping_damaged_images_is_refused(market, tmp_path):
 
 
 def test_batches_that_cannot_be_made_are_named_by_stage_2s_key(market, tmp_path):
-    with pytest.raises(UserError, match="SOLVER.STAGE2.IMS_PER_BATCH: 3 images per process is no multiple"):
+    with pytest.raises(UserError, match="SOLVER.STAGE2.IMS_PER_BATCH: 3 images per process is not a multiple"):
         run.train(config(market, tmp_path, SOLVER__STAGE2__IMS_PER_BATCH=3))
 
 

@@ -216,7 +216,7 @@ def test_a_held_out_part_of_the_sources_may_choose_the_best(root, tmp_path):
         ({"DATASETS__TARGETS": ["synthetic_b"]}, "DATASETS.TARGETS: synthetic_b is source and target at once"),
         ({"DATASETS__TARGETS": []}, "DATASETS.USE_ALL: .* name other sets in DATASETS.TARGETS"),
         ({"SOLVER__IMS_PER_BATCH": 32}, "a batch of 32 needs 16 identities with 2 images each, synthetic has 8"),
-        ({"SOLVER__IMS_PER_BATCH": 5}, "is no multiple of DATALOADER.NUM_INSTANCE 2"),
+        ({"SOLVER__IMS_PER_BATCH": 5}, "is not a multiple of DATALOADER.NUM_INSTANCE 2"),
         ({"DATALOADER__SAMPLER": "softmax_triplet"}, "use 'multiple_gallery_nocam'"),
         ({"SSD__MODE": "feature"}, "SSD.MODE: unknown 'feature'. Known: released, logits, off"),
         ({"SSD__ALPHA": 1.5}, "SSD.ALPHA: 1.5 must be at most 1"),
