@@ -261,6 +261,6 @@ def check_batch(batch: int, num_instances: int, key: str = "SOLVER.IMS_PER_BATCH
     """Raises ``UserError`` unless a batch is P x K."""
     if num_instances < 1 or batch % num_instances:
         raise UserError(
-            f"{key}: {batch} images per process is not a multiple of DATALOADER.NUM_INSTANCE {num_instances}; a batch is "
-            "P identities x K images"
+            f"{key}: {batch} images per process is not a multiple of DATALOADER.NUM_INSTANCE {num_instances}; a batch "
+            "is P identities x K images"
         )
