@@ -121,7 +121,7 @@ def test_a_ratio_that_keeps_none_or_more_than_all_is_refused(ratio):
 
 
 def test_a_map_that_cannot_be_split_is_refused():
-    with pytest.raises(UserError, match=r"map of 8 x 6 cannot be dealt out to windows of 4 x 4"):
+    with pytest.raises(UserError, match=r"map of 8 x 6 cannot be split into windows of 4 x 4"):
         sparse_window_attention(*draw((1, 2, 2, 8, 6)), (4, 4), 0.5)
 
 
