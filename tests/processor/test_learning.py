@@ -66,3 +66,34 @@ def test_training_beats_the_untrained_model(learner, data, tmp_path):
     assert before["epoch"] == 0
     gain = after["mAP"] - before["mAP"]
     assert gain > margin, f"mAP {before['mAP']:.3f} before, {after['mAP']:.3f} after"
+
+
+ADAPTED = SYNTHETIC | {
+    "DATASETS__SYNTHETIC__IDS": 16, "MODEL__NAME": "resnet10", "INPUT__RE_PROB": 0.0, "SOLVER__WARMUP_EPOCHS": 0,
+    "DATASETS__TARGETS": ["synthetic_b"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def adapted(data, tmp_path_factory) -> tuple[list[dict], str]:
+    """The history and the checkpoint of D-MMD, which starts from a run on the source alone."""
+    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("adapted")
+    run.train(config(data, source, **ADAPTED, SOLVER__MAX_EPOCHS=5, SOLVER__BASE_LR=2e-3))
+    changes = {"PROCESSOR__NAME": "dmmd", "DMMD__SOURCE_WEIGHT": str(source / "resnet10_5.pth")}
+    changes |= {"DMMD__WARMUP_EPOCHS": 0, "DMMD__GROUPS": "identity", "SOLVER__MAX_EPOCHS": 4, "SOLVER__BASE_LR": 1e-3}
+    metrics = run.train(config(data, folder, **(ADAPTED | changes)))
+    return metrics["history"], str(folder / "resnet10_4.pth")
+
+
+@pytest.mark.slow
+def test_adaptation_beats_the_source_alone_on_the_target(adapted):
+    before, after = adapted[0]
+    assert after["mAP"] - before["mAP"] > 0.04, f"mAP {before['mAP']:.3f} before, {after['mAP']:.3f} after"
+
+
+@pytest.mark.slow
+def test_a_student_without_labels_learns_from_its_teacher(data, adapted, tmp_path):
+    changes = {"PROCESSOR__NAME": "mtda_kd", "KD__TEACHER__NAME": "resnet10", "KD__TEACHER__WEIGHTS": [adapted[1]]}
+    changes |= {"SOLVER__MAX_EPOCHS": 8, "SOLVER__BASE_LR": 3e-3}
+    before, after = run.train(config(data, tmp_path, **(ADAPTED | changes)))["history"]
+    assert after["mAP"] - before["mAP"] > 0.05, f"mAP {before['mAP']:.3f} before, {after['mAP']:.3f} after"
