@@ -183,17 +183,17 @@ class RetrievalModel(WeightRules, nn.Module):
 
     # ---------------------------------------------------------------- weights
 
-    def trunk(self) -> Backbone | None:
+    def backbone_module(self) -> Backbone | None:
         """Returns the backbone that takes pre-trained weights; None if they belong to the whole network."""
         return None
 
     def pretrained_part(self) -> nn.Module | None:
-        trunk = self.trunk()
-        return None if trunk is None else trunk.pretrained_part()
+        backbone = self.backbone_module()
+        return None if backbone is None else backbone.pretrained_part()
 
     def pretrained_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        trunk = self.trunk()
-        return state if trunk is None else trunk.pretrained_state(state)
+        backbone = self.backbone_module()
+        return state if backbone is None else backbone.pretrained_state(state)
 
     def set_margins(self) -> None:
         """Computes the margins of the stage maps from the batch norms, where the network has margins."""
@@ -245,10 +245,10 @@ class RetrievalModel(WeightRules, nn.Module):
 
     def token_layout(self) -> TokenLayout | None:
         """Returns the layout of the image tokens; None for a network without a plain grid of patches."""
-        trunk = self.trunk()
-        return None if trunk is None else trunk.token_layout()
+        backbone = self.backbone_module()
+        return None if backbone is None else backbone.token_layout()
 
     def maps_channels_last(self) -> bool:
         """Returns whether the maps inside are (B, h, w, C)."""
-        trunk = self.trunk()
-        return trunk is not None and trunk.channels_last
+        backbone = self.backbone_module()
+        return backbone is not None and backbone.channels_last

@@ -35,7 +35,7 @@ class ClusterEncoder(RetrievalModel):
         feat = F.normalize(self.bottleneck(self.base(images, cam_label, view_label)))
         return ReIDOutput(scores=[], feats=[feat]) if self.training else feat
 
-    def trunk(self) -> Backbone:
+    def backbone_module(self) -> Backbone:
         return self.base
 
     def published_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -93,7 +93,7 @@ class MultiCrop(RetrievalModel):
         runs = [list(run) for _, run in groupby(crops, key=lambda crop: crop.shape[2:])]
         return self.head(torch.cat([self.backbone(torch.cat(run)) for run in runs]))
 
-    def trunk(self) -> Backbone:
+    def backbone_module(self) -> Backbone:
         return self.backbone
 
     def published_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

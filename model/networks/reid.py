@@ -63,7 +63,7 @@ class ReIDModel(NeckedModel):
         feat = self.part_features(images, cam_label, view_label)[0][0]
         return self.get_submodule("classifier")(self.get_submodule("bottleneck")(feat), None)
 
-    def trunk(self) -> Backbone:
+    def backbone_module(self) -> Backbone:
         return self.base
 
     def sync_copies(self) -> None:

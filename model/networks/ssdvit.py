@@ -76,7 +76,7 @@ class SSDViT(RetrievalModel):
         bn_x = self.second_neck(tri)
         return ReIDOutput(scores=[], feats=[tri, rb, bn_x, self.second_neck(rb)])
 
-    def trunk(self) -> Backbone:
+    def backbone_module(self) -> Backbone:
         return self.base
 
     def pretrained_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -27,9 +27,12 @@ OF_METHODS = {
         "INPUT__SIZE_TRAIN": [64, 32],
     },
     "cluster encoder clip": CLIP | {"PROCESSOR__NAME": "cluster"},
-    "ssdvit": {"PROCESSOR__NAME": "self_distill", "MODEL__NAME": "ssdvit"},
+    "ssdvit": {
+        "PROCESSOR__NAME": "self_distill", "MODEL__NAME": "ssdvit", "DATALOADER__SAMPLER": "multiple_gallery_nocam",
+    },
     "multi crop": {
-        "PROCESSOR__NAME": "dino", "DINO__OUT_DIM": 12, "DINO__CROP_HEIGHT": 16, "DINO__CROP_WIDTH": 8,
+        "PROCESSOR__NAME": "dino", "DATALOADER__SAMPLER": "softmax", "DINO__OUT_DIM": 12, "DINO__CROP_HEIGHT": 16,
+        "DINO__CROP_WIDTH": 8,
     },
     "clip baseline": CLIP | {"PROCESSOR__NAME": "supervised", "MODEL__SIE_CAMERA": True},
     "clip with heads": CLIP | {"MODEL__USE_SSL": True},

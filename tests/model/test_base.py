@@ -67,8 +67,8 @@ def test_every_family_answers_every_question(name, recwarn):
     layout = model.token_layout()
     assert layout is None or isinstance(layout, TokenLayout)
     assert model.maps_channels_last() is (name == "timm swin")
-    trunk, part = model.trunk(), model.pretrained_part()
-    assert trunk is None or isinstance(trunk, Backbone)
+    backbone, part = model.backbone_module(), model.pretrained_part()
+    assert backbone is None or isinstance(backbone, Backbone)
     assert part is None or part is model or part in set(model.modules())
     with torch.no_grad():
         model.set_margins()
@@ -147,6 +147,9 @@ class Plain(nn.Module):
         return self.pool(self.tokens(self.patches(images))).flatten(1)
 
 
+SAMPLERS = {"self_distill": "multiple_gallery_nocam", "dino": "softmax"}
+
+
 @pytest.fixture(params=["plain_net", "RN_mine", "ViT-mine", "msvit_mine", "torchreid_mine"])
 def registered(request):
     register_backbone(request.param)(lambda cfg, camera_num, view_num: Plain())
@@ -157,8 +160,10 @@ def registered(request):
 @pytest.mark.parametrize("method", ["supervised", "cluster", "self_distill", "dino"])
 def test_a_plain_backbone_serves_every_network_under_its_own_names(registered, method):
     changes = {"MODEL__NAME": registered, "PROCESSOR__NAME": method, "DINO__OUT_DIM": 8}
+    if method in SAMPLERS:
+        changes["DATALOADER__SAMPLER"] = SAMPLERS[method]
     model, images = build(**changes), images_for({})
-    backbone = model.trunk()
+    backbone = model.backbone_module()
     assert isinstance(backbone, PlainBackbone) and backbone.width == 6 and backbone.patches == 0
     start = "backbone." if method == "dino" else "base."
     names = {key for key in model.state_dict() if key.startswith(start) and "bottleneck" not in key}
@@ -186,9 +191,9 @@ def test_a_plain_backbone_trains_with_the_loss_of_any_network(registered):
     after = model.eval().state_dict()["base.patches.weight"]
     assert not torch.equal(before, after)
     model(images)
-    assert model.trunk().network.seen_training == [True, False]
+    assert model.backbone_module().network.seen_training == [True, False]
     doubled = copy.deepcopy(model).double()
-    assert doubled.trunk().network.patches.weight.dtype == torch.double
+    assert doubled.backbone_module().network.patches.weight.dtype == torch.double
     assert doubled(images.double()).dtype == torch.double and model(images).dtype == torch.float32
 
 
