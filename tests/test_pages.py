@@ -129,7 +129,7 @@ def fenced(page: str, language: str) -> list[str]:
 
 
 def test_the_method_from_outside_the_repository_runs(tmp_path, monkeypatch):
-    (code,), (settings,) = fenced("your_method.md", "python"), fenced("your_method.md", "yaml")
+    (code, _), (settings, _) = fenced("your_method.md", "python"), fenced("your_method.md", "yaml")
     assert len([line for line in code.splitlines() if line.strip()]) <= 45
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend("")
@@ -149,6 +149,26 @@ def test_the_method_from_outside_the_repository_runs(tmp_path, monkeypatch):
     weight = tmp_path / "out" / "my_net_2.pth"
     assert call("test", ["--config_file", "my_method.yml", *kept, "TEST.WEIGHT", weight]) == 0
     METHODS.pop("my_method")
+
+
+def test_the_clustering_method_from_outside_the_repository_runs(tmp_path, monkeypatch):
+    (_, code), (_, settings) = fenced("your_method.md", "python"), fenced("your_method.md", "yaml")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    (tmp_path / "my_clusters.py").write_text(code)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "my_clusters.yml").write_text(settings)
+    small = {
+        "DATASETS__NAMES": "synthetic", "DATASETS__SYNTHETIC__IDS": 8, "INPUT__SIZE_TRAIN": [64, 32],
+        "INPUT__SIZE_TEST": [64, 32], "MODEL__NAME": "resnet10", "DATALOADER__SAMPLER": "multiple_gallery",
+    } | MINIATURES["configs/cluster"]  # fmt: skip
+    words = options(tmp_path, tmp_path / "out", **small)
+    assert call("train", ["--config_file", "my_clusters.yml", *words]) == 0
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert "stage cooling_clusters" in log and log.count(" clusters, ") == 2
+    weight = tmp_path / "out" / "resnet10_2.pth"
+    assert call("test", ["--config_file", "my_clusters.yml", *words, "TEST.WEIGHT", weight]) == 0
+    METHODS.pop("cooling_clusters")
 
 
 @pytest.fixture
