@@ -51,10 +51,14 @@ class Periods:
     log: int = 50
 
     @classmethod
-    def from_cfg(cls, section: CfgNode) -> Periods:
-        """Reads the three periods of ``SOLVER`` or of one of its stages; a key that the section lacks counts as 0."""
+    def from_cfg(cls, cfg: CfgNode, stage: int | None = None) -> Periods:
+        """Reads the periods of ``SOLVER``, or of a stage of the prompt method (1 or 2); stage 1 evaluates nothing."""
+        if stage == 1:
+            first = cfg.SOLVER.STAGE1
+            return cls(eval=0, checkpoint=first.CHECKPOINT_PERIOD, log=max(first.LOG_PERIOD, 1))
+        section = cfg.SOLVER.STAGE2 if stage == 2 else cfg.SOLVER
         return cls(
-            eval=section.get("EVAL_PERIOD", 0), checkpoint=section.CHECKPOINT_PERIOD, log=max(section.LOG_PERIOD, 1)
+            eval=section.EVAL_PERIOD, checkpoint=section.CHECKPOINT_PERIOD, log=max(section.LOG_PERIOD, 1)
         )
 
 

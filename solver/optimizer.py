@@ -106,18 +106,20 @@ def make_optimizer(cfg: CfgNode, module: nn.Module, stage: int | None = None) ->
     """
     section = {None: cfg.SOLVER, 1: cfg.SOLVER.STAGE1, 2: cfg.SOLVER.STAGE2}[stage]
     if stage == 1:
-        prefixes = PROMPTS + (LANGUAGE_HEAD if section.TRAIN_HEAD else ())
+        first = cfg.SOLVER.STAGE1
+        prefixes = PROMPTS + (LANGUAGE_HEAD if first.TRAIN_HEAD else ())
         groups = parameter_groups(
-            module, section.BASE_LR, section.WEIGHT_DECAY, is_trained=lambda name: name.startswith(prefixes)
+            module, first.BASE_LR, first.WEIGHT_DECAY, is_trained=lambda name: name.startswith(prefixes)
         )
     else:
+        whole = cfg.SOLVER.STAGE2 if stage == 2 else cfg.SOLVER
         groups = parameter_groups(
             module,
-            section.BASE_LR,
-            section.WEIGHT_DECAY,
-            bias_lr_factor=section.BIAS_LR_FACTOR,
-            weight_decay_bias=section.WEIGHT_DECAY_BIAS,
-            large_fc_lr=section.LARGE_FC_LR,
+            whole.BASE_LR,
+            whole.WEIGHT_DECAY,
+            bias_lr_factor=whole.BIAS_LR_FACTOR,
+            weight_decay_bias=whole.WEIGHT_DECAY_BIAS,
+            large_fc_lr=whole.LARGE_FC_LR,
             is_trained=lambda name: stage is None or not name.startswith(TEXT_SIDE),
             decay_vectors=cfg.SOLVER.DECAY_VECTORS,
         )

@@ -121,13 +121,14 @@ def make_scheduler(cfg: CfgNode, optimizer: Optimizer, stage: int | None = None)
         )  # fmt: skip
         return Schedule(optimizer, rule, start=1)
     if stage == 2:
-        return Schedule(optimizer, multistep_rule(cfg.SOLVER.STAGE2, cfg.SOLVER.STAGE2.WARMUP_ITERS), start=1)
+        return Schedule(optimizer, multistep_rule(cfg, 2, cfg.SOLVER.STAGE2.WARMUP_ITERS), start=1)
     name = cfg.SOLVER.SCHEDULER
-    return Schedule(optimizer, SCHEDULES[name](cfg.SOLVER), int(cfg.SOLVER.SCHEDULER_START), name == "cosine_per_step")
+    return Schedule(optimizer, SCHEDULES[name](cfg), int(cfg.SOLVER.SCHEDULER_START), name == "cosine_per_step")
 
 
-def multistep_rule(section: CfgNode, warmup: int) -> RateRule:
-    """Returns ``multistep`` by the keys of SOLVER or SOLVER.STAGE2. warmup: epochs."""
+def multistep_rule(cfg: CfgNode, stage: int | None, warmup: int) -> RateRule:
+    """Returns ``multistep`` by the keys of SOLVER, or of SOLVER.STAGE2 for stage 2. warmup: epochs."""
+    section = cfg.SOLVER.STAGE2 if stage == 2 else cfg.SOLVER
     return partial(
         multistep,
         steps=tuple(sorted(section.STEPS)),
@@ -138,8 +139,9 @@ def multistep_rule(section: CfgNode, warmup: int) -> RateRule:
     )
 
 
-def tail_rule(solver: CfgNode) -> RateRule:
+def tail_rule(cfg: CfgNode) -> RateRule:
     """Returns ``constant_tail``; raises ``UserError`` if the tail would begin before the warm-up ends."""
+    solver = cfg.SOLVER
     warmup, epochs, last = solver.WARMUP_EPOCHS, solver.MAX_EPOCHS, first_averaged(solver.EMA.RATIO, solver.MAX_EPOCHS)
     if last < warmup or epochs <= warmup:
         raise UserError(
@@ -150,14 +152,14 @@ def tail_rule(solver: CfgNode) -> RateRule:
 
 
 SCHEDULES: dict[str, Callable[[CfgNode], RateRule]] = {
-    "cosine": lambda solver: partial(
-        published_cosine, base_lr=solver.BASE_LR, warmup=solver.WARMUP_EPOCHS, epochs=solver.MAX_EPOCHS
+    "cosine": lambda cfg: partial(
+        published_cosine, base_lr=cfg.SOLVER.BASE_LR, warmup=cfg.SOLVER.WARMUP_EPOCHS, epochs=cfg.SOLVER.MAX_EPOCHS
     ),
-    "multistep": lambda solver: multistep_rule(solver, solver.WARMUP_ITERS or solver.WARMUP_EPOCHS),
-    "step": lambda solver: partial(stepwise, size=solver.STEP_SIZE, gamma=solver.GAMMA),
+    "multistep": lambda cfg: multistep_rule(cfg, None, cfg.SOLVER.WARMUP_ITERS or cfg.SOLVER.WARMUP_EPOCHS),
+    "step": lambda cfg: partial(stepwise, size=cfg.SOLVER.STEP_SIZE, gamma=cfg.SOLVER.GAMMA),
     "msvit": tail_rule,
-    "cosine_per_step": lambda solver: partial(
-        cosine_per_step, warmup=solver.WARMUP_EPOCHS, epochs=solver.MAX_EPOCHS, floor=solver.COSINE_FLOOR
+    "cosine_per_step": lambda cfg: partial(
+        cosine_per_step, warmup=cfg.SOLVER.WARMUP_EPOCHS, epochs=cfg.SOLVER.MAX_EPOCHS, floor=cfg.SOLVER.COSINE_FLOOR
     ),
 }
-"""SOLVER.SCHEDULER -> function of the SOLVER section that gives the rule."""
+"""SOLVER.SCHEDULER -> function of the configuration that gives the rule."""

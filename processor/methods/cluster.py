@@ -68,7 +68,7 @@ class ClusterContrast(Stage):
             temperature=cfg.CLUSTER.TEMP,
             momentum=cfg.CLUSTER.MOMENTUM,
             update="hard" if cfg.CLUSTER.USE_HARD else "mean",
-            periods=Periods.from_cfg(cfg.SOLVER),
+            periods=Periods.from_cfg(cfg),
         )
 
     def batches(self, epoch: int) -> TrainingBatches:

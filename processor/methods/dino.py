@@ -106,7 +106,7 @@ class DINO(Stage):
             ranges=ranges,
             clip=cfg.DINO.CLIP_GRAD,
             frozen=cfg.DINO.FREEZE_LAST_LAYER,
-            periods=Periods.from_cfg(cfg.SOLVER),
+            periods=Periods.from_cfg(cfg),
         )
 
     def modules(self) -> Mapping[str, nn.Module]:

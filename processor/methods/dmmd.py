@@ -84,7 +84,7 @@ class DMMD(Stage):
             sigmas=tuple(cfg.DMMD.SIGMAS),
             gather=cfg.SOLVER.GATHER,
             clusters=clusters,
-            periods=Periods.from_cfg(cfg.SOLVER),
+            periods=Periods.from_cfg(cfg),
         )
 
     def batches(self, epoch: int) -> ZippedEpochs:

@@ -156,7 +156,7 @@ class Distillation(Stage):
             drifting=cfg.KD.TEACHER.MODE == "train",
             log_euclid=cfg.KD.LOG_EUCLID,
             gather=cfg.SOLVER.GATHER,
-            periods=Periods.from_cfg(cfg.SOLVER),
+            periods=Periods.from_cfg(cfg),
         )
 
     def modules(self) -> Mapping[str, nn.Module]:

@@ -205,7 +205,7 @@ class LearnPrompts(Stage):
             make_solver=solver_of(cfg, 1),
             seed=cfg.SOLVER.SEED,
             supervision=supervision,
-            periods=Periods.from_cfg(first),
+            periods=Periods.from_cfg(cfg, 1),
         )
 
     def stepped(self) -> nn.Module:
@@ -281,7 +281,7 @@ class TuneEncoder(Supervised):
             loader=data.train,
             loss_function=loss.make_loss(cfg, data.num_classes),
             make_solver=solver_of(cfg, 2),
-            periods=Periods.from_cfg(cfg.SOLVER.STAGE2),
+            periods=Periods.from_cfg(cfg, 2),
         )
 
     def begin(self) -> None:

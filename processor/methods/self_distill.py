@@ -157,7 +157,7 @@ class SelfDistillation(Stage):
             iterations=cfg.SSD.ITERS,
             temperature=cfg.SSD.MEMORY_TEMPERATURE,
             momentum=cfg.SSD.MEMORY_MOMENTUM,
-            periods=Periods.from_cfg(cfg.SOLVER),
+            periods=Periods.from_cfg(cfg),
         )
 
     def modules(self) -> Mapping[str, nn.Module]:

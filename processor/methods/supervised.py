@@ -100,7 +100,7 @@ class Supervised(Stage):
             centers=centers,
             freeze_epochs=cfg.SOLVER.FREEZE_EPOCHS,
             mixup=make_mixup(cfg, data.num_classes),
-            periods=Periods.from_cfg(cfg.SOLVER),
+            periods=Periods.from_cfg(cfg),
         )
 
     def modules(self) -> Mapping[str, nn.Module]:

@@ -404,7 +404,7 @@ def test_epochs_differ_and_come_back():
 
 
 def test_batches_that_cannot_be_made_name_the_key():
-    with pytest.raises(UserError, match="no multiple of DATALOADER.NUM_INSTANCE 4"):
+    with pytest.raises(UserError, match="not a multiple of DATALOADER.NUM_INSTANCE 4"):
         check_identities(10, 4, 50)
     with pytest.raises(UserError, match="needs 3 identities .* has 2"):
         check_identities(12, 4, 2)

@@ -138,7 +138,7 @@ def test_no_graph_is_built_and_other_networks_are_left_alone():
     module = network()
     reestimate_batch_norm(module, [torch.randn(4, 3, 4, 4)], lambda b: module(b).requires_grad and pytest.fail("graph"))
     reestimate_batch_norm(nn.Linear(2, 2), iter(lambda: pytest.fail("batches are not needed"), None))
-    with pytest.raises(UserError, match=r"SOLVER\.EMA\.BN_UPDATE: at least one batch"):
+    with pytest.raises(UserError, match=r"SOLVER\.EMA\.BN_UPDATE: there is no batch"):
         reestimate_batch_norm(module, [])
 
 
