@@ -14,7 +14,7 @@ from PIL import Image
 
 from model import make_model
 from processor import run
-from processor.methods.dino import DINO, follow, make_following_teacher
+from processor.methods.dino import DINO, Ranges, follow, make_following_teacher
 from tests.runs import Killed, assert_same_bytes, call, kill_at
 from tests.tiny import config, options
 from utils.checkpoint import backbone_state, load_pretrained, load_weights, read_state
@@ -123,7 +123,7 @@ def test_the_teacher_drops_nothing_and_sees_the_global_crops_in_training_mode(ma
 def test_student_and_teacher_of_two_networks_are_refused(market):
     one, two = (make_model(config(market, "unused", **SMALL | {"DINO__OUT_DIM": n}), 1) for n in (16, 8))
     with pytest.raises(UserError, match="student and teacher are different networks: head.last_layer.weight_g"):
-        DINO(one, two, None, None, 1, None, None)
+        DINO(one, 1, teacher=two, loader=None, loss_function=None, make_solver=None, ranges=Ranges((1, 1), (0, 0), 0.5))
 
 
 @pytest.mark.parametrize(
