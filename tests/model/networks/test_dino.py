@@ -15,8 +15,8 @@ from utils.checkpoint import backbone_state, load_weights
 from utils.errors import UserError
 
 DINO = {
-    "PROCESSOR__NAME": "dino", "INPUT__SIZE_TRAIN": [32, 16], "DINO__OUT_DIM": 12, "DINO__CROP_HEIGHT": 16,
-    "DINO__CROP_WIDTH": 8, "MODEL__STEM_CONV": True,
+    "PROCESSOR__NAME": "dino", "DATALOADER__SAMPLER": "softmax", "INPUT__SIZE_TRAIN": [32, 16], "DINO__OUT_DIM": 12,
+    "DINO__CROP_HEIGHT": 16, "DINO__CROP_WIDTH": 8, "MODEL__STEM_CONV": True,
 }  # fmt: skip
 
 
