@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from utils.checkpoint import rules_of
@@ -18,7 +19,8 @@ def count(model: nn.Module, image_size: tuple[int, int]) -> tuple[int, int, int]
     training = model.training
     model.eval()
     device = parameters[0].device
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # Attention as matrix products: older versions of torch do not count the fused kernel.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 3, *image_size, device=device))
     model.train(training)
     trained = sum(p.numel() for p in parameters if p.requires_grad)
