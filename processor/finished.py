@@ -63,7 +63,7 @@ class Metrics:
     """The content of ``metrics.json`` or ``test_metrics.json``, checked.
 
     content: all of it. results: shares of 1, and counts. mean: over the test sets that count. weight: the file that was
-    tested; '' for training.
+    tested; '' for training. finished: when, as an ISO date and time in UTC; '' if the file does not say.
     """
 
     content: dict[str, Any]
@@ -73,6 +73,7 @@ class Metrics:
     config_file: str
     environment: dict[str, Any]
     weight: str
+    finished: str
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -89,6 +90,7 @@ class Metrics:
             "config_file": entries.get("config_file", str, ""),
             "environment": entries.get("environment", dict, {}),
             "weight": entries.get("weight", str, ""),
+            "finished": entries.get("finished", str, ""),
         }
 
 
@@ -369,25 +371,14 @@ class FinishedRun:
         training = TrainingMetrics.read(paths[0]) if paths[0].is_file() else None
         return cls(folder, training, Metrics.read(paths[1]) if paths[1].is_file() else None)
 
-    @cached_property
+    @property
     def evaluation(self) -> Metrics:
-        """The last evaluation: where both training and a test have been here, the one that the queries' files are of.
-
-        That is the test, unless more of the training's figures than of the test's are those of the queries.
-        """
+        """The last evaluation, which the queries' files are of: the test, unless training finished after it."""
         if self.training is None or self.test is None:
             metrics = self.test or self.training
             assert metrics is not None, "load refuses a folder with neither"
             return metrics
-        training_since = self._matching_figures(self.training) > self._matching_figures(self.test)
-        return self.training if training_since else self.test
-
-    def _matching_figures(self, metrics: Metrics) -> int:
-        """Counts the figures of ``metrics`` that the queries' files give too."""
-        paths = {name: self._path(PER_QUERY, name, metrics) for name in metrics.results}
-        if not all(path.is_file() for path in paths.values()):
-            return 0
-        return sum(len(Queries.load(path).scores(metrics.results[name])) for name, path in paths.items())
+        return self.training if self.training.finished > self.test.finished else self.test
 
     @property
     def tested(self) -> bool:

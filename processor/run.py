@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -259,8 +260,9 @@ def training_metrics(
 
 
 def provenance(config_file: str, device: torch.device) -> dict[str, Any]:
-    """Returns the entries of both metrics files that say what computed them."""
-    return {"commit": commit(), "config_file": config_file, "environment": environment(device)}
+    """Returns the entries of both metrics files that say what computed them, and when."""
+    now = datetime.now(UTC).isoformat()
+    return {"commit": commit(), "config_file": config_file, "environment": environment(device), "finished": now}
 
 
 def on_unseen_targets(cfg: CfgNode, results: Results) -> dict[str, Any]:
