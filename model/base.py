@@ -221,7 +221,9 @@ class RetrievalModel(WeightRules, nn.Module):
         out = self(images)
         return ReIDOutput(scores=[], feats=[out]) if isinstance(out, Tensor) else out
 
-    def class_feature(self, images: Tensor) -> Tensor:
+    def class_feature(
+        self, images: Tensor, cam_label: Tensor | None = None, view_label: Tensor | None = None
+    ) -> Tensor:
         """Returns the feature (B, width) that class memories hold."""
         raise NotImplementedError(f"{type(self).__name__} has no feature for class memories")
 

@@ -52,7 +52,9 @@ class SSDViT(RetrievalModel):
         """Returns the feature behind the second neck, unit length. (B, width) -> (B, width)."""
         return F.normalize(self.feat_bn(feat))
 
-    def class_feature(self, images: Tensor) -> Tensor:
+    def class_feature(
+        self, images: Tensor, cam_label: Tensor | None = None, view_label: Tensor | None = None
+    ) -> Tensor:
         """Returns what the class memories hold: the feature (B, width) behind both necks, whatever retrieval takes."""
         return self.second_neck(self.first_neck(self.base(images)))
 
