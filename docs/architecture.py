@@ -119,6 +119,11 @@ def draw() -> str:
         y += height + GAP
     for one, other in sorted(arrows()):
         (x1, y1, w1, h1), (x2, y2, w2, _) = boxes[one], boxes[other]
+        if y1 == y2:  # in one row: along below it
+            x, end, bottom = x1 + 0.75 * w1, x2 + 0.3 * w2, y1 + h1
+            bend = f"M{x:.0f} {bottom:.0f}v14H{end:.0f}v-12"
+            shapes.append(f'<path d="{bend}" fill="none" marker-end="url(#a)" class="l"/>')
+            continue
         wide, narrow = ((x1, w1), (x2, w2)) if w1 > w2 else ((x2, w2), (x1, w1))
         x = min(max(narrow[0] + narrow[1] / 2, wide[0] + PAD), wide[0] + wide[1] - PAD)
         ends = f'x1="{x:.0f}" y1="{y1 + h1:.0f}" x2="{x:.0f}" y2="{y2 - 2:.0f}"'

@@ -1,4 +1,4 @@
-"""The trainer, the methods as lists of stages, evaluation, and the commands after training."""
+"""The trainer, the methods as lists of stages, evaluation, and feature extraction."""
 
 from utils.former_names import redirect_former_commands
 
