@@ -224,10 +224,10 @@ def texts(tmp_path, table: str, **options) -> list[str]:
     ("a,1,train,1\nb,1,train,1\nc,1,query,1\nd,1,gallery,2", "1 identities are in training and in the test"),
     ("a,1,train,1\nb,1,train,1\nc,2,train,2\nq,5,query,1\ng,5,gallery,2", "1 training identities have a single image"),
     ("q,5,query,1\ng,5,gallery,2\nr,6,query,1", "1 of 2 queries have an identity that is absent from the gallery"),
-    ("q,5,query,1\ng,5,gallery,2\nr,6,query,1\nh,6,gallery,1", "1 of 2 queries are found their own camera only only"),
+    ("q,5,query,1\ng,5,gallery,2\nr,6,query,1\nh,6,gallery,1", "1 of 2 queries are found under their own camera only"),
     ("q,5,query,1\nq,5,gallery,2", "1 images are query and gallery at once"),
     ("q,5,query,1\ng,5,gallery,2\ng,5,gallery,3", "gallery: 1 images are listed more than once, such as"),
-    ("t,5,test,1\nu,5,test,2\nv,6,test,2", "1 of 3 queries are found their own camera only only"),
+    ("t,5,test,1\nu,5,test,2\nv,6,test,2", "1 of 3 queries are found under their own camera only"),
 ])  # fmt: skip
 def test_what_looks_wrong_is_counted_in_one_line(table, words, tmp_path):
     (line,) = texts(tmp_path, f"path,pid,split,camid\n{table}\n")
