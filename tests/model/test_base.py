@@ -64,6 +64,11 @@ def test_every_family_answers_every_question(name, recwarn):
         out = model.outputs(images)
     assert isinstance(feats, Tensor) and len(feats) == 4 and feats.shape[1] >= model.width
     assert isinstance(out, ReIDOutput) and len(out.feats[0]) == 4
+    if name == "ssdvit":
+        assert model.class_feature(images, cam_label=None, view_label=None).shape == (4, model.width)
+    if any(key.startswith("prompt_learner") for key in state):
+        features = model.text_features(torch.arange(3))
+        assert features.shape == model.embed(images, cam_label=None, view_label=None)[:3].shape
     layout = model.token_layout()
     assert layout is None or isinstance(layout, TokenLayout)
     assert model.maps_channels_last() is (name == "timm swin")

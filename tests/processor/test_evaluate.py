@@ -13,6 +13,7 @@ import torch
 from datasets import CATALOGUE
 from datasets.loaders import TestSet, make_dataloader
 from datasets.records import Records
+from model import RetrievalModel
 from processor import evaluate as module
 from processor.evaluate import Scored, Settings, evaluate, per_query_csv, score
 from tests.runs import call
@@ -114,7 +115,7 @@ def test_sets_of_the_retrieval_protocol_report_what_their_papers_report():
     }  # fmt: skip
 
 
-class Given(torch.nn.Module):
+class Given(RetrievalModel):
     """Stands for a model; features are given through ``extract_features``."""
 
 
