@@ -6,7 +6,7 @@ PACKAGES := configs datasets model loss solver processor tools utils
 # Workers share the cores: one torch thread each (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest -q -n auto --dist worksteal
 
-.PHONY: quickstart test lint parity lowest gpu clean
+.PHONY: quickstart test lint parity lowest fuzz gpu clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python train.py --config_file configs/quickstart.yml
@@ -31,6 +31,10 @@ parity: $(VENV)/.installed-dev
 # The fast tests with the lowest versions that requirements.txt allows, in an environment of their own.
 lowest: .venv-lowest/.installed
 	.venv-lowest/bin/python -m pytest -q -n auto --dist worksteal -p no:cacheprovider tests/loss tests/solver tests/model tests/configs tests/datasets tests/utils
+
+# Damaged files for every reader, for an hour; counts how each sample ends.
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.fuzz.run --seconds 3600
 
 # The CUDA tests and the benchmarks that a GPU changes; the figures go to results/gpu.csv. Under five minutes.
 gpu: $(VENV)/.installed-dev

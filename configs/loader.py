@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 from configs.conflicts import refuse_conflicts
 from configs.defaults import INERT, KEYS, SECTIONS, get_cfg_defaults
 from configs.values import ConfigError, coerce
+from configs.yaml_reader import YAMLMistake, parse_yaml
 from utils.errors import nearest
 from utils.methods import METHODS, owners_of, traits_of
 from utils.names import is_clip
@@ -81,12 +82,14 @@ def read_yaml(path: str | Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{BASE} goes round in a circle: {' -> '.join(str(p) for p in (*chain, path))}")
     asked_by = f" ({BASE} of {chain[-1]})" if chain else ""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file{asked_by}") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not a text file"
         raise ConfigError(f"{path}: cannot be read{asked_by}: {reason}") from None
+    except YAMLMistake as mistake:
+        raise ConfigError(f"{path}, line {mistake.line}: {mistake.what}{asked_by}") from None
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""

@@ -9,7 +9,6 @@ import pickle
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from utils.errors import UserError
 from utils.files import write_atomically
+from utils.torchscript import is_torchscript, read_torchscript
 
 log = logging.getLogger("lineup")
 
@@ -148,9 +148,8 @@ def _allowed_globals() -> list:
 
 def _read_archive(path: Path, error: Exception) -> dict[str, Any]:
     """Returns the state of a TorchScript archive; raises the reason why any other file cannot be read."""
-    with suppress(Exception), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch calls its own format deprecated
-        return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
+    if is_torchscript(path):
+        return dict(read_torchscript(path))
     text = " ".join(str(error).split())
     unpickling = isinstance(error, pickle.UnpicklingError)
     refused = re.search(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)", text)

@@ -1,0 +1,158 @@
+"""The readers that strangers' files reach, each with sound files to damage."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from configs import load_config
+from configs.defaults import KEYS
+from datasets import make_dataset
+from datasets.readers.filter_list import listed_names
+from datasets.storage.decoding import BadImage, decode
+from tests.fuzz.mutate_files import TOKENS, damaged
+from utils.checkpoint import read_state
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A reader. write: puts a damaged file into a folder and returns its path. read: reads it. same: whether what was
+    read is what the sound file holds, for readers that promise to notice damage."""
+
+    name: str
+    write: Callable[[Path, random.Random], Path]
+    read: Callable[[Path], Any]
+    same: Callable[[Any], bool] | None = None
+
+
+def writer(sound: Callable[[], list[tuple[str, bytes]]], ways: Callable = damaged) -> Callable:
+    """Returns a ``write`` that damages one of several sound files, given as (name, bytes)."""
+
+    def write(folder: Path, draw: random.Random) -> Path:
+        name, raw = draw.choice(sound())
+        path = folder / name
+        path.write_bytes(ways(raw, draw))
+        return path
+
+    return write
+
+
+# ---------------------------------------------------------------- settings
+
+
+@lru_cache
+def yamls() -> list[tuple[str, bytes]]:
+    files = sorted((ROOT / "configs").rglob("*.yml"))
+    return [("a.yml", path.read_bytes()) for path in files if b"_BASE_" not in path.read_bytes()]
+
+
+WORDS = [token.decode("utf-8", "replace") for token in TOKENS] + ["0", "1", "-1", "2.5", "[1, 2]", "()", "True", "auto"]
+
+
+def write_overrides(folder: Path, draw: random.Random) -> Path:
+    names = list(KEYS)
+    words = [word for _ in range(draw.randrange(1, 5)) for word in (draw.choice(names), draw.choice(WORDS))]
+    if draw.random() < 0.2:
+        words[draw.randrange(len(words))] = draw.choice(WORDS)
+    path = folder / "words.json"
+    path.write_text(json.dumps(words))
+    return path
+
+
+# ---------------------------------------------------------------- weights
+
+
+def state() -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    return {"conv.weight": torch.randn(4, 3, 3, 3, generator=generator), "fc.bias": torch.arange(5), "epoch": 3}
+
+
+@lru_cache
+def checkpoints() -> list[tuple[str, bytes]]:
+    from safetensors.torch import save
+
+    new, old, script = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    torch.save({"state_dict": state()}, new)
+    torch.save(state(), old, _use_new_zipfile_serialization=False)
+    torch.jit.save(torch.jit.script(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))), script)
+    tensors = {name: value for name, value in state().items() if isinstance(value, torch.Tensor)}
+    return [
+        ("a.pth", new.getvalue()), ("a.pth", old.getvalue()), ("a.pt", script.getvalue()),
+        ("a.safetensors", save(tensors)), ("a.pth", pickle.dumps({"a": [1, 2]})),
+    ]  # fmt: skip
+
+
+# ---------------------------------------------------------------- lists and tables
+
+
+@lru_cache
+def tables() -> list[tuple[str, bytes]]:
+    rows = [
+        f"img/{pid}_{cam}_{i}.jpg,{pid},{cam},{split},0,0,8,16"
+        for pid in range(1, 9) for cam in (1, 2) for i in range(2)
+        for split in (["train"] if pid < 5 else ["query" if i == 0 else "gallery"])
+    ]  # fmt: skip
+    text = "path,pid,camid,split,left,top,right,bottom\n" + "\n".join(rows) + "\n"
+    lines = [dict(zip(("path", "pid", "camid", "split"), row.split(",")[:4], strict=True)) for row in rows]
+    jsonl = "\n".join(json.dumps({**line, "pid": int(line["pid"])}) for line in lines)
+    return [("dataset.csv", text.encode()), ("dataset.jsonl", jsonl.encode())]
+
+
+def read_table(path: Path) -> Any:
+    return make_dataset("csv", path, list_cache=False)
+
+
+@lru_cache
+def filter_lists() -> list[tuple[str, bytes]]:
+    names = [f"images/{i:06d}.jpg" for i in range(200)]
+    found = [("list.pkl", pickle.dumps(names, protocol)) for protocol in range(6)]
+    return [*found, ("list.txt", "\n".join(names).encode())]
+
+
+# ---------------------------------------------------------------- images
+
+
+@lru_cache
+def images() -> list[tuple[str, bytes]]:
+    pixels = np.random.default_rng(0).integers(0, 255, (24, 16, 4), np.uint8)
+    made = []
+    for ending, mode in (("jpg", "RGB"), ("png", "RGBA"), ("png", "L"), ("gif", "P"), ("tif", "RGB"), ("webp", "RGB"),
+                         ("bmp", "RGB"), ("ppm", "RGB")):  # fmt: skip
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).convert(mode).save(buffer, {"jpg": "jpeg", "tif": "tiff"}.get(ending, ending))
+        made.append((f"a.{ending}", buffer.getvalue()))
+    return made
+
+
+def read_an_image(path: Path) -> Any:
+    try:
+        return decode(path.read_bytes(), str(path))
+    except BadImage as error:
+        raise UserError(str(error)) from None
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("settings in YAML", writer(yamls), load_config),
+        Target("settings in overrides", write_overrides, lambda path: load_config(opts=json.loads(path.read_text()))),
+        Target("weights", writer(checkpoints), read_state),
+        Target("table of images", writer(tables), read_table),
+        Target("filter list", writer(filter_lists), listed_names),
+        Target("image", writer(images), read_an_image),
+    )
+}
