@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from utils.errors import UserError
 from utils.files import write_atomically
+from utils.safe_zip import check_archive
 from utils.torchscript import is_torchscript, read_torchscript
 
 log = logging.getLogger("lineup")
@@ -124,6 +125,7 @@ def read_state(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint file")
+    check_archive(path)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
