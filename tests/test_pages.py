@@ -256,8 +256,8 @@ def test_yaml_examples_of_the_pages_load(tmp_path):
         path = tmp_path / f"example_{i}.yml"
         path.write_text(block)
         load_config(path)
-        path.write_text(block.replace("MODEL:", "MODLE:"))
-        with pytest.raises(UserError, match="MODLE"):
+        path.write_text(re.sub(r"^([A-Z]+):", r"\1X:", block, count=1, flags=re.MULTILINE))
+        with pytest.raises(UserError, match="X: unknown"):
             load_config(path)
 
 

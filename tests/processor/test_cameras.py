@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from datasets import build_transforms, make_dataloader
+from model import RetrievalModel
 from processor.evaluate import Settings, evaluate
 from tests.runs import call
 from tests.tiny import config, options
@@ -58,7 +59,7 @@ def test_the_network_gets_the_labels_that_were_trained(tmp_path):
         assert set(batch.cam_labels.tolist()) <= set(range(first, first + 4))
 
 
-class Mean(torch.nn.Module):
+class Mean(RetrievalModel):
     """The mean colour as a feature."""
 
     def forward(self, images, cam_label=None, view_label=None):
