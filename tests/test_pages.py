@@ -17,6 +17,7 @@ from PIL import Image
 from configs import load_config
 from model import make_model
 from model.deployed import make_deployed
+from tests.imports import PACKAGES, python_files
 from tests.runs import call
 from tests.tiny import MSVIT, options, write_market
 from tools import record
@@ -262,6 +263,9 @@ def test_yaml_examples_of_the_pages_load(tmp_path):
 
 
 def test_the_project_names_no_device_and_no_machine():
-    for path in ROOT.rglob("*.py"):
-        if ".venv" not in path.parts and "tests" not in path.parts:
-            assert not re.search(r"\.cuda\(|cuda:0|device_ids=\[0\]", path.read_text()), path
+    files = [ROOT / path for package in PACKAGES for path in python_files(package)]
+    files += [ROOT / "train.py", ROOT / "test.py"]
+    files += (ROOT / "benchmarks").rglob("*.py")
+    assert len(files) > 200
+    for path in files:
+        assert not re.search(r"\.cuda\(|cuda:0|device_ids=\[0\]", path.read_text()), path
