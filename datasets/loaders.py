@@ -23,6 +23,7 @@ from datasets.checks import (
     refuse_unlabelled,
 )
 from datasets.dataset import ReIDDataset, make_dataset
+from datasets.fingerprint import Fingerprint, fingerprint_of
 from datasets.joining import hold_out, join_training, label_as_trained
 from datasets.options import dataset_options, names_of, refuse_unknown_options
 from datasets.readers.filter_list import keep_listed, listed_names
@@ -79,7 +80,7 @@ class Data:
     train: None when only testing, and where the sources are kept apart. num_*: of the training list.
     targets: training loaders of the targets, whose labels are not for training; plain_targets: their images in order
     under the test transform. plain: the training images in order under the test transform. sources: the training sets
-    by themselves.
+    by themselves. fingerprint: what identifies the lists that are trained on.
     """
 
     train: TrainLoader | None
@@ -94,6 +95,7 @@ class Data:
     plain: TestLoader | None = None
     sources: list[Source] = field(default_factory=list)
     plain_targets: list[TestLoader] = field(default_factory=list)
+    fingerprint: Fingerprint = field(default_factory=dict)
 
 
 # ---------------------------------------------------------------- the way of the data
@@ -113,6 +115,7 @@ def make_dataloader(cfg: CfgNode, training: bool = True) -> Data:
     train = training_list(cfg, method, sets, training)
     refuse_untested(cfg, method, sets)
     num_cameras, num_views = len(np.unique(train.camids)), len(np.unique(train.viewids))
+    fingerprint = fingerprint_of(trained_lists(method, sets, train), cfg.DATASETS.IMAGE_DIR) if training else {}
     validation = None
     if training and cfg.DATASETS.VAL_SHARE:
         train, query, gallery = hold_out(train, cfg.DATASETS.VAL_SHARE, cfg.SOLVER.SEED)
@@ -126,6 +129,7 @@ def make_dataloader(cfg: CfgNode, training: bool = True) -> Data:
         kind=sets.all[0].spec.kind or "person",
         datasets=sets.all,
         validation=validation,
+        fingerprint=fingerprint,
     )
     if training:
         add_training(cfg, method, data, train, sets)
@@ -193,6 +197,14 @@ def training_list(cfg: CfgNode, method: Method, sets: Sets, training: bool) -> R
         train = filtered(cfg, method, train, sets.sources)
         refuse_unlabelled(cfg, method, train)
     return train
+
+
+def trained_lists(method: Method, sets: Sets, train: Records) -> dict[str, tuple[ReIDDataset, Records]]:
+    """Returns name -> (dataset, list) for all that is trained on. train: the joined training list of the sources."""
+    lists = {d.spec.name: (d, d.train) for d in sets.targets} if method.targets else {}
+    for i, dataset in enumerate(sets.sources):
+        lists[dataset.spec.name] = dataset, train.take(train.domain == i) if len(sets.sources) > 1 else train
+    return lists
 
 
 def refuse_untested(cfg: CfgNode, method: Method, sets: Sets) -> None:

@@ -43,6 +43,9 @@ FREE_KEYS = (
 )  # fmt: skip
 """Keys that may differ between a run and its continuation, or between runs of one setting: they change no weight."""
 
+PLACES = ("DATASETS.ROOT_DIR", "DATASETS.FILE", "DATASETS.IMAGE_DIR", "DATASETS.VIEW_DIR")
+"""Keys that say where data are: free between a run and its continuation if the training lists are the same."""
+
 COUNTS = ("queries", "valid_queries")
 """Figures of a test set that are numbers of images; all others are shares of 1."""
 

@@ -230,6 +230,7 @@ def make_trainer(
         folder=folder,
         model_name=cfg.MODEL.NAME.replace(":", "_"),
         fingerprint=fingerprint(cfg),
+        training_lists=evaluator.data.fingerprint,
         evaluate=evaluator if evaluator.data.tests else None,
         evaluate_before=cfg.SOLVER.EVAL_BEFORE,
         resume=cfg.SOLVER.RESUME,

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from datasets.fingerprint import Fingerprint, refuse_other_lists
 from model import RetrievalModel
-from processor.finished import LAST
+from processor.finished import LAST, PLACES
 from processor.stage import Stage, TrainingBatches
 from solver import WeightAverage, reestimate_batch_norm
 from utils.checkpoint import read_state, save_atomically
@@ -53,10 +54,11 @@ class Trainer:
     """Runs stages one after another.
 
     device, dtype: where and in which precision (float16 with a gradient scaler). folder: OUTPUT_DIR. model_name: in
-    the names of saved files. fingerprint: the settings that a restart must share. evaluate: model -> named shares, or
-    None for no evaluation; evaluate_before: evaluate the untrained model too. resume: ``auto``, ``never`` or a path.
-    keep_best: name of the value to keep the best weights by, or ''. clip_grad: largest gradient norm, 0 for no limit.
-    accumulation: micro-batches per update. compiled: compile the model. writer: TensorBoard's, on the first process.
+    the names of saved files. fingerprint, training_lists: the settings and what identifies the lists that a restart
+    must share. evaluate: model -> named shares, or None for no evaluation; evaluate_before: evaluate the untrained
+    model too. resume: ``auto``, ``never`` or a path. keep_best: name of the value to keep the best weights by, or ''.
+    clip_grad: largest gradient norm, 0 for no limit. accumulation: micro-batches per update. compiled: compile the
+    model. writer: TensorBoard's, on the first process.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Trainer:
         folder: str | Path,
         model_name: str,
         fingerprint: dict[str, Any],
+        training_lists: Fingerprint | None = None,
         evaluate: Callable[[RetrievalModel], dict[str, float]] | None = None,
         evaluate_before: bool = False,
         resume: str = "auto",
@@ -77,6 +80,7 @@ class Trainer:
         writer: SummaryWriter | None = None,
     ):
         self.device, self.dtype, self.folder, self.model_name = device, dtype, Path(folder), model_name
+        self.training_lists = training_lists or {}
         self.fingerprint, self.evaluate, self.resume, self.keep_best = fingerprint, evaluate, resume, keep_best
         self.clip_grad, self.accumulation, self.compiled, self.writer = clip_grad, accumulation, compiled, writer
         self.evaluate_before = evaluate_before
@@ -270,6 +274,7 @@ class Trainer:
         if is_main():
             state = {
                 "fingerprint": self.fingerprint,
+                "training_lists": self.training_lists,
                 "progress": vars(self.progress),
                 "modules": {name: module.state_dict() for name, module in stage.modules().items()},
                 "random": states,
@@ -298,13 +303,15 @@ class Trainer:
                 "belong in MODEL.PRETRAIN_PATH"
             )
         saved = state["fingerprint"]
-        differing = [k for k in sorted({*saved, *self.fingerprint}) if saved.get(k) != self.fingerprint.get(k)]
+        compared = {*saved, *self.fingerprint} - ({*PLACES} if "training_lists" in state else set())
+        differing = [k for k in sorted(compared) if saved.get(k) != self.fingerprint.get(k)]
         if differing:
             key = differing[0]
             raise UserError(
                 f"{path} was written with another configuration ({key} {saved.get(key)!r}, now "
                 f"{self.fingerprint.get(key)!r}); choose another OUTPUT_DIR, or SOLVER.RESUME never to start over"
             )
+        refuse_other_lists(state.get("training_lists"), self.training_lists, path)
         self.progress = RunProgress(**state["progress"])
         if self.progress.stage < len(stages):
             log.info("resuming from %s: stage %d, after epoch %d", path, self.progress.stage + 1, self.progress.epoch)
