@@ -32,9 +32,10 @@ parity: $(VENV)/.installed-dev
 lowest: .venv-lowest/.installed
 	.venv-lowest/bin/python -m pytest -q -n auto --dist worksteal -p no:cacheprovider tests/loss tests/solver tests/model tests/configs tests/datasets tests/utils
 
-# Damaged files for every reader, for an hour; counts how each sample ends.
+# Damaged files for every reader, for an hour (FUZZ_SECONDS=120 for two minutes); counts how each sample ends.
+FUZZ_SECONDS ?= 3600
 fuzz: $(VENV)/.installed-dev
-	$(BIN)/python -m tests.fuzz.run --seconds 3600
+	$(BIN)/python -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
 
 # The CUDA tests and the benchmarks that a GPU changes; the figures go to results/gpu.csv. Under five minutes.
 gpu: $(VENV)/.installed-dev

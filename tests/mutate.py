@@ -10,6 +10,7 @@ import argparse
 import ast
 import contextlib
 import importlib.abc
+import importlib.machinery
 import importlib.util
 import io
 import os
@@ -66,24 +67,37 @@ class Replace(ast.NodeTransformer):
         return ast.copy_location(self.new, node) if node is self.old else super().visit(node)
 
 
-class Faulty(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
-    """Imports one module from a changed source."""
+class Source(importlib.machinery.SourceFileLoader):
+    """Loads a module from another source than its file's; it keeps its file and, for a package, its path."""
 
-    def __init__(self, module: str, source: str):
-        self.module, self.source = module, source
+    def __init__(self, module: str, path: str, source: str):
+        super().__init__(module, path)
+        self.source = source
+
+    def get_code(self, fullname: str):
+        return compile(self.source, self.path, "exec")  # never the cached one
+
+
+class Finder(importlib.abc.MetaPathFinder):
+    """Finds the modules whose source is replaced. sources: file -> text."""
+
+    def __init__(self, sources: dict[Path, str]):
+        self.files = {".".join(file.with_suffix("").parts).removesuffix(".__init__"): file for file in sources}
+        self.texts = sources
 
     def find_spec(self, fullname: str, path: object, target: object = None):
-        return importlib.util.spec_from_loader(fullname, self) if fullname == self.module else None
+        file = self.files.get(fullname)
+        if file is None:
+            return None
+        loader = Source(fullname, str(file.resolve()), self.texts[file])
+        return importlib.util.spec_from_file_location(fullname, loader.path, loader=loader)
 
-    def get_source(self, fullname: str) -> str:
-        return self.source
 
-
-def survives(module: str, source: str, tests: list[str], seconds: float) -> bool:
-    """Runs the tests on a changed module in a process of their own; a fault that hangs is noticed too."""
+def survives(sources: dict[Path, str], tests: list[str], seconds: float) -> bool:
+    """Runs the tests on changed files in a process of their own; a fault that hangs is noticed too."""
     child = os.fork()
     if child == 0:
-        sys.meta_path.insert(0, Faulty(module, source))
+        sys.meta_path.insert(0, Finder(sources))
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests])
         os._exit(0 if code == 0 else 1)
@@ -109,7 +123,8 @@ def main(argv: list[str] | None = None) -> None:
     drawn = [(file, i) for file in files for i in range(len(places(ast.parse(file.read_text()))))]
     drawn = random.Random(args.seed).sample(drawn, min(args.count, len(drawn)))
     began = time.monotonic()
-    if not survives("no.such.module", "", args.tests, 1e6):
+    sound = {file: ast.unparse(ast.parse(file.read_text())) for file in files}  # imported the way that faults are
+    if not survives(sound, args.tests, 1e6):
         sys.exit("the tests fail without any fault")
     seconds = 60 + 3 * (time.monotonic() - began)
     survivors = 0
@@ -119,8 +134,7 @@ def main(argv: list[str] | None = None) -> None:
         line, before = node.lineno, ast.unparse(node)
         new = changed(node)
         faulty = ast.unparse(ast.fix_missing_locations(Replace(node, new).visit(tree)))
-        module = ".".join(file.with_suffix("").parts).removesuffix(".__init__")
-        if survives(module, faulty, args.tests, seconds):
+        if survives({file: faulty}, args.tests, seconds):
             survivors += 1
             print(f"{file}:{line}: {before}  ->  {ast.unparse(new)}", flush=True)
     noticed = len(drawn) - survivors
