@@ -1,0 +1,214 @@
+"""Counts the pairs of two lists by distance, block by block: what thresholds and probabilities are fitted on.
+
+No pair is kept but the genuine ones and the nearest impostors. Counts by identity allow a bootstrap over identities
+that never comes back to the pairs: pairs of one identity are not independent, so identities are what must be drawn.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from utils.errors import UserError
+from utils.scoring.blocks import each_block
+from utils.scoring.distances import Distances, as_features, on_one_device, unit_length
+from utils.scoring.matching import Matching
+from utils.scoring.ranking import choose
+
+PAIRS = ("across", "all", "within")
+"""Which pairs count: of two cameras, all, or of one camera."""
+
+BINS = 4096
+"""Bins of all distances, between the smallest and the largest one of a sample, and beyond."""
+TAIL_BINS = 512
+"""Bins of the nearest impostors, for the counts by identity."""
+SAMPLE = 2000
+"""Images of each list whose distances place the bins."""
+
+
+@dataclass(frozen=True)
+class PairCounts:
+    """The pairs of two lists by distance; I identities occur in them.
+
+    identities: (I,) numbers. genuine: (P,) distances, ascending. genuine_of: (P,) their identities' rows. nearest: (K,)
+    the K smallest impostor distances, ascending. impostors: their number in all. edges: (B + 1,) of the bins of all
+    distances, the first -inf and the last inf; genuine_counts, impostor_counts: (B,). tail_edges: (T + 1,) of the
+    impostors' tail, the first -inf; tail_counts: (I, T) impostor pairs by each of their two identities; pairs_of: (I,)
+    all impostor pairs of an identity. which: of ``PAIRS``.
+    """
+
+    which: str
+    identities: np.ndarray
+    genuine: np.ndarray
+    genuine_of: np.ndarray
+    nearest: np.ndarray
+    impostors: int
+    edges: np.ndarray
+    genuine_counts: np.ndarray
+    impostor_counts: np.ndarray
+    tail_edges: np.ndarray
+    tail_counts: np.ndarray
+    pairs_of: np.ndarray
+
+
+def count_pairs(
+    qf: object,
+    gf: object,
+    q_pids: object,
+    g_pids: object,
+    q_camids: object = None,
+    g_camids: object = None,
+    *,
+    which: str = "across",
+    far: float = 0.01,
+    metric: str = "euclidean",
+    normalize: bool = True,
+    same_list: bool = False,
+    max_memory: int | None = None,
+    seed: int = 0,
+) -> PairCounts:
+    """Counts the pairs of queries (Q, D) and gallery images (G, D).
+
+    which: pairs that count, of ``PAIRS``; without cameras only ``all``. far: the largest false accept rate that will be
+    asked for; impostors up to that share are kept. metric, normalize, same_list, max_memory: as for
+    ``evaluate_features``; with same_list every pair occurs twice, in both orders, and counts once in both. Raises
+    ``UserError`` for an unknown word, missing cameras, and if there is no genuine or no impostor pair.
+    """
+    choose("which", which, PAIRS)
+    qf, gf = on_one_device(as_features(qf, "query"), as_features(gf, "gallery"))
+    if normalize or metric == "cosine":
+        qf, gf = unit_length(qf), unit_length(gf)
+    matching = Matching(q_pids, g_pids, same_list=same_list, shape=(len(qf), len(gf)), need_valid=False)
+    cameras = _cameras(which, q_camids, g_camids, len(qf), len(gf))
+    dist = Distances(qf, gf, metric, max_memory)
+    identities, rows = np.unique(np.concatenate([matching.q_pids, matching.g_pids]), return_inverse=True)
+    counter = _Counter(dist, matching, cameras, which, rows, len(identities), far, seed)
+    each_block(
+        len(qf), len(gf), None, counter.work, "pairs", strip=dist.strip, threads=dist.on_cpu, max_memory=max_memory
+    )
+    return counter.result(identities)
+
+
+def _cameras(
+    which: str, q_camids: object, g_camids: object, queries: int, images: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Returns the cameras of both lists, None where they do not matter."""
+    if which == "all":
+        return None
+    if q_camids is None or g_camids is None:
+        raise UserError(f"pairs {which!r}: cameras are not known; choose 'all'")
+    cameras = np.asarray(q_camids), np.asarray(g_camids)
+    if (len(cameras[0]), len(cameras[1])) != (queries, images):
+        raise UserError(f"{len(cameras[0])} and {len(cameras[1])} cameras for {queries} and {images} images")
+    if which == "across" and len(np.unique(np.concatenate(cameras))) == 1:
+        raise UserError("pairs 'across' cameras: all images are of one camera; choose 'all' or 'within'")
+    return cameras
+
+
+class _Counter:
+    """Counts blocks of distances; ``work`` may run in several threads."""
+
+    def __init__(
+        self,
+        dist: Distances,
+        matching: Matching,
+        cameras: tuple[np.ndarray, np.ndarray] | None,
+        which: str,
+        rows: np.ndarray,
+        identities: int,
+        far: float,
+        seed: int,
+    ):
+        self.dist, self.matching, self.cameras, self.which = dist, matching, cameras, which
+        self.q_rows, self.g_rows, self.num = rows[: dist.shape[0]], rows[dist.shape[0] :], identities
+        low, cut, high = self._range(far, seed)
+        self.edges = np.linspace(low, max(high, np.nextafter(low, np.inf)), BINS - 1)
+        self.tail_edges = np.linspace(low, max(cut, np.nextafter(low, np.inf)), TAIL_BINS)
+        self.counts, self.tails = np.zeros((2, BINS), np.int64), np.zeros((identities, TAIL_BINS), np.int64)
+        self.pairs_of, self.far = np.zeros(identities, np.int64), far
+        self.genuine: list[tuple[np.ndarray, np.ndarray]] = []
+        self.nearest: list[np.ndarray] = []
+        self.lock = threading.Lock()
+
+    def _range(self, far: float, seed: int) -> tuple[float, float, float]:
+        """Returns the smallest distance, one beyond which no threshold will lie, and the largest, by a sample."""
+        rng = np.random.default_rng(seed)
+        chosen = [np.sort(rng.choice(total, min(SAMPLE, total), replace=False)) for total in self.dist.shape]
+        a, b = (torch.from_numpy(rows).to(self.dist.device) for rows in chosen)
+        sample = Distances(self.dist.a[a], self.dist.b[b], self.dist.metric)
+        values = torch.cat([sample.rows(i, min(i + sample.strip, len(a))) for i in range(0, len(a), sample.strip)])
+        values = values.cpu().numpy()
+        other = self.matching.q_pids[chosen[0]][:, None] != self.matching.g_pids[chosen[1]][None]
+        if not other.any():
+            raise UserError("no impostor pairs: query and gallery hold one identity only")
+        if self.cameras is not None:
+            other &= self._kept(chosen[0], chosen[1])
+        impostors = values[other] if other.any() else values
+        return float(values.min()), float(np.quantile(impostors, min(3 * far + 0.002, 1))), float(values.max())
+
+    def work(self, start: int, stop: int) -> None:
+        """Counts the pairs of queries ``start`` to ``stop``."""
+        block, pairs = self.dist.rows(start, stop).cpu().numpy(), self.matching.pairs(start, stop)
+        counts = np.ones(block.shape, bool) if self.cameras is None else self._kept(slice(start, stop), slice(None))
+        genuine = counts[pairs.query, pairs.gallery] & pairs.positive
+        same = block[pairs.query[genuine], pairs.gallery[genuine]]
+        of = self.q_rows[start:stop][pairs.query[genuine]]
+        counts[pairs.query, pairs.gallery] = False
+        impostors = block[counts]
+        hist = _histogram(impostors, self.edges)
+        near = counts & (block <= self.tail_edges[-1])
+        q, g = np.nonzero(near)
+        values = block[near]
+        bins = np.searchsorted(self.tail_edges, values, "left")  # up to and with an edge, as 'accepted' is counted
+        by_identity = np.zeros_like(self.tails)
+        for rows in (self.q_rows[start:stop][q], self.g_rows[g]):
+            flat = np.bincount(rows * TAIL_BINS + np.minimum(bins, TAIL_BINS - 1), minlength=self.num * TAIL_BINS)
+            by_identity += flat.reshape(self.num, TAIL_BINS)
+        total = np.bincount(self.q_rows[start:stop], counts.sum(1), self.num)
+        total += np.bincount(self.g_rows, counts.sum(0), self.num)
+        with self.lock:
+            self.counts[0] += _histogram(same, self.edges)
+            self.counts[1] += hist
+            self.tails += by_identity
+            self.pairs_of += total.astype(np.int64)
+            self.genuine.append((same, of))
+            self.nearest.append(values)
+
+    def _kept(self, queries: slice | np.ndarray, images: slice | np.ndarray) -> np.ndarray:
+        """Returns which pairs of queries and images the choice of cameras keeps."""
+        assert self.cameras is not None
+        one = self.cameras[0][queries][:, None] == self.cameras[1][images][None]
+        return one if self.which == "within" else ~one
+
+    def result(self, identities: np.ndarray) -> PairCounts:
+        genuine, of = (np.concatenate(arrays) for arrays in zip(*self.genuine, strict=True))
+        impostors = int(self.counts[1].sum())
+        if not len(genuine) or not impostors:
+            kind = "genuine" if not len(genuine) else "impostor"
+            raise UserError(f"no {kind} pair {self.which} cameras" if self.which != "all" else f"no {kind} pair")
+        order, keep = np.argsort(genuine, kind="stable"), min(int(np.ceil(self.far * impostors)) + 1, impostors)
+        nearest = np.sort(np.concatenate(self.nearest))
+        return PairCounts(
+            which=self.which,
+            identities=identities,
+            genuine=genuine[order],
+            genuine_of=of[order],
+            nearest=nearest[:keep],
+            impostors=impostors,
+            edges=np.concatenate([[-np.inf], self.edges, [np.inf]]),
+            genuine_counts=self.counts[0],
+            impostor_counts=self.counts[1],
+            tail_edges=np.concatenate([[-np.inf], self.tail_edges]),
+            tail_counts=self.tails,
+            pairs_of=self.pairs_of,
+        )
+
+
+def _histogram(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Returns counts in (-inf, e0], (e0, e1], ..., (e_last, inf) for evenly spaced edges."""
+    step = edges[1] - edges[0]
+    bins = np.ceil((values - edges[0]) / step).clip(0, len(edges)).astype(np.int64)
+    return np.bincount(bins, minlength=len(edges) + 1)
