@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,10 +27,11 @@ from processor.trained import output_folder, tested_model, weight_file
 from processor.trainer import RunProgress, Trainer
 from solver import make_average
 from utils.device import choose_device, choose_precision, seed_everything
-from utils.distributed import barrier, is_main, rank, start, stop, world_size
+from utils.distributed import barrier, broadcast_object, is_main, rank, start, stop, world_size
 from utils.errors import UserError
 from utils.extra_modules import import_extras
 from utils.files import write_json, write_text
+from utils.folder_lock import sole_user
 from utils.logger import close_logging, set_up_logging
 from utils.methods import method_of, register_method
 from utils.provenance import commit, environment, machine
@@ -51,15 +53,11 @@ def train(cfg: CfgNode, config_file: str = "", notes: Sequence[str] = (), after:
 
     notes: lines for the log. after: called on the first process when all files are written, while the log is open.
     """
-    try:
-        return _train(cfg, config_file, notes, after)
-    finally:
-        stop()
-        close_logging()
+    with prepared(cfg, config_file, notes, "log.txt") as (device, folder):
+        return _train(cfg, config_file, device, folder, after)
 
 
-def _train(cfg: CfgNode, config_file: str, notes: Sequence[str], after: After | None) -> dict[str, Any]:
-    device, folder = prepare(cfg, config_file, notes, "log.txt")
+def _train(cfg: CfgNode, config_file: str, device: torch.device, folder: Path, after: After | None) -> dict[str, Any]:
     dtype = choose_precision(cfg.SOLVER.PRECISION, device)
     method_of(cfg)  # refuses an unknown name before any work
     write_config(cfg, folder)
@@ -89,16 +87,12 @@ def _train(cfg: CfgNode, config_file: str, notes: Sequence[str], after: After | 
 
 def test(cfg: CfgNode, config_file: str = "", notes: Sequence[str] = (), after: After | None = None) -> dict[str, Any]:
     """Tests ``TEST.WEIGHT`` and returns the content of ``test_metrics.json``. notes, after: see ``train``."""
-    try:
-        return _test(cfg, config_file, notes, after)
-    finally:
-        stop()
-        close_logging()
-
-
-def _test(cfg: CfgNode, config_file: str, notes: Sequence[str], after: After | None) -> dict[str, Any]:
     weight_file(cfg)  # before any work
-    device, folder = prepare(cfg, config_file, notes, "test_log.txt")
+    with prepared(cfg, config_file, notes, "test_log.txt") as (device, folder):
+        return _test(cfg, config_file, device, folder, after)
+
+
+def _test(cfg: CfgNode, config_file: str, device: torch.device, folder: Path, after: After | None) -> dict[str, Any]:
     data = make_dataloader(cfg, training=False)
     model = tested_model(cfg, data)
     results = evaluate(model.to(device), data.tests, Settings.from_cfg(cfg), device, folder)
@@ -116,18 +110,46 @@ def _test(cfg: CfgNode, config_file: str, notes: Sequence[str], after: After | N
 # ---------------------------------------------------------------- before training
 
 
-def prepare(cfg: CfgNode, config_file: str, notes: Sequence[str], log_name: str) -> tuple[torch.device, Path]:
-    """Joins the processes, opens the log, sets the seeds and imports the user's modules; returns device and folder."""
+@contextmanager
+def shared_folder(folder: Path) -> Iterator[int]:
+    """``sole_user`` for all processes of a run as one: the first takes the folder, and all fail if it cannot."""
+    with ExitStack() as stack:
+        removed, refusal = 0, ""
+        if is_main():
+            try:
+                removed = stack.enter_context(sole_user(folder))
+            except UserError as error:
+                refusal = str(error)
+        if refusal := broadcast_object(refusal):
+            raise UserError(refusal)
+        yield removed
+
+
+@contextmanager
+def prepared(
+    cfg: CfgNode, config_file: str, notes: Sequence[str], log_name: str
+) -> Iterator[tuple[torch.device, Path]]:
+    """Joins the processes, locks the folder, opens the log, sets the seeds and imports the user's modules.
+
+    Gives device and folder. At the end the folder is free again and the log closed.
+    """
     device = choose_device(cfg.MODEL.DEVICE)
-    start(device)
     folder = output_folder(cfg, config_file)
-    set_up_logging(folder, log_name)
-    for note in notes:
-        log.info(note)
-    seed_everything(cfg.SOLVER.SEED)
-    import_extras(cfg.EXTRA_MODULES)
-    log.info("device %s, %d process%s", device, world_size(), "es" if world_size() > 1 else "")
-    return device, folder
+    try:
+        start(device)
+        with shared_folder(folder) as removed:
+            set_up_logging(folder, log_name)
+            for note in notes:
+                log.info(note)
+            if removed:
+                log.info("removed half-written files of a process that was killed: %d in %s", removed, folder)
+            seed_everything(cfg.SOLVER.SEED)
+            import_extras(cfg.EXTRA_MODULES)
+            log.info("device %s, %d process%s", device, world_size(), "es" if world_size() > 1 else "")
+            yield device, folder
+    finally:
+        stop()
+        close_logging()
 
 
 def write_config(cfg: CfgNode, folder: Path) -> None:

@@ -29,13 +29,12 @@ from datasets.readers.image_list import CARRIED, Carried, read_image_list
 from datasets.records import Records
 from datasets.storage.decoding import BadImage, load_image
 from processor.extractor import IMAGE, TEXT, Extractor, finite, make_extractor
-from processor.run import prepare
+from processor.run import prepared
 from processor.trained import weight_file
 from utils.commands import make_parser, run_command
-from utils.distributed import barrier, broadcast_object, gather_objects, is_main, rank, stop, world_size
+from utils.distributed import barrier, broadcast_object, gather_objects, is_main, rank, world_size
 from utils.errors import UserError
 from utils.feature_files import META, OPEN, FeatureWriter, read_json
-from utils.logger import close_logging
 from utils.provenance import commit
 from utils.scoring.blocks import Progress
 
@@ -121,14 +120,6 @@ def extract_to_folder(
     cfg: CfgNode, images: str | Path, out: Path, config_file: str = "", space: str = IMAGE
 ) -> dict[str, Any]:
     """Extracts features, or continues an extraction that was stopped; returns the content of ``meta.json``."""
-    try:
-        return _extract(cfg, images, out, config_file, space)
-    finally:
-        stop()
-        close_logging()
-
-
-def _extract(cfg: CfgNode, images: str | Path, out: Path, config_file: str, space: str) -> dict[str, Any]:
     weight_file(cfg)  # before any work
     records, carried = read_image_list(images)
     if out.exists() and not out.is_dir():
@@ -136,7 +127,13 @@ def _extract(cfg: CfgNode, images: str | Path, out: Path, config_file: str, spac
     cfg = cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR = str(out)
-    prepare(cfg, config_file, [], "extract_log.txt")
+    with prepared(cfg, config_file, [], "extract_log.txt"):
+        return _extract(cfg, records, carried, out, config_file, space)
+
+
+def _extract(
+    cfg: CfgNode, records: Records, carried: Carried, out: Path, config_file: str, space: str
+) -> dict[str, Any]:
     extractor = make_extractor(cfg, space)
     plan = {
         "model_hash": extractor.model_hash, "list_hash": list_hash(records, carried), "batch": extractor.batch_size,

@@ -41,6 +41,7 @@ from utils.commands import make_parser, run_command
 from utils.device import choose_device
 from utils.errors import UserError
 from utils.files import write_atomically, write_json
+from utils.folder_lock import sole_user
 from utils.scoring.embedding import in_plane, rows_to_show
 
 KINDS = ("attention", "activation", "tokens", "map", "sheet")
@@ -277,7 +278,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = make_dataloader(cfg, training=False)
     model = None if kinds == ("sheet",) else tested_model(cfg, data).to(device)
     folder = args.out or output_folder(cfg, args.config_file)
-    pictures = draw_pictures(cfg, model, data, device, folder, kinds, args.images, (args.at[0], args.at[1]))
+    with sole_user(folder):
+        pictures = draw_pictures(cfg, model, data, device, folder, kinds, args.images, (args.at[0], args.at[1]))
     missing = [kind for kind in args.only or () if kind not in {picture.kind for picture in pictures}]
     if missing:
         raise UserError(f"--only {missing[0]}: does not apply to MODEL.NAME {cfg.MODEL.NAME!r} or its data")

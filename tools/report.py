@@ -11,6 +11,7 @@ import json
 import logging
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from tools.pages.shots import gallery_shots, load_thumbnails, query_shot
 from utils.bootstrap import bootstrap_means, interval
 from utils.commands import make_parser, run_command
 from utils.errors import UserError
+from utils.folder_lock import sole_user
 
 log = logging.getLogger("lineup")
 
@@ -237,7 +239,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="OUTPUT_DIR of a finished training or test")
     parser.add_argument("--out", type=Path, help="the page to write (default: RUN/report.html)")
     args = parser.parse_args(argv)
-    print(write_report(args.run, args.out))
+    FinishedRun.load(args.run)  # a folder without a run is refused and not made
+    with nullcontext() if args.out else sole_user(args.run):
+        print(write_report(args.run, args.out))
 
 
 if __name__ == "__main__":

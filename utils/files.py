@@ -6,13 +6,18 @@ import csv
 import io
 import json
 import os
+import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TextIO
 
 from utils.errors import UserError
+from utils.processes import host_name, is_gone
+
+TEMPORARY = re.compile(r"\..*\.lineup-(?P<host>[\w-]+)-(?P<pid>\d{1,10})-\w{8}", re.DOTALL)
+"""Names of files that are being written: behind a dot the name to come, then the machine and process that write."""
 
 
 def write_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -24,7 +29,8 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> Non
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}.", delete=False) as handle:
+        prefix = f".{os.fsdecode(os.fsencode(path.name)[:150])}.lineup-{_plain(host_name())}-{os.getpid()}-"
+        with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=prefix, delete=False) as handle:
             temporary = Path(handle.name)
             write(handle)
             handle.flush()
@@ -38,6 +44,31 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> Non
             raise
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: could not be written ({reason}); OUTPUT_DIR needs room and permission") from None
+
+
+def remove_left_over(folder: Path, gone: Collection[tuple[str, int]] = ()) -> int:
+    """Removes the temporary files in ``folder`` whose process was killed while it wrote; returns their number.
+
+    gone: (machine, process) of further processes that are known to have ended; of another machine nothing else is
+    known, and its files stay.
+    """
+    ended, removed = {(_plain(host), pid) for host, pid in gone}, 0
+    for path in folder.iterdir():
+        match = TEMPORARY.fullmatch(path.name)
+        if match is None:
+            continue
+        owner = match["host"], int(match["pid"])
+        host = host_name() if owner[0] == _plain(host_name()) else ""
+        with suppress(FileNotFoundError):  # its process has finished it meanwhile
+            if owner in ended or is_gone(host, owner[1], path.stat().st_mtime):
+                path.unlink()
+                removed += 1
+    return removed
+
+
+def _plain(host: str) -> str:
+    """Returns a machine's name as it stands in file names."""
+    return re.sub(r"[^A-Za-z0-9-]", "_", host)[:40]
 
 
 def write_text(path: str | Path, text: str) -> None:
