@@ -3,14 +3,19 @@
 Prints mAP, mINP and Rank-1/5/10 and writes them to ``test_metrics.json`` in OUTPUT_DIR.
 """
 
-from configs import load_config_with_notes
-from utils.commands import parse_run, reported_errors
-
 if __name__ == "__main__":
+    from utils import interrupt
+
+    interrupt.end_when_interrupted()  # the imports below take long enough for a Ctrl-C
+
+    from configs import load_config_with_notes
+    from utils.commands import parse_run, reported_errors
+
     args = parse_run(None, "test", __doc__, "--config_file configs/transreid/market1501.yml TEST.WEIGHT model.pth")
     with reported_errors():
         cfg, notes = load_config_with_notes(args.config_file, args.opts)
         from processor import run  # these imports take seconds: --help and mistakes in the settings come first
         from tools.pictures import report_with_pictures
 
+        interrupt.raise_when_interrupted()
         run.test(cfg, args.config_file, notes, after=report_with_pictures)

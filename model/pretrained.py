@@ -15,10 +15,11 @@ from model.backbones.osnet import OSNET_TYPES
 from model.backbones.vit import VIT_SMALL
 from model.base import RetrievalModel
 from model.networks.torchreid import PREFIX
-from utils.checkpoint import load_pretrained, load_weights, read_state
+from utils.checkpoint import load_pretrained, load_weights
 from utils.errors import UserError
 from utils.methods import method_of
 from utils.names import is_clip, is_msvit
+from utils.weight_files import read_state
 
 log = logging.getLogger("lineup")
 

@@ -23,10 +23,10 @@ from model import RetrievalModel
 from processor.finished import LAST, PLACES
 from processor.stage import Stage, TrainingBatches
 from solver import WeightAverage, reestimate_batch_norm
-from utils.checkpoint import read_state, save_atomically
 from utils.device import quick_attention, random_states, restore_random_states
 from utils.distributed import barrier, gather_objects, is_distributed, is_main, rank, share_buffers, world_size
 from utils.errors import UserError
+from utils.weight_files import read_state, save_atomically
 
 if TYPE_CHECKING:  # it takes over a second to import
     from torch.utils.tensorboard import SummaryWriter

@@ -37,6 +37,7 @@ from processor.trained import tested_model
 from utils.commands import make_parser, run_command
 from utils.errors import UserError
 from utils.files import write_json
+from utils.weight_files import write_tensors
 
 log = logging.getLogger("lineup")
 
@@ -210,8 +211,6 @@ def export(cfg: CfgNode, out: Path) -> dict[str, Any]:
 
     Raises ``UserError`` for a network that cannot be traced and for a file whose results differ from the model's.
     """
-    from safetensors.torch import save_file
-
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is a file, not a folder")
     data = make_dataloader(cfg, training=False)
@@ -241,7 +240,7 @@ def export(cfg: CfgNode, out: Path) -> dict[str, Any]:
             "speed_ratio": speed_ratio(deployed, runner),
         }  # fmt: skip
         width = int(runner.get_outputs()[0].shape[1])
-        save_file({k: v.contiguous() for k, v in deployed.model.state_dict().items()}, folder / "model.safetensors")
+        write_tensors(folder / "model.safetensors", deployed.model.state_dict())
         write_json(folder / "model.json", model_card(cfg, deployed, width, folder) | report)
         out.mkdir(parents=True, exist_ok=True)
         for file in ("model.onnx", "model.safetensors", "model.json"):

@@ -1,13 +1,9 @@
-"""Reading and writing weights: ours and published ones, without running code from a file and never half-written."""
+"""How files of weights, ours and published ones, fit a network: names, shapes, and a report of what became of them."""
 
 from __future__ import annotations
 
-import argparse
 import logging
 import math
-import pickle
-import re
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.errors import UserError
-from utils.files import write_atomically
-from utils.safe_zip import check_archive
-from utils.torchscript import is_torchscript, read_torchscript
+from utils.weight_files import read_state
 
 log = logging.getLogger("lineup")
 
@@ -111,61 +105,6 @@ class LoadReport:
     def refusal(self) -> str:
         """Returns how a line on an unfit file ends: what it is, and what to set if that is known."""
         return "this checkpoint is of another model or setting" + (f": set {self.settings}" if self.settings else "")
-
-
-# ---------------------------------------------------------------- reading
-
-
-def read_state(path: str | Path) -> dict[str, Any]:
-    """Returns the mapping that a checkpoint file holds, on the CPU, without running code from the file.
-
-    Reads ``torch.save`` files (weights only, with the NumPy scalars of torchreid's files), TorchScript archives (their
-    state) and safetensors. Raises ``UserError`` for a missing, damaged or unsafe file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint file")
-    check_archive(path)
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        with torch.serialization.safe_globals(_allowed_globals()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own about a pickle's protocol, before it refuses the file
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - torch, zipfile and safetensors raise many kinds for a damaged file
-        return _read_archive(path, error)
-    if not isinstance(state, Mapping):
-        raise UserError(f"{path}: not a checkpoint: it holds a {type(state).__name__}, not named tensors")
-    return dict(state)
-
-
-def _allowed_globals() -> list:
-    """Returns what published files hold beside weights: NumPy scalars (torchreid's epoch, rank1), DINO's arguments."""
-    scalar = np.float64(0).__reduce__()[0]  # its module has another name in NumPy 1 and 2
-    kinds = {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
-    return [(scalar, "numpy.core.multiarray.scalar"), scalar, np.dtype, *kinds, argparse.Namespace]
-
-
-def _read_archive(path: Path, error: Exception) -> dict[str, Any]:
-    """Returns the state of a TorchScript archive; raises the reason why any other file cannot be read."""
-    if is_torchscript(path):
-        return dict(read_torchscript(path))
-    text = " ".join(str(error).split())
-    unpickling = isinstance(error, pickle.UnpicklingError)
-    refused = re.search(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)", text)
-    with open(path, "rb") as handle:
-        pickled = handle.read(1) == pickle.PROTO
-    if refused or (unpickling and pickled):
-        what = refused[1] if refused else "a bare pickle"
-        raise UserError(
-            f"{path}: refused: the file may ask to run code ({what}); only tensors and plain values are read"
-        ) from None
-    reason = "" if unpickling else f" ({type(error).__name__}: {text[:120]})"
-    raise UserError(
-        f"{path}: not a readable checkpoint: damaged, or not written by torch.save or safetensors{reason}"
-    ) from None
 
 
 # ---------------------------------------------------------------- names and shapes
@@ -429,11 +368,3 @@ def load_complete(
     log.info("%s", report)
     require_complete(module, report)
     return report
-
-
-# ---------------------------------------------------------------- writing
-
-
-def save_atomically(value: Any, path: str | Path) -> None:
-    """Writes ``value`` by ``torch.save``, the whole file or nothing. Raises ``UserError`` if the disk refuses."""
-    write_atomically(path, lambda handle: torch.save(value, handle))

@@ -11,8 +11,23 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
-from utils.errors import UserError
+from utils.errors import UserError, one_line
+from utils.interrupt import EXIT_CODE, INTERRUPTED, raise_when_interrupted
+
+OUT_OF_MEMORY = (
+    "out of memory on this machine: lower SOLVER.IMS_PER_BATCH (with SOLVER.ACCUMULATION), TEST.IMS_PER_BATCH, "
+    "DATALOADER.NUM_WORKERS or DATALOADER.CACHE_GB"
+)
+"""The line for an allocation that the main memory has no room for."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses a command line as every other mistake: in one line, with exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        refuse(f"{message} ({self.prog} --help shows the options)")
 
 
 def make_parser(command: str, purpose: str | None, *examples: str, settings: bool = False) -> argparse.ArgumentParser:
@@ -23,7 +38,7 @@ def make_parser(command: str, purpose: str | None, *examples: str, settings: boo
     ``KEY VALUE ...``, which become ``config_file`` and ``opts``.
     """
     lines = [f"  {command} {example}" for example in examples]
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=command,
         description=(purpose or "").replace("``", ""),
         epilog="\n".join(["example:" if len(lines) == 1 else "examples:", *lines]) if lines else None,
@@ -48,6 +63,7 @@ def parse_run(argv: list[str] | None, name: str, purpose: str | None, example: s
 
 def run_command(main: Callable[[], object]) -> None:
     """Runs a command's ``main`` and reports its errors as ``reported_errors`` does."""
+    raise_when_interrupted()  # the imports are done
     with reported_errors():
         main()
 
@@ -58,28 +74,37 @@ def reported_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        refuse(error)
     except KeyboardInterrupt:
-        print("interrupted; the same command resumes a training run", file=sys.stderr)
-        sys.exit(130)
+        print(INTERRUPTED, file=sys.stderr)
+        sys.exit(EXIT_CODE)
+    except RecursionError:
+        refuse("a file or a value is nested too deeply to be read")
+    except MemoryError:
+        refuse(OUT_OF_MEMORY)
     except RuntimeError as error:
         line = runtime_mistake(str(error))
         if not line:
             raise
-        print(f"error: {line}", file=sys.stderr)
-        sys.exit(2)
+        refuse(line)
     except BrokenPipeError:  # the reader of our output has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:  # a full disk, a folder that was removed, no permission
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
+        refuse(f"{where}{error.strerror or error}")
+
+
+def refuse(message: object) -> NoReturn:
+    """Prints the one line of an error and exits with code 2."""
+    print(f"error: {one_line(message)}", file=sys.stderr)
+    sys.exit(2)
 
 
 def runtime_mistake(message: str) -> str:
     """Returns the line for torch's errors that are not bugs: no memory, another process that has ended; else ''."""
+    if "DefaultCPUAllocator" in message or "can't allocate memory" in message:
+        return OUT_OF_MEMORY
     if "out of memory" in message:
         return (
             "out of memory on the device: lower SOLVER.IMS_PER_BATCH (with SOLVER.ACCUMULATION) or TEST.IMS_PER_BATCH, "

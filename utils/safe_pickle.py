@@ -8,12 +8,13 @@ and sizes that it declares without having the bytes. ``check_pickle`` walks the 
 from __future__ import annotations
 
 import io
+import mmap
 import pickle
 import pickletools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from utils.errors import UserError
+from utils.errors import NAME, UserError
 
 LONGEST_LINE = 4096
 """Bytes of one argument that is written as a line of text; numbers of more digits take quadratic time to read."""
@@ -26,7 +27,14 @@ _PUT, _LONG_BINPUT, _BINPUT, _STOP = ord("p"), ord("r"), ord("q"), ord(".")
 
 
 class UnsafePickle(UserError):
-    """The pickle asks for what is not read: a name outside the table, a size without bytes, an unknown instruction."""
+    """The pickle asks for what is not read: a name outside the table, a size without bytes, an unknown instruction.
+
+    asked: the name, if it is one.
+    """
+
+    def __init__(self, message: str, asked: str = ""):
+        super().__init__(message)
+        self.asked = asked
 
 
 def check_pickle(raw: bytes) -> None:
@@ -34,16 +42,21 @@ def check_pickle(raw: bytes) -> None:
 
     The memo is checked too: ``LONG_BINPUT 2**32`` makes an unpickler allocate gigabytes for a file of twelve bytes.
     """
-    position, count, length = 0, 0, len(raw)
+    end_of_pickle(raw)
+
+
+def end_of_pickle(raw: bytes | mmap.mmap, start: int = 0) -> int:
+    """Returns where the pickle that starts at a byte ends. Raises ``UnsafePickle`` as ``check_pickle`` does."""
+    position, count, length = start, 0, len(raw)
     while position < length:
         code = raw[position]
         position, count = position + 1, count + 1
         if code == _STOP:
-            return
+            return position
         size = _SIZES.get(code)
         if size is None:
             raise UnsafePickle(f"byte {position - 1} is not an instruction of a pickle")
-        start = position
+        argument = position
         if size >= 0:
             position += size
         elif size == pickletools.UP_TO_NEWLINE:
@@ -56,16 +69,16 @@ def check_pickle(raw: bytes) -> None:
             width = _LENGTH_BYTES[size]
             position += width + int.from_bytes(raw[position : position + width], "little")
         if position > length:
-            raise UnsafePickle(f"byte {start} declares more bytes than the file has")
+            raise UnsafePickle(f"byte {argument} declares more bytes than the file has")
         if code in (_BINPUT, _LONG_BINPUT):
-            index = int.from_bytes(raw[start:position], "little")
+            index = int.from_bytes(raw[argument:position], "little")
         elif code == _PUT:
-            text = raw[start : position - 1]
+            text = raw[argument : position - 1]
             index = int(text) if text.isdigit() else -1
         else:
             continue
         if not 0 <= index <= max(count, 255):
-            raise UnsafePickle(f"byte {start} numbers a value {index}, beyond what the file can hold")
+            raise UnsafePickle(f"byte {argument} numbers a value {index}, beyond what the file can hold")
     raise UnsafePickle("it ends in the middle")
 
 
@@ -81,10 +94,14 @@ class RestrictedUnpickler(pickle.Unpickler):
         check_pickle(raw)
         super().__init__(io.BytesIO(raw), encoding="utf-8")
         self.names, self.persistent = names, persistent
+        self.binary = raw[:1] == pickle.PROTO  # the first letters of any text may be instructions, too
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.names:
-            raise UnsafePickle(f"it asks for {module}.{name}, which is not read")
+            asked = f"{module}.{name}"
+            if self.binary and NAME.fullmatch(asked):
+                raise UnsafePickle(f"it asks for {asked}, which is not read", asked)
+            raise UnsafePickle("it asks for a name that is not read")
         return self.names[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
@@ -102,4 +119,4 @@ def load_restricted(
     except UnsafePickle:
         raise
     except Exception as error:  # noqa: BLE001 - a damaged program fails in many ways
-        raise UnsafePickle(f"it is damaged ({type(error).__name__}: {str(error)[:80]!r})") from None
+        raise UnsafePickle(f"it is damaged ({type(error).__name__})") from None

@@ -7,7 +7,6 @@ bytes of storage N.
 
 from __future__ import annotations
 
-import math
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -16,23 +15,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.errors import UserError
+from utils.errors import UserError, reason_of
 from utils.safe_pickle import UnsafePickle, load_restricted
+from utils.safe_zip import open_archive
+from utils.torch_pickle import LARGEST_PICKLE, STORAGES, check_bounds
 
-STORAGES: dict[str, torch.dtype] = {
-    "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
-    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
-}  # fmt: skip
-LARGEST_PICKLE = 64 * 2**20
-"""Bytes of ``data.pkl``: names and shapes; that of a model with a million modules is smaller."""
+MOST_NAMES = 100_000
+"""Modules and tensors of a network, a shared one counted under each of its names: a few lines can share 2**40 times."""
+DEEPEST = 1_000
+"""Modules within modules."""
 
 
 class Module:
     """An object of the archive: its attributes, none of its code."""
 
+    attributes: dict[str, Any]
+
+    def __new__(cls, *args: Any) -> Module:
+        module = super().__new__(cls)  # a pickle may build an object without calling __init__ or giving it a state
+        module.attributes = {}
+        return module
+
     def __init__(self, *args: Any):
-        self.attributes: dict[str, Any] = {}
+        """Takes whatever the archive calls its classes with."""
 
     def __setstate__(self, state: Any) -> None:
         self.attributes = state if isinstance(state, dict) else {}
@@ -54,18 +59,18 @@ def read_torchscript(path: str | Path) -> dict[str, Tensor]:
     Raises ``UserError`` where the file is not such an archive, is damaged, or declares sizes that it does not have.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_archive(path) as archive:
             return _read(archive, Path(path).stat().st_size)
     except UnsafePickle as error:
         raise UserError(f"{path}: not a readable TorchScript archive: {error}") from None
     except (OSError, zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError) as error:
-        raise UserError(f"{path}: not a readable TorchScript archive ({' '.join(str(error).split())[:120]})") from None
+        raise UserError(f"{path}: not a readable TorchScript archive ({reason_of(error)})") from None
 
 
 def is_torchscript(path: str | Path) -> bool:
     """Whether a file is a zip archive with TorchScript's constants beside its data."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_archive(path) as archive:
             names = archive.namelist()
     except (OSError, zipfile.BadZipFile):
         return False
@@ -74,9 +79,12 @@ def is_torchscript(path: str | Path) -> bool:
 
 def _read(archive: zipfile.ZipFile, size: int) -> dict[str, Tensor]:
     entries = {info.filename: info for info in archive.infolist()}
-    (pickled,) = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1] or [""]
-    if not pickled or entries[pickled].file_size > LARGEST_PICKLE:
-        raise UnsafePickle("it has no data.pkl of a module")
+    pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(pickles) != 1 or len(entries) < len(archive.infolist()):
+        raise UnsafePickle("it has no data.pkl of one module, or two entries of one name")
+    pickled = pickles[0]
+    if entries[pickled].file_size > LARGEST_PICKLE:
+        raise UnsafePickle(f"its pickle has more than {LARGEST_PICKLE:,} bytes")
     home = pickled.rpartition("/")[0]
     read = [info for name, info in entries.items() if name == pickled or name.startswith(f"{home}/data/")]
     if sum(info.file_size for info in read) > size or any(info.compress_type for info in read):
@@ -89,7 +97,7 @@ def _read(archive: zipfile.ZipFile, size: int) -> dict[str, Tensor]:
         key, dtype, numel = str(pid[2]), pid[1], pid[4]
         name = f"{home}/data/{key}"
         if name not in entries or not key.isalnum() or not isinstance(numel, int):
-            raise UnsafePickle(f"it has no storage {key[:20]!r}")
+            raise UnsafePickle("it refers to a storage that it does not have")
         if key not in storages:
             raw = bytearray(archive.read(name))
             if len(raw) % dtype.itemsize or len(raw) // dtype.itemsize < numel:
@@ -100,12 +108,9 @@ def _read(archive: zipfile.ZipFile, size: int) -> dict[str, Tensor]:
         return storages[key]
 
     def rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *ignored: Any) -> Tensor:
-        numbers = [offset, *shape, *stride]
-        if not isinstance(storage, Tensor) or not all(isinstance(n, int) and n >= 0 for n in numbers):
-            raise UnsafePickle("a tensor is not described by a storage and whole numbers")
-        last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) if all(shape) else -1
-        if last >= storage.numel() or math.prod(shape) > storage.numel():
-            raise UnsafePickle(f"a tensor of shape {tuple(shape)} does not fit its storage of {storage.numel()}")
+        if not isinstance(storage, Tensor):
+            raise UnsafePickle("a tensor has no storage")
+        check_bounds(storage.numel(), offset, shape, stride)
         return storage.as_strided(shape, stride, offset)
 
     def first(value: Any, *ignored: Any) -> Any:
@@ -126,14 +131,21 @@ def _read(archive: zipfile.ZipFile, size: int) -> dict[str, Tensor]:
 
 
 def tensors_of(root: Module) -> dict[str, Tensor]:
-    """Returns dotted name -> tensor of a tree of modules, each module once in a chain of itself."""
+    """Returns dotted name -> tensor of a tree of modules. A module that is shared gives its tensors under each name."""
     tensors: dict[str, Tensor] = {}
-    waiting: list[tuple[str, Module, frozenset[int]]] = [("", root, frozenset())]
+    names, waiting = 0, [("", root, frozenset[int]())]
     while waiting:
         prefix, module, above = waiting.pop()
         if id(module) in above:
             raise UnsafePickle("a module contains itself")
+        if len(above) > DEEPEST:
+            raise UnsafePickle(f"it has more than {DEEPEST:,} modules within one another")
         for name, value in module.attributes.items():
+            names += 1
+            if names > MOST_NAMES:
+                raise UnsafePickle(f"its modules and tensors have more than {MOST_NAMES:,} names")
+            if not isinstance(name, str):
+                raise UnsafePickle("an attribute of a module has no name")
             if isinstance(value, Tensor):
                 tensors[f"{prefix}{name}"] = value
             elif isinstance(value, Module):

@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import random
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,9 +22,9 @@ from configs.defaults import KEYS
 from datasets import make_dataset
 from datasets.readers.filter_list import listed_names
 from datasets.storage.decoding import BadImage, decode
-from tests.fuzz.mutate_files import TOKENS, damaged
-from utils.checkpoint import read_state
+from tests.fuzz.mutate_files import TOKENS, WAYS, damaged
 from utils.errors import UserError
+from utils.weight_files import read_state, save_atomically, write_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -96,6 +97,28 @@ def checkpoints() -> list[tuple[str, bytes]]:
     ]  # fmt: skip
 
 
+def one_change(raw: bytes, draw: random.Random) -> bytes:
+    """One change: two could remove a checksum and then what it is of."""
+    return draw.choice(WAYS)(raw, draw)
+
+
+@lru_cache
+def our_checkpoints() -> list[tuple[str, bytes]]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_atomically({**state(), "beside": {"b": torch.ones(2, dtype=torch.bfloat16)}}, folder / "a.pth")
+        tensors = {name: value for name, value in state().items() if isinstance(value, torch.Tensor)}
+        write_tensors(folder / "a.safetensors", tensors)
+        return [(path.name, path.read_bytes()) for path in sorted(folder.iterdir())]
+
+
+def same_state(found: dict[str, Any]) -> bool:
+    """Whether the tensors are those that were written; what stands beside them may be what another program left."""
+    expected = {name: value for name, value in state().items() if isinstance(value, torch.Tensor)}
+    return all(isinstance(found.get(name), torch.Tensor) and torch.equal(found[name], expected[name])
+               and found[name].dtype == expected[name].dtype for name in expected)  # fmt: skip
+
+
 # ---------------------------------------------------------------- lists and tables
 
 
@@ -151,6 +174,7 @@ TARGETS = {
         Target("settings in YAML", writer(yamls), load_config),
         Target("settings in overrides", write_overrides, lambda path: load_config(opts=json.loads(path.read_text()))),
         Target("weights", writer(checkpoints), read_state),
+        Target("our weights", writer(our_checkpoints, one_change), read_state, same_state),
         Target("table of images", writer(tables), read_table),
         Target("filter list", writer(filter_lists), listed_names),
         Target("image", writer(images), read_an_image),

@@ -17,8 +17,9 @@ from processor import run
 from processor.methods.dino import DINO, Ranges, follow, make_following_teacher
 from tests.runs import Killed, assert_same_bytes, call, kill_at
 from tests.tiny import config, options
-from utils.checkpoint import backbone_state, load_pretrained, load_weights, read_state
+from utils.checkpoint import backbone_state, load_pretrained, load_weights
 from utils.errors import UserError
+from utils.weight_files import read_state
 
 SMALL = {
     "PROCESSOR__NAME": "dino", "DATALOADER__SAMPLER": "softmax", "MODEL__STEM_CONV": True, "DINO__OUT_DIM": 16,
