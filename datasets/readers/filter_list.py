@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pickle
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from datasets.readers.scan import note_read
+from datasets.readers.scan import is_image, note_read
 from datasets.records import Records
 from datasets.storage.files import own_name
 from utils.errors import UserError
+from utils.safe_pickle import UnsafePickle, load_restricted
 
 BLOCK = 1 << 16
-
-
-class ListsOfText(pickle.Unpickler):
-    """Reads a pickle of lists and strings; anything that would run code is refused."""
-
-    def find_class(self, module: str, name: str, /) -> Any:
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise pickle.UnpicklingError("it refers to other files")
 
 
 def listed_names(path: str | Path, keep_num: int | None = None) -> np.ndarray:
@@ -60,13 +49,11 @@ def listed_names(path: str | Path, keep_num: int | None = None) -> np.ndarray:
 def unpickled(path: Path) -> list[str]:
     """Returns the names of a pickled list; raises ``UserError`` for anything else."""
     try:
-        names = ListsOfText(io.BytesIO(path.read_bytes())).load()
-        if not isinstance(names, list):
-            raise pickle.UnpicklingError("it is not a list")
-        if not all(isinstance(name, str) for name in names):
-            raise pickle.UnpicklingError("it has entries that are not text")
-    except (pickle.UnpicklingError, TypeError, ValueError, EOFError, LookupError, ImportError) as error:
+        names = load_restricted(path.read_bytes(), {})
+    except UnsafePickle as error:
         raise UserError(f"{path} is not a pickled list of names ({error})") from None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path} is not a pickled list of names (it is not a list of texts)")
     return names
 
 
@@ -85,8 +72,9 @@ def keep_listed(records: Records, names: np.ndarray, root: str | Path) -> Record
     listed = [os.fsdecode(name) for name in names.tolist()]
     absent = [name for name in listed if name not in rows]
     if absent:
+        example = f", such as {absent[0]!r}" if is_image(absent[0]) else ""  # not a line of somebody's secrets
         raise UserError(
-            f"DATASETS.FILTER_PATH: {len(absent)} of {len(listed)} listed images are not among the training images, "
-            f"such as {absent[0]!r}; names are relative to {root}"
+            f"DATASETS.FILTER_PATH: {len(absent)} of {len(listed)} listed images are not among the training images"
+            f"{example}; names are relative to {root}"
         )
     return records.take(np.unique([rows[name] for name in listed]))

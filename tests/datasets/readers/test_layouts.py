@@ -309,7 +309,7 @@ class Command:
     ("content", "words"),
     [
         (pickle.dumps([Command()]), "it asks for builtins.eval"),
-        (pickle.dumps({"a": 1}), "it is not a list"),
+        (pickle.dumps({"a": 1}), "it is not a list of texts"),
         (pickle.dumps([1, 2]), "is not a pickled list of names"),
         (b"a.jpg\n", "is not a pickled list of names"),
         (b"", "is not a pickled list of names"),
