@@ -151,6 +151,10 @@ INPUT = {
     "OCCLUSION_MIN": Key(0.0, "least side of a white square on every image, as a share of the shorter side", min=0,
                          max=1),
     "OCCLUSION_MAX": Key(0.0, "greatest side of that square; 0: no square", min=0, max=1),
+    "BACKGROUND": Key([124, 116, 104], "colour, RGB from 0 to 255, that transparent images are composed over; "
+                      "ImageNet's mean, which normalises to about 0: nothing to see", min=0, max=255),
+    "MAX_PIXELS": Key(89_478_485, "most pixels of an image file, as a few kilobytes may claim any number; Pillow's "
+                      "limit, a quarter of a GB while an image is read", min=1),
     "PIXEL_MEAN": Key([0.485, 0.456, 0.406], "mean of the normalisation; ImageNet's"),
     "PIXEL_STD": Key([0.229, 0.224, 0.225], "standard deviation of the normalisation; ImageNet's"),
 }

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from datasets.images import Batch, ImageList
 from datasets.records import Records
 from datasets.samplers import EpochSampler
-from datasets.storage.decoding import DECODERS
+from datasets.storage.decoding import Decoder, decode
 from datasets.storage.stores import ByteStore, PixelStore
 from utils.distributed import gather_objects, rank, world_size
 from utils.errors import UserError
@@ -27,7 +27,7 @@ class TrainLoader:
 
     on_bad: at an image that cannot be read, ``raise`` stops; ``skip`` counts and takes another image of its identity,
     so that batches keep their length. cache: bytes of memory for the first images, which holds ``files`` or ``pixels``
-    (cached). decoder: ``pillow`` or ``torchvision``. at_least: size that Pillow may decode JPEG files down to.
+    (cached). decoder: see ``make_decoder``. at_least: size that Pillow may decode JPEG files down to.
     """
 
     def __init__(
@@ -40,11 +40,11 @@ class TrainLoader:
         pin: bool = False,
         cache: int = 0,
         cached: str = "files",
-        decoder: str = "pillow",
+        decoder: Decoder = decode,
         at_least: tuple[int, int] | None = None,
     ):
         self.records, self.sampler, self.on_bad = records, sampler, on_bad
-        images = ImageList(records, transform, decoder=DECODERS[decoder], at_least=at_least, stand_in=on_bad == "skip")
+        images = ImageList(records, transform, decoder=decoder, at_least=at_least, stand_in=on_bad == "skip")
         if cache:
             store = PixelStore(images.images(), cache) if cached == "pixels" else ByteStore(records.paths, cache)
             images.store = store
@@ -125,10 +125,16 @@ class TestLoader:
     __test__ = False  # not a test class, whatever its name says to pytest
 
     def __init__(
-        self, records: Records, transform: Callable[..., Any], batch_size: int, workers: int, pin: bool = False
+        self,
+        records: Records,
+        transform: Callable[..., Any],
+        batch_size: int,
+        workers: int,
+        pin: bool = False,
+        decoder: Decoder = decode,
     ):
-        images = ImageList(records, transform)
-        self.records = records
+        images = ImageList(records, transform, decoder=decoder)
+        self.records, self.decoder = records, decoder
         share = np.array_split(np.arange(len(records)), world_size())[rank()].tolist()
         self.loader = DataLoader(
             images,

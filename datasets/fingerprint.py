@@ -82,21 +82,22 @@ def refuse_other_lists(saved: object, now: Fingerprint, path: Path) -> None:
     if not isinstance(saved, dict):
         return  # written before lists were kept
     for name in sorted({*saved, *now}, key=str):
-        before, after = saved.get(name), now.get(name)
-        if before != after:
+        difference = _difference(saved.get(name), now.get(name))
+        if difference:
             raise UserError(
-                f"{path}: the training list is another than this run's ({_difference(str(name), before, after)}); put "
-                "the list back to go on, or train on this one with another OUTPUT_DIR or SOLVER.RESUME never"
+                f"{path}: the training list is another than this run's ({name}: {difference}); put the list back to go "
+                "on, or train on this one with another OUTPUT_DIR or SOLVER.RESUME never"
             )
 
 
-def _difference(name: str, before: object, after: object) -> str:
+def _difference(before: object, after: object) -> str:
+    """Returns what differs between two entries; '' if nothing does."""
     if not isinstance(before, dict) or not isinstance(after, dict):
-        return f"{name}: {'not trained on before' if before is None else 'no longer trained on'}"
+        return "not trained on before" if after else "no longer trained on"
     if any(before.get(count) != after.get(count) for count in COUNTS):
         then, now = (", ".join(f"{counts.get(count)} {count}" for count in COUNTS) for counts in (before, after))
-        return f"{name}: {then} before, {now} now"
+        return f"{then} before, {now} now"
     if before.get("paths") != after.get("paths"):
-        return f"{name}: as many rows and identities, but other images or another order"
+        return "as many rows and identities, but other images or another order"
     other = [words for column, words in COLUMNS.items() if before.get(column) != after.get(column)]
-    return f"{name}: the same images, but other {' and '.join(other)}"
+    return f"the same images, but other {' and '.join(other)}" if other else ""

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from datasets.records import Records
-from datasets.storage.decoding import BadImage, Pixels, Size, cropped, decode, read_image
+from datasets.storage.decoding import BadImage, Decoder, Pixels, Size, cropped, decode, read_image
 from datasets.storage.stores import ByteStore, PixelStore
 
 
@@ -96,7 +96,7 @@ class ImageList(Dataset):
         records: Records,
         transform: Callable[..., Any],
         store: ByteStore | PixelStore | None = None,
-        decoder: Callable[..., Pixels] = decode,
+        decoder: Decoder = decode,
         at_least: Size | None = None,
         stand_in: bool = False,
     ):

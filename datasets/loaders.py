@@ -29,6 +29,8 @@ from datasets.options import dataset_options, names_of, refuse_unknown_options
 from datasets.readers.filter_list import keep_listed, listed_names
 from datasets.records import SPLITS, Records, join
 from datasets.samplers import EpochSampler, check_identities, make_sampler, multiple_gallery_nocam
+from datasets.storage.decoding import make_decoder
+from datasets.storage.pixels import PixelRules
 from datasets.transforms.multi_crop import make_multi_crop_transform
 from datasets.transforms.pipelines import WithViews, build_transforms, weak_and_strong, with_views
 from utils.distributed import rank, world_size
@@ -308,7 +310,7 @@ def loader_of(
         pin=pinned(cfg),
         cache=int(cfg.DATALOADER.CACHE_GB * 1e9 / loaders),
         cached=cfg.DATALOADER.CACHE,
-        decoder=cfg.DATALOADER.DECODER,
+        decoder=make_decoder(PixelRules.from_cfg(cfg), cfg.DATALOADER.DECODER),
         at_least=(height, width) if cfg.DATALOADER.DRAFT else None,
     )
 
@@ -357,7 +359,8 @@ def target_lists(cfg: CfgNode, method: Method, targets: list[ReIDDataset]) -> li
 def feature_loader(cfg: CfgNode, records: Records) -> TestLoader:
     """Returns the loader for features of a list in its order, with evaluation's transform."""
     transform = build_transforms(cfg, is_train=False)
-    return TestLoader(records, transform, cfg.TEST.IMS_PER_BATCH, cfg.DATALOADER.NUM_WORKERS, pin=pinned(cfg))
+    decoder = make_decoder(PixelRules.from_cfg(cfg))
+    return TestLoader(records, transform, cfg.TEST.IMS_PER_BATCH, cfg.DATALOADER.NUM_WORKERS, pinned(cfg), decoder)
 
 
 def make_test_set(

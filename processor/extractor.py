@@ -18,6 +18,7 @@ from yacs.config import CfgNode
 
 from configs import load_config
 from datasets.storage.decoding import load_image
+from datasets.storage.pixels import MEANING, PLAIN, PixelRules, to_rgb
 from datasets.transforms.pipelines import build_transforms
 from model import RetrievalModel, make_model
 from model.networks.clip_reid import PromptReID
@@ -40,7 +41,7 @@ MODEL_KEYS = (
     "SHUFFLE_GROUP", "DEVIDE_LENGTH", "RE_ARRANGE", "SIE_COE",
 )  # fmt: skip
 MSVIT_KEYS = ("SPLIT_SIZE", "SPARSE_RATIO", "SPARSE_POOL", "NUM_PART", "HEAD", "ACT")
-INPUT_KEYS = ("SIZE_TRAIN", "SIZE_TEST", "PIXEL_MEAN", "PIXEL_STD", "RESIZE", "RESIZE_MARGIN", "PIPELINE")
+INPUT_KEYS = ("SIZE_TRAIN", "SIZE_TEST", "PIXEL_MEAN", "PIXEL_STD", "RESIZE", "RESIZE_MARGIN", "PIPELINE", "BACKGROUND")
 TEST_KEYS = ("NECK_FEAT", "FLIP", "FEAT_NORM")
 """Keys that change features although the weights' names and shapes may stay the same."""
 
@@ -53,7 +54,8 @@ class Extractor:
     model: moved to the device, in evaluation mode. transform: PIL image -> (3, H, W). size: height and width that it
     gives. settings: what else the features depend on. flip: average with the mirrored image's features. unit: scale to
     unit length. sides: names of the labels that the model takes beside the images. space: ``image`` or ``text``; in the
-    latter the model is a ``PromptReID``. sentences: strings -> (S, P), in space ``text``.
+    latter the model is a ``PromptReID``. sentences: strings -> (S, P), in space ``text``. rules: how files become
+    pixels.
     """
 
     def __init__(
@@ -70,11 +72,12 @@ class Extractor:
         space: str = IMAGE,
         batch_size: int = 64,
         sentences: Callable[[list[str]], Tensor] | None = None,
+        rules: PixelRules = PLAIN,
     ):
         self.model, self.transform, self.settings, self.device = model.to(device).eval(), transform, settings, device
         self.flip, self.unit, self.sides, self.space, self.batch_size = flip, unit, sides, space, batch_size
         self.call: Callable[..., Tensor] = model.embed if isinstance(model, PromptReID) and space == TEXT else model
-        self._sentences = sentences
+        self._sentences, self.rules = sentences, rules
         self.width = self.features(torch.zeros(1, 3, *size)).shape[1]
 
     @classmethod
@@ -87,16 +90,17 @@ class Extractor:
     ) -> np.ndarray:
         """Returns features of images in their order, (N, D) float32, of unit length unless TEST.FEAT_NORM is 'no'.
 
-        images: paths, PIL images or RGB arrays, uint8 (H, W, 3); an empty list gives (0, D). camids, viewids: numbers
-        from 0 as training counted them, for models with side information; a number that training never saw, or no
-        numbers, adds nothing. Raises ``BadImage``, a ``UserError``, for a file that cannot be read.
+        images: paths, PIL images or RGB arrays, uint8 (H, W, 3); an empty list gives (0, D). Files and PIL images
+        are turned by their EXIF orientation and composed over INPUT.BACKGROUND; arrays are taken as they are. camids,
+        viewids: numbers from 0 as training counted them, for models with side information; a number that training
+        never saw, or no numbers, adds nothing. Raises ``BadImage``, a ``UserError``, for a file that cannot be read.
         """
         if isinstance(images, Picture) and not (isinstance(images, np.ndarray) and images.ndim == 4):
             images = [images]
         out = np.empty((len(images), self.width), np.float32)
         for start in range(0, len(images), self.batch_size):
             rows = slice(start, start + self.batch_size)
-            batch = torch.stack([self.transform(pil_image(image)) for image in images[rows]])
+            batch = torch.stack([self.transform(pil_image(image, self.rules)) for image in images[rows]])
             labels = (None if ids is None else torch.as_tensor(ids[rows]).long() for ids in (camids, viewids))
             out[rows] = finite(self.features(batch, *labels).cpu().numpy(), f"images {start} to {start + len(batch)}")
         return out
@@ -130,12 +134,12 @@ class Extractor:
         return digest.hexdigest()
 
 
-def pil_image(image: Picture) -> Image.Image:
+def pil_image(image: Picture, rules: PixelRules = PLAIN) -> Image.Image:
     """Returns an image as Pillow has it. Raises ``UserError`` for what is not an image, ``BadImage`` for a bad file."""
     if isinstance(image, str | Path):
-        return load_image(str(image))
+        return load_image(str(image), rules=rules)
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return to_rgb(image, rules)
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         kind = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         raise UserError(f"an image must be a path, a PIL image or a uint8 array (H, W, 3) in RGB, not {kind}")
@@ -179,6 +183,7 @@ def make_extractor(cfg: CfgNode, space: str = IMAGE) -> Extractor:
         space=space,
         batch_size=cfg.TEST.IMS_PER_BATCH,
         sentences=make_sentence_encoder(cfg, model) if space == TEXT else None,
+        rules=PixelRules.from_cfg(cfg),
     )
 
 
@@ -195,7 +200,7 @@ def feature_settings(cfg: CfgNode, space: str, cameras: int, views: int) -> dict
     groups += ((cfg.INPUT, "INPUT", INPUT_KEYS), (cfg.TEST, "TEST", TEST_KEYS))
     settings = {f"{section}.{key}": node[key] for node, section, keys in groups for key in keys}
     settings["TEST.FEAT_NORM"] = switch("TEST.FEAT_NORM", cfg.TEST.FEAT_NORM)
-    settings |= {"space": space, "cameras": cameras, "views": views}
+    settings |= {"space": space, "cameras": cameras, "views": views, "pixels": MEANING}
     return json.loads(json.dumps(settings))
 
 

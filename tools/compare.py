@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from datasets.storage.files import own_name
+from datasets.storage.pixels import PixelRules
 from processor.finished import FREE_KEYS, FinishedRun, Queries, Ranked
 from tools.pages.page import write_page
 from tools.pages.shots import gallery_shots, load_thumbnails, query_shot
@@ -199,7 +200,7 @@ def changed(first: Side, other: Side) -> dict[str, list[dict[str, Any]]]:
             }
             for i in chosen
         ]  # fmt: skip
-    failed = load_thumbnails([*rows["gained"], *rows["lost"]])
+    failed = load_thumbnails([*rows["gained"], *rows["lost"]], PixelRules.of_run(first.runs[0].settings))
     if failed:
         log.warning("%d images could not be read; the page says so in their places", failed)
     return rows

@@ -108,9 +108,9 @@ class Photo:
 
 
 def photos(test: TestSet, sides: tuple[str, ...], most: int | None = None) -> Iterator[Photo]:
-    """Yields the images of a test set's list in order, as they are in their files."""
+    """Yields the images of a test set's list in order, as they are in their files, upright and opaque."""
     records = test.loader.records
-    images = ImageList(records, to_pixels)
+    images = ImageList(records, to_pixels, decoder=test.loader.decoder)
     columns = {"cam_label": records.cam_labels, "view_label": records.view_labels}
     for row in range(len(records) if most is None else min(most, len(records))):
         pixels = to_pixels(images.image(row)).permute(1, 2, 0).numpy()
@@ -187,13 +187,15 @@ def model_card(cfg: CfgNode, deployed: Deployed, width: int, folder: Path) -> di
         "type": cfg.MODEL.TRANSFORMER_TYPE if cfg.MODEL.NAME == "transformer" else "",
         "method": cfg.PROCESSOR.NAME,
         "inputs": {
-            "images": "uint8, RGB, (batch, height, width, 3), any size",
+            "images": "uint8, RGB, (batch, height, width, 3), any size; upright (EXIF orientation applied), "
+            "transparent parts composed over 'background', 16 bits scaled to 8",
             **dict.fromkeys(deployed.sides, "int64, (batch,)"),
         },
         "output": f"features, float32, (batch, {width})",
         "width": width,
         "size": list(pre.size),
         "resize": cfg.INPUT.RESIZE,
+        "background": list(cfg.INPUT.BACKGROUND),
         "mean": list(cfg.INPUT.PIXEL_MEAN),
         "std": list(cfg.INPUT.PIXEL_STD),
         "unit_length": deployed.unit,

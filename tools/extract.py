@@ -27,7 +27,8 @@ from datasets.images import Batch, ImageList
 from datasets.loaders import pinned
 from datasets.readers.image_list import CARRIED, Carried, read_image_list
 from datasets.records import Records
-from datasets.storage.decoding import BadImage, load_image
+from datasets.storage.decoding import BadImage, load_image, make_decoder
+from datasets.storage.pixels import PixelRules
 from processor.extractor import IMAGE, TEXT, Extractor, finite, make_extractor
 from processor.run import prepared
 from processor.trained import weight_file
@@ -61,7 +62,7 @@ def loaded(
     records: Records, extractor: Extractor, batches: list[np.ndarray], workers: int, pin: bool
 ) -> Iterator[tuple[np.ndarray, Batch]]:
     """Yields the rows of each batch, and the ``Batch`` of those that can be read."""
-    images = ImageList(records, extractor.transform)
+    images = ImageList(records, extractor.transform, decoder=make_decoder(extractor.rules))
     loader = DataLoader(
         images, batch_sampler=[rows.tolist() for rows in batches], num_workers=workers, collate_fn=images.collate,
         pin_memory=pin, worker_init_fn=one_thread, generator=torch.Generator(),
@@ -107,10 +108,10 @@ def keep(writer: FeatureWriter, records: Records, batch: Batch, feats: torch.Ten
     writer.write(rows, values, np.empty(0, np.int64))
 
 
-def reason(records: Records, row: int) -> str:
+def reason(records: Records, row: int, rules: PixelRules) -> str:
     """Returns why an image was skipped."""
     try:
-        load_image(records.paths[row], None if records.boxes is None else records.boxes[row])
+        load_image(records.paths[row], None if records.boxes is None else records.boxes[row], rules)
     except BadImage as error:
         return str(error)
     return "could not be read during the extraction"
@@ -154,7 +155,7 @@ def _extract(
     if is_main():
         columns = ["path", *(name for name in CARRIED if name in carried)]
         kept = writer.finish(
-            table_rows(records, carried), columns, lambda row: reason(records, row), space=space,
+            table_rows(records, carried), columns, lambda row: reason(records, row, extractor.rules), space=space,
             unit_length=extractor.unit, distance=cfg.TEST.METRIC, settings=extractor.settings, weight=cfg.TEST.WEIGHT,
             config_file=config_file, commit=commit(),
         )  # fmt: skip

@@ -29,6 +29,7 @@ from configs import load_config
 from datasets.loaders import Data, feature_loader, make_dataloader
 from datasets.records import Records, join
 from datasets.storage.decoding import load_image
+from datasets.storage.pixels import PixelRules
 from datasets.transforms.pipelines import build_transforms
 from model import RetrievalModel
 from processor.evaluate import extract_features
@@ -77,7 +78,8 @@ def load_samples(cfg: CfgNode, records: Records, count: int, device: torch.devic
     rows = np.unique(np.linspace(0, len(records) - 1, min(count, len(records))).astype(int))
     some, transform = records.take(rows), build_transforms(cfg, is_train=False)
     boxes = [None] * len(some) if some.boxes is None else some.boxes
-    images = torch.stack([transform(load_image(path, box)) for path, box in zip(some.paths, boxes, strict=True)])
+    rules = PixelRules.from_cfg(cfg)
+    images = torch.stack([transform(load_image(path, box, rules)) for path, box in zip(some.paths, boxes, strict=True)])
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))
     pixels = (images * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     labels = {"cam_label": torch.from_numpy(some.cam_labels), "view_label": torch.from_numpy(some.view_labels)}

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from datasets.storage.pixels import PixelRules
 from processor.finished import COUNTS, FinishedRun, Queries, Ranked
 from tools.pages.charts import Series, histogram, line_chart, scatter
 from tools.pages.page import embedded, write_page
@@ -214,7 +215,8 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     run = FinishedRun.load(folder)
     out = out or run.folder / NAME
     tests = [report_section(run, name) for name in run.evaluation.results]
-    failed = load_thumbnails([row for test in tests for row in [*test["worst"], *test["best"]]])
+    rules = PixelRules.of_run(run.settings)
+    failed = load_thumbnails([row for test in tests for row in [*test["worst"], *test["best"]]], rules)
     if failed:
         log.warning("report: %d images could not be read; the page says so in their places", failed)
     yaml_name, yaml = run.config_text()

@@ -25,6 +25,7 @@ from yacs.config import CfgNode
 from configs import load_config
 from datasets.loaders import TestSet, make_dataloader
 from datasets.storage.decoding import BadImage, load_image
+from datasets.storage.pixels import PixelRules
 from processor.extractor import IMAGE, TEXT, Extractor, make_extractor
 from tools.pages.page import write_page
 from tools.pages.shots import QUERY, RIGHT, UNKNOWN, WRONG, load_thumbnails, shot
@@ -131,7 +132,7 @@ def from_images(cfg: CfgNode, paths: list[str], gallery: Gallery, force: bool) -
         images = []
         for path in paths[start : start + extractor.batch_size]:
             try:
-                images.append(load_image(path))
+                images.append(load_image(path, rules=extractor.rules))
             except BadImage as error:
                 skipped.append(str(error))
             else:
@@ -247,7 +248,7 @@ def write_search_page(path: Path, matches: Matches, how: str) -> int:
             "title": title, "query": shot(query.get("path", ""), QUERY, "", title, box_of_columns(query)),
             "lists": [{"name": f"nearest to {title}", "shots": shots}],
         })  # fmt: skip
-    failed = load_thumbnails(rows)
+    failed = load_thumbnails(rows, PixelRules.of_run(matches.gallery.meta.get("settings")))
     lead = (
         f"{len(matches.queries.columns)} queries in {len(matches.gallery)} images of {matches.gallery.path}, "
         f"the first {len(rows)} shown. {how}"

@@ -6,11 +6,16 @@ the rest says where its bytes are. So a path alone is enough to read it, whereve
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 from functools import lru_cache
 from typing import BinaryIO
 
+LARGEST = 2 * 10**9
+"""Bytes of an image file; a larger one is something else, and would take as much memory in every worker."""
+NOT_WAITING = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 IN_SHARD = re.compile(r"(.+?/\d{6}\.tar)/(\d+)\+(\d+)/(.+)", re.DOTALL)
 
 
@@ -21,16 +26,35 @@ def opened(shard: str) -> BinaryIO:
 
 
 def read_bytes(path: str) -> bytes:
-    """Returns the whole image file. Raises ``OSError`` if it does not exist or a shard ends before it."""
+    """Returns the whole image file.
+
+    Raises ``OSError`` if it does not exist, is no file (a FIFO would wait for ever, a device never end), is larger than
+    ``LARGEST``, or a shard ends before it; ``ValueError`` for a name that no file can have.
+    """
     match = IN_SHARD.fullmatch(path)
-    if not match:
-        with open(path, "rb") as handle:
-            return handle.read()
-    length, shard = int(match[3]), opened(match[1])  # named here: another thread may push it out of the cache
-    raw = os.pread(shard.fileno(), length, int(match[2]))
-    if len(raw) != length:
-        raise OSError(None, f"the shard ends before byte {int(match[2]) + length}", match[1])
-    return raw
+    if match:
+        length, shard = int(match[3]), opened(match[1])  # named here: another thread may push it out of the cache
+        raw = os.pread(shard.fileno(), length, int(match[2]))
+        if len(raw) != length:
+            raise OSError(None, f"the shard ends before byte {int(match[2]) + length}", match[1])
+        return raw
+    handle = os.open(path, NOT_WAITING)
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            is_folder = stat.S_ISDIR(status.st_mode)
+            raise OSError(None, os.strerror(errno.EISDIR) if is_folder else "it is not a regular file", path)
+        if status.st_size > LARGEST:
+            raise OSError(None, f"{status.st_size / 1e9:.1f} GB are more than any image has", path)
+        raw = os.read(handle, status.st_size + 1)
+        if len(raw) < status.st_size:  # a network folder may give less at once
+            blocks = [raw]
+            while block := os.read(handle, 1 << 24):
+                blocks.append(block)
+            raw = b"".join(blocks)
+        return raw
+    finally:
+        os.close(handle)
 
 
 def own_name(path: str) -> str:

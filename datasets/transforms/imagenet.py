@@ -14,6 +14,7 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from yacs.config import CfgNode
 
+from datasets.storage.pixels import PLAIN, PixelRules, to_rgb
 from utils import switch
 from utils.errors import UserError
 
@@ -24,15 +25,17 @@ CENTRE = 0.875
 class ImageNetTransform:
     """Applies timm's transform, drawing from Python's and torch's generators alone, as all training transforms do."""
 
-    def __init__(self, transform: Callable[[Image.Image], Tensor], size: tuple[int, int]):
-        self.transform, self.size = transform, size
+    def __init__(
+        self, transform: Callable[[Image.Image], Tensor], size: tuple[int, int], rules: PixelRules = PLAIN
+    ):
+        self.transform, self.size, self.rules = transform, size, rules
 
     def __call__(self, image: Image.Image, out: Tensor | None = None) -> Tensor:
         """Returns (3, H, W) float32, written into ``out`` if that is passed."""
         state = np.random.get_state()
         np.random.seed(random.getrandbits(32))  # RandAugment draws from NumPy's generator
         try:
-            pixels = self.transform(image)
+            pixels = self.transform(to_rgb(image, self.rules))
         finally:
             np.random.set_state(state)
         return pixels if out is None else out.copy_(pixels)
@@ -44,6 +47,7 @@ def make_imagenet_transform(cfg: CfgNode, is_train: bool) -> ImageNetTransform:
     Training: a crop of 8 to 100 % of the area, mirror, RandAugment, erasing. Evaluation: the centre.
     """
     height, width = cfg.INPUT.SIZE_TRAIN if is_train else cfg.INPUT.SIZE_TEST
+    rules = PixelRules.from_cfg(cfg)
     create = partial(
         create_transform,
         (3, height, width),
@@ -52,7 +56,7 @@ def make_imagenet_transform(cfg: CfgNode, is_train: bool) -> ImageNetTransform:
         std=tuple(cfg.INPUT.PIXEL_STD),
     )
     if not is_train:
-        return ImageNetTransform(only_one(create(crop_pct=CENTRE)), (height, width))
+        return ImageNetTransform(only_one(create(crop_pct=CENTRE)), (height, width), rules)
     try:
         transform = create(
             is_training=True,
@@ -63,7 +67,7 @@ def make_imagenet_transform(cfg: CfgNode, is_train: bool) -> ImageNetTransform:
         )
     except (AssertionError, ValueError) as error:
         raise UserError(f"INPUT.AUTO_AUGMENT: timm has no {cfg.INPUT.AUTO_AUGMENT!r} ({error})") from None
-    return ImageNetTransform(only_one(transform), (height, width))
+    return ImageNetTransform(only_one(transform), (height, width), rules)
 
 
 def only_one(transform: Any) -> Callable[[Image.Image], Tensor]:

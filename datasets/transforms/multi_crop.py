@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision import transforms
 from yacs.config import CfgNode
 
+from datasets.storage.pixels import PLAIN, PixelRules, to_rgb
 from datasets.transforms.pipelines import ToNormalized
 from datasets.transforms.resizing import to_pixels
 from utils.errors import UserError
@@ -61,6 +62,7 @@ class MultiCrops:
         global_scale: tuple[float, float],
         local_scale: tuple[float, float],
         normalize: ToNormalized,
+        rules: PixelRules = PLAIN,
     ):
         for key, (least, most) in (("GLOBAL", global_scale), ("LOCAL", local_scale)):
             if not 0 < least <= most <= 1:
@@ -74,11 +76,12 @@ class MultiCrops:
             *[local] * local_number,
         ]
         self.sizes = [size, size, *[local_size] * local_number]
-        self.normalize = normalize
+        self.normalize, self.rules = normalize, rules
 
     def __call__(self, image: Image.Image, out: Sequence[Tensor] | None = None) -> Sequence[Tensor]:
         """Returns (3, H_v, W_v) for each crop, written into those of ``out`` if they are passed."""
         out = [torch.empty(3, *size) for size in self.sizes] if out is None else out
+        image = to_rgb(image, self.rules)
         for target, crop in zip(out, self.crops, strict=True):
             self.normalize(to_pixels(crop(image)), target)
         return out
@@ -93,4 +96,5 @@ def make_multi_crop_transform(cfg: CfgNode) -> MultiCrops:
         global_scale=tuple(cfg.DINO.GLOBAL_CROPS_SCALE),
         local_scale=tuple(cfg.DINO.LOCAL_CROPS_SCALE),
         normalize=ToNormalized(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD),
+        rules=PixelRules.from_cfg(cfg),
     )

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from yacs.config import CfgNode
 
+from datasets.storage.pixels import PLAIN, PixelRules, to_rgb
 from datasets.transforms.augmentations import make_augmentations
 from datasets.transforms.imagenet import make_imagenet_transform
 from datasets.transforms.resizing import Resizer, by_pillow, make_resizer, quick_bicubic, to_pixels
@@ -159,8 +160,9 @@ class TrainTransform:
         rotation: float = 0.0,
         enlarge: float = 0.0,
         recolour: Callable[[Tensor], Tensor] | None = None,
+        rules: PixelRules = PLAIN,
     ):
-        self.size, self.flip, self.normalize, self.erase = size, flip, normalize, erase
+        self.size, self.flip, self.normalize, self.erase, self.rules = size, flip, normalize, erase, rules
         self.resize, self.margin, self.recolour = resize, margin, recolour
         self.takes_pixels = resize is quick_bicubic  # images may come as uint8 (3, H, W), which are not written to
         self.crop = EnlargeAndCrop(enlarge) if enlarge else PadAndCrop(padding, padding_mode, rotation)
@@ -171,6 +173,7 @@ class TrainTransform:
 
     def resized(self, image: Image.Image | Tensor) -> Tensor:
         """Returns the resized image, uint8 (3, H, W), with the margin."""
+        image = image if isinstance(image, Tensor) else to_rgb(image, self.rules)
         return self.resize(image, (self.size[0] + self.margin, self.size[1] + self.margin))
 
     def augment(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
@@ -223,13 +226,20 @@ class TestTransform:
 
     __test__ = False  # not a test class, whatever its name says to pytest
 
-    def __init__(self, size: tuple[int, int], normalize: ToNormalized, resize: Resizer = by_pillow, margin: int = 0):
-        self.size, self.normalize, self.resize, self.margin = size, normalize, resize, margin
+    def __init__(
+        self,
+        size: tuple[int, int],
+        normalize: ToNormalized,
+        resize: Resizer = by_pillow,
+        margin: int = 0,
+        rules: PixelRules = PLAIN,
+    ):
+        self.size, self.normalize, self.resize, self.margin, self.rules = size, normalize, resize, margin, rules
 
     def __call__(self, image: Image.Image, out: Tensor | None = None) -> Tensor:
         """Returns (3, H, W) float32, written into ``out`` if that is passed."""
         (height, width), edge = self.size, self.margin // 2
-        pixels = self.resize(image, (height + self.margin, width + self.margin))
+        pixels = self.resize(to_rgb(image, self.rules), (height + self.margin, width + self.margin))
         return self.normalize(pixels[:, edge : edge + height, edge : edge + width], out)
 
 
@@ -247,6 +257,7 @@ def build_transforms(cfg: CfgNode, is_train: bool) -> Callable[..., Tensor]:
         ToNormalized(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD),
         resize=make_resizer(cfg.INPUT.RESIZE, is_train),
         margin=cfg.INPUT.RESIZE_MARGIN,
+        rules=PixelRules.from_cfg(cfg),
     )
 
 
@@ -271,6 +282,7 @@ def train_transform(
         rotation=rotation,
         enlarge=cfg.INPUT.ENLARGE_PROB,
         recolour=make_augmentations(cfg, policy),
+        rules=PixelRules.from_cfg(cfg),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 Size = tuple[int, int]
@@ -65,9 +65,9 @@ def taps(source: int, target: int, zeroed: bool) -> tuple[np.ndarray, ...]:
 def cv2_bilinear(image: Image.Image, size: Size) -> Tensor:
     """Resizes as ``cv2.resize(..., INTER_LINEAR)`` does, bit for bit and without OpenCV: no antialiasing at any size.
 
-    Turned by its EXIF orientation first, as OpenCV's reader does. size: (H, W). Returns uint8 (3, H, W).
+    size: (H, W). Returns uint8 (3, H, W).
     """
-    pixels = np.asarray(ImageOps.exif_transpose(image))
+    pixels = np.asarray(image)
     left, right, left_weight, right_weight = taps(pixels.shape[1], size[1], zeroed=True)
     upper, lower, upper_weight, lower_weight = taps(pixels.shape[0], size[0], zeroed=False)
     needed, positions = np.unique(np.stack([upper, lower]), return_inverse=True)

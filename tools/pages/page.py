@@ -12,7 +12,8 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from datasets.storage.files import read_bytes
+from datasets.storage.decoding import BadImage, load_image
+from datasets.storage.pixels import PLAIN, PixelRules
 from utils.files import write_atomically
 
 THUMBNAIL = (96, 144)
@@ -39,19 +40,12 @@ def data_uri(raw: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(raw).decode()}"
 
 
-def thumbnail(path: str, box: Box | None = None) -> str:
+def thumbnail(path: str, box: Box | None = None, rules: PixelRules = PLAIN) -> str:
     """Returns a small JPEG of an image, or of its box, as a data URI; '' if it cannot be read."""
     try:
-        with Image.open(io.BytesIO(read_bytes(path))) as image:
-            image = image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        image = load_image(path, box, rules)
+    except BadImage:
         return ""
-    if box is not None and any(box):
-        left, top, right, bottom = (int(v) for v in box)
-        right, bottom = min(right, image.width), min(bottom, image.height)
-        if left >= right or top >= bottom:
-            return ""
-        image = image.crop((left, top, right, bottom))
     image.thumbnail(THUMBNAIL)
     out = io.BytesIO()
     image.save(out, "JPEG", quality=78)

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from datasets.dataset import ReIDDataset
 from datasets.records import Records
 from datasets.storage.decoding import BadImage, load_image
+from datasets.storage.pixels import PLAIN, PixelRules
 from utils.errors import UserError
 
 CELL, GAP, LABEL = (64, 96), 4, 12
@@ -78,11 +79,13 @@ def contact_sheet(
     rows: int = 6,
     columns: int = 10,
     extra: Mapping[str, Sequence[Cell]] | None = None,
+    rules: PixelRules = PLAIN,
 ) -> bool:
     """Writes the picture and returns True, or returns False when there is nothing to show.
 
     Blue: training, red: queries, green: gallery. An image that cannot be read is an empty frame with a cross. Below
-    each image: its camera, or its caption. extra: title -> further images, of which a row is shown.
+    each image: its camera, or its caption. extra: title -> further images, of which a row is shown. rules: how files
+    become pixels.
     """
     shown = cells(dataset, rows, columns)
     shown += [(title, list(images[:columns])) for title, images in (extra or {}).items() if images]
@@ -95,7 +98,7 @@ def contact_sheet(
         top = GAP + i * (height + LABEL + GAP)
         pen.text((GAP, top + height // 2), title, fill="black")
         for j, cell in enumerate(images):
-            draw_cell(sheet, cell, left + j * (width + GAP), top)
+            draw_cell(sheet, cell, left + j * (width + GAP), top, rules)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(path, "PNG")
@@ -104,13 +107,13 @@ def contact_sheet(
     return True
 
 
-def draw_cell(sheet: Image.Image, cell: Cell, x: int, top: int) -> None:
+def draw_cell(sheet: Image.Image, cell: Cell, x: int, top: int, rules: PixelRules) -> None:
     """Draws one image with its frame and caption at (x, top)."""
     (width, height), pen = CELL, ImageDraw.Draw(sheet)
     records = cell.records
     box = None if records.boxes is None else records.boxes[cell.row]
     try:
-        image = load_image(cell.path, box)
+        image = load_image(cell.path, box, rules)
         image.thumbnail((width - 4, height - 4))
         sheet.paste(image, (x + (width - image.width) // 2, top + (height - image.height) // 2))
     except BadImage:

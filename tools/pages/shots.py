@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from datasets.storage.pixels import PLAIN, PixelRules
 from processor.finished import Queries, Ranked, kept_places
 from tools.pages.page import Box, thumbnail
 from utils.scoring.judgements import JUNK, RIGHT, WRONG
@@ -54,16 +55,17 @@ def gallery_shots(ranked: Ranked, row: int, kept: int) -> list[dict[str, Any]]:
     return shots
 
 
-def load_thumbnails(rows: list[dict[str, Any]]) -> int:
+def load_thumbnails(rows: list[dict[str, Any]], rules: PixelRules = PLAIN) -> int:
     """Adds the thumbnails of all shots, reading each file once, in a few threads; returns how many failed.
 
-    rows: ``{"title", "query": shot, "lists": [{"name", "shots": [shot, ...]}, ...]}`` each.
+    rows: ``{"title", "query": shot, "lists": [{"name", "shots": [shot, ...]}, ...]}`` each. rules: how files become
+    pixels.
     """
     shots = [one for row in rows for one in [row["query"], *(s for ranking in row["lists"] for s in ranking["shots"])]]
     keys = [(one["path"], tuple(one["box"]) if one["box"] is not None else None) for one in shots]
     images = [key for key in dict.fromkeys(keys) if key[0]]
     with ThreadPoolExecutor(4) as pool:
-        data = dict(zip(images, pool.map(lambda key: thumbnail(*key), images), strict=True))
+        data = dict(zip(images, pool.map(lambda key: thumbnail(key[0], key[1], rules), images), strict=True))
     for one, key in zip(shots, keys, strict=True):
         one["data"] = data.get(key, "")
     return sum(not uri for uri in data.values())

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datasets.storage.decoding import load_image
 from datasets.transforms.resizing import bicubic_by_pillow, by_pillow, cv2_bilinear, make_resizer, quick_bicubic
 
 
@@ -68,8 +69,7 @@ def test_an_image_is_turned_by_its_exif_orientation_first(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # a camera held upright: turn by 90 degrees clockwise
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
-    with Image.open(tmp_path / "a.png") as image:
-        found = cv2_bilinear(image, (4, 8))
+    found = cv2_bilinear(load_image(str(tmp_path / "a.png")), (4, 8))
     np.testing.assert_array_equal(found.permute(1, 2, 0), np.rot90(pixels, -1))
 
 
