@@ -110,31 +110,46 @@ def in_threads(
     parallel.
     """
     results: list = [None] * len(jobs)
-    todo = range(len(jobs))
-    live = max(min(torch.get_num_threads(), len(jobs), most or len(jobs)), 1)
-    while todo:
-        failed = []
-        with one_blas_thread(), ThreadPoolExecutor(live) as pool:
-            futures = {pool.submit(work, *jobs[i]): i for i in todo}
-            try:
-                for future in as_completed(futures):
-                    index = futures.pop(future)
-                    try:
-                        results[index] = future.result()
-                    except (MemoryError, RuntimeError) as error:
-                        if live == 1 or not _out_of_memory(error):
-                            raise
-                        failed.append(index)
-                    else:
-                        done(jobs[index])
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-        if failed:
-            live = max(live // 2, 1)
-            logger.warning("%s: out of memory, continuing with %d blocks in parallel", what, live)
-        todo = failed
+    todo, threads = range(len(jobs)), torch.get_num_threads()
+    live = max(min(threads, len(jobs), most or len(jobs)), 1)
+    try:
+        while todo:
+            todo = _in_pool(jobs, todo, work, done, results, live)
+            if todo:
+                live = max(live // 2, 1)
+                logger.warning("%s: out of memory, continuing with %d blocks in parallel", what, live)
+    finally:
+        torch.set_num_threads(threads)  # the workers' number would be that of every later thread
     return results
+
+
+def _in_pool(
+    jobs: Sequence[tuple],
+    todo: Sequence[int],
+    work: Callable,
+    done: Callable[[tuple], None],
+    results: list,
+    live: int,
+) -> list[int]:
+    """Runs the jobs ``todo`` in ``live`` threads, fills in their results and returns those that ran out of memory."""
+    failed = []
+    with one_blas_thread(), ThreadPoolExecutor(live, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        futures = {pool.submit(work, *jobs[i]): i for i in todo}
+        try:
+            for future in as_completed(futures):
+                index = futures.pop(future)
+                try:
+                    results[index] = future.result()
+                except (MemoryError, RuntimeError) as error:
+                    if live == 1 or not _out_of_memory(error):
+                        raise
+                    failed.append(index)
+                else:
+                    done(jobs[index])
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return failed
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from utils.scoring.blocks import Progress, each_block, even_cut, in_threads
 from utils.scoring.distances import Distances
+from utils.scoring.products import product
 
 SIDE = 512  # rows and columns of a tile
 NOTHING = np.uint64(2**64 - 1)
@@ -115,20 +116,16 @@ class Tiler:
 
         of_a, of_b: the squared lengths, used for the Euclidean distance. It is not clipped at 0 here.
         """
-        if np.may_share_memory(
-            a, b
-        ):  # NumPy multiplies a matrix with itself in another way, which adds in another order
-            b = b.copy()
-        product, sums = self._buffers()
-        np.matmul(padded_array(a, self.shape[0]), padded_array(b, self.shape[1]).T, out=product)
-        product, sums = product[: len(a), : len(b)], sums[: len(a), : len(b)]
+        products, sums = self._buffers()
+        product(padded_array(a, self.shape[0]), padded_array(b, self.shape[1]), out=products)
+        products, sums = products[: len(a), : len(b)], sums[: len(a), : len(b)]
         if self.metric == "euclidean":
             np.add(of_a[:, None], of_b, out=sums)  # this sum is the same with a and b exchanged
-            product *= -2
-            product += sums
+            products *= -2
+            products += sums
         else:
-            np.subtract(np.float32(self.metric == "cosine"), product, out=product)
-        return product
+            np.subtract(np.float32(self.metric == "cosine"), products, out=products)
+        return products
 
     def _buffers(self) -> list[np.ndarray]:
         if not hasattr(self.buffers, "kept"):
