@@ -284,6 +284,9 @@ SOLVER = {
     "CLIP_GRAD": Key(0.0, "largest norm of the gradient; 0: no clipping", min=0),
     "ACCUMULATION": Key(1, "batches whose gradients are summed before a step", min=1),
     "RESUME": Key("auto", "auto: continue an unfinished run in OUTPUT_DIR; never: start again; or a path"),
+    "SAVE_EVERY_MINUTES": Key(0.0, "save last inside an epoch too, at the first step after so many minutes, so that a "
+                              "kill costs no more of an epoch of hours; 0: at the end of each epoch alone, since most "
+                              "epochs take minutes and a save writes all weights and optimizer states", min=0),
     "EVAL_BEFORE": Key(False, "evaluate the untrained model first, to show what training gave"),
     "KEEP_BEST": Key("", "keep the best checkpoint by mAP or Rank-1; empty: only the regular ones",
                      choices=("", "mAP", "Rank-1")),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import multiprocessing
+import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -18,6 +21,7 @@ from datasets.storage.decoding import Decoder, decode
 from datasets.storage.stores import ByteStore, PixelStore
 from utils.distributed import gather_objects, rank, world_size
 from utils.errors import UserError
+from utils.stop_signals import SIGNALS
 
 log = logging.getLogger("lineup")
 
@@ -90,6 +94,11 @@ class EpochBatches:
         return len(self.owner.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
+        return self.after(0)
+
+    def after(self, count: int) -> Iterator[Batch]:
+        """Yields the batches that follow the first ``count``, which are not loaded."""
+        self.owner.sampler.first = count
         skipped: set[str] = set()
         try:
             for batch in self.owner.loader:
@@ -115,8 +124,23 @@ class EpochBatches:
 
 
 def one_thread(worker: int) -> None:
-    """Limits a worker to one thread: workers share the cores with the training process."""
+    """Limits a worker to one thread, since workers share the cores with the training process.
+
+    It ignores the signals by which a scheduler ends a run: they reach all processes, and the training process still
+    needs batches to finish its step.
+    """
     torch.set_num_threads(1)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def end_workers() -> None:
+    """Ends workers that are left when the program ends, before multiprocessing waits for them."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report each one as an error
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 class TestLoader:

@@ -158,6 +158,8 @@ class EpochSampler(Sampler):
     rule: one of ``RULES`` or, with places, (N,), of ``PLACED_RULES``. batch_size: of all ranks together; each rank
     takes every world-th mini-batch of the one common list, and an incomplete round is dropped. seed: one number, or
     several for samplers that draw apart. steps: an epoch's length, by as many passes as it takes; None for one pass.
+
+    ``first`` is the batch that iteration starts with, 0 after ``set_epoch``: later inside an epoch that is resumed.
     """
 
     def __init__(
@@ -185,6 +187,7 @@ class EpochSampler(Sampler):
 
     def set_epoch(self, epoch: int) -> None:
         """Draws the batches of an epoch, counted from 1."""
+        self.first = 0
         rng = np.random.default_rng([*np.atleast_1d(self.seed).tolist(), epoch])
         batches = self.one_pass(rng)
         while self.steps and batches and len(batches) < self.steps * self.world:
@@ -203,7 +206,8 @@ class EpochSampler(Sampler):
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for rows, seeds in zip(self.batches, self.seeds, strict=True):  # a pair per image would fill the memory
+        remaining = zip(self.batches[self.first :], self.seeds[self.first :], strict=True)
+        for rows, seeds in remaining:  # a pair per image would fill the memory
             yield list(zip(rows.tolist(), seeds.tolist(), strict=True))
 
 

@@ -39,7 +39,7 @@ LAST = "last"
 FREE_KEYS = (
     "SOLVER.RESUME", "OUTPUT_DIR", "DATALOADER.NUM_WORKERS", "DATALOADER.CACHE_GB", "DATALOADER.CACHE",
     "DATASETS.LIST_CACHE", "DATASETS.SHARDS", "SOLVER.LOG_PERIOD", "SOLVER.STAGE1.LOG_PERIOD",
-    "SOLVER.STAGE2.LOG_PERIOD", "MODEL.DEVICE",
+    "SOLVER.STAGE2.LOG_PERIOD", "SOLVER.SAVE_EVERY_MINUTES", "MODEL.DEVICE",
 )  # fmt: skip
 """Keys that may differ between a run and its continuation, or between runs of one setting: they change no weight."""
 

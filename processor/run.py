@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,10 @@ from model.pretrained import load_initial_weights
 from model.summary import summary
 from processor.evaluate import Settings, evaluate, generalisation_report, mean_of, means
 from processor.finished import CONFIG, FREE_KEYS, LAST, METRICS, TEST_CONFIG, TEST_METRICS, FinishedRun, Results
+from processor.last import RunProgress
 from processor.stage import Stage
 from processor.trained import output_folder, tested_model, weight_file
-from processor.trainer import RunProgress, Trainer
+from processor.trainer import Trainer
 from solver import make_average
 from utils.device import choose_device, choose_precision, seed_everything
 from utils.distributed import barrier, broadcast_object, is_main, rank, start, stop, world_size
@@ -35,6 +37,7 @@ from utils.folder_lock import sole_user
 from utils.logger import close_logging, set_up_logging
 from utils.methods import method_of, register_method
 from utils.provenance import commit, environment, machine
+from utils.stop_signals import StopSignals
 from utils.trees import flat
 
 if TYPE_CHECKING:  # it takes over a second to import
@@ -53,11 +56,12 @@ def train(cfg: CfgNode, config_file: str = "", notes: Sequence[str] = (), after:
 
     notes: lines for the log. after: called on the first process when all files are written, while the log is open.
     """
-    with prepared(cfg, config_file, notes, "log.txt") as (device, folder):
-        return _train(cfg, config_file, device, folder, after)
+    with prepared(cfg, config_file, notes, "log.txt") as context:
+        return _train(cfg, config_file, context, after)
 
 
-def _train(cfg: CfgNode, config_file: str, device: torch.device, folder: Path, after: After | None) -> dict[str, Any]:
+def _train(cfg: CfgNode, config_file: str, context: RunContext, after: After | None) -> dict[str, Any]:
+    device, folder = context.device, context.folder
     dtype = choose_precision(cfg.SOLVER.PRECISION, device)
     method_of(cfg)  # refuses an unknown name before any work
     write_config(cfg, folder)
@@ -67,7 +71,7 @@ def _train(cfg: CfgNode, config_file: str, device: torch.device, folder: Path, a
     stages = build_stages(cfg, data, model)
     evaluator = Evaluator(data, Settings.from_cfg(cfg), device, folder)
     writer = scalar_writer(folder)
-    progress = make_trainer(cfg, device, dtype, folder, evaluator, writer).fit(stages)
+    progress = make_trainer(cfg, context, dtype, evaluator, writer).fit(stages)
     if not evaluator.results and progress.history:  # finished before this start
         if (folder / METRICS).exists():
             training = FinishedRun.load(folder).training
@@ -88,11 +92,12 @@ def _train(cfg: CfgNode, config_file: str, device: torch.device, folder: Path, a
 def test(cfg: CfgNode, config_file: str = "", notes: Sequence[str] = (), after: After | None = None) -> dict[str, Any]:
     """Tests ``TEST.WEIGHT`` and returns the content of ``test_metrics.json``. notes, after: see ``train``."""
     weight_file(cfg)  # before any work
-    with prepared(cfg, config_file, notes, "test_log.txt") as (device, folder):
-        return _test(cfg, config_file, device, folder, after)
+    with prepared(cfg, config_file, notes, "test_log.txt") as context:
+        return _test(cfg, config_file, context, after)
 
 
-def _test(cfg: CfgNode, config_file: str, device: torch.device, folder: Path, after: After | None) -> dict[str, Any]:
+def _test(cfg: CfgNode, config_file: str, context: RunContext, after: After | None) -> dict[str, Any]:
+    device, folder = context.device, context.folder
     data = make_dataloader(cfg, training=False)
     model = tested_model(cfg, data)
     results = evaluate(model.to(device), data.tests, Settings.from_cfg(cfg), device, folder)
@@ -125,19 +130,26 @@ def shared_folder(folder: Path) -> Iterator[int]:
         yield removed
 
 
+@dataclass(frozen=True)
+class RunContext:
+    """Where a run works. folder: OUTPUT_DIR. signals: those that end it."""
+
+    device: torch.device
+    folder: Path
+    signals: StopSignals
+
+
 @contextmanager
-def prepared(
-    cfg: CfgNode, config_file: str, notes: Sequence[str], log_name: str
-) -> Iterator[tuple[torch.device, Path]]:
+def prepared(cfg: CfgNode, config_file: str, notes: Sequence[str], log_name: str) -> Iterator[RunContext]:
     """Joins the processes, locks the folder, opens the log, sets the seeds and imports the user's modules.
 
-    Gives device and folder. At the end the folder is free again and the log closed.
+    At the end the folder is free again and the log closed.
     """
     device = choose_device(cfg.MODEL.DEVICE)
-    folder = output_folder(cfg, config_file)
+    folder, signals = output_folder(cfg, config_file), StopSignals()
     try:
         start(device)
-        with shared_folder(folder) as removed:
+        with signals.listening(), shared_folder(folder) as removed:
             set_up_logging(folder, log_name)
             for note in notes:
                 log.info(note)
@@ -146,7 +158,7 @@ def prepared(
             seed_everything(cfg.SOLVER.SEED)
             import_extras(cfg.EXTRA_MODULES)
             log.info("device %s, %d process%s", device, world_size(), "es" if world_size() > 1 else "")
-            yield device, folder
+            yield RunContext(device, folder, signals)
     finally:
         stop()
         close_logging()
@@ -238,18 +250,13 @@ class Evaluator:
 
 
 def make_trainer(
-    cfg: CfgNode,
-    device: torch.device,
-    dtype: torch.dtype,
-    folder: Path,
-    evaluator: Evaluator,
-    writer: SummaryWriter | None,
+    cfg: CfgNode, context: RunContext, dtype: torch.dtype, evaluator: Evaluator, writer: SummaryWriter | None
 ) -> Trainer:
     """Makes the trainer by the SOLVER keys."""
     return Trainer(
-        device=device,
+        device=context.device,
         dtype=dtype,
-        folder=folder,
+        folder=context.folder,
         model_name=cfg.MODEL.NAME.replace(":", "_"),
         fingerprint=fingerprint(cfg),
         training_lists=evaluator.data.fingerprint,
@@ -259,6 +266,8 @@ def make_trainer(
         keep_best=cfg.SOLVER.KEEP_BEST,
         clip_grad=cfg.SOLVER.CLIP_GRAD,
         accumulation=cfg.SOLVER.ACCUMULATION,
+        save_every=cfg.SOLVER.SAVE_EVERY_MINUTES,
+        signals=context.signals,
         compiled=cfg.MODEL.COMPILE,
         writer=writer,
     )

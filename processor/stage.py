@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from itertools import islice
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,22 @@ class TrainingBatches(Protocol):
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[Any]: ...
+
+
+@runtime_checkable
+class SkippingBatches(TrainingBatches, Protocol):
+    """Batches that can start later without loading what comes before."""
+
+    def after(self, count: int) -> Iterator[Any]:
+        """Yields the batches that follow the first ``count``."""
+        ...
+
+
+def batches_after(batches: TrainingBatches, count: int) -> Iterator[Any]:
+    """Returns the batches that follow the first ``count``; the latter are loaded only if there is no other way."""
+    if count and isinstance(batches, SkippingBatches):
+        return batches.after(count)
+    return islice(batches, count, None)
 
 
 @dataclass(frozen=True)
@@ -122,6 +139,17 @@ class Stage:
     def batches(self, epoch: int) -> TrainingBatches:
         """Returns the batches of an epoch, counted from 1. May first extract features, cluster or relabel."""
         raise NotImplementedError(f"{type(self).__name__} supplies no batches")
+
+    def epoch_state(self) -> dict[str, Any] | None:
+        """Returns what continuing inside an epoch needs beside ``state_dict``, in tensors and plain values.
+
+        None: the stage cannot continue there, and an interrupted epoch is trained again.
+        """
+        return None
+
+    def resume_epoch(self, epoch: int, state: dict[str, Any]) -> TrainingBatches:
+        """Returns the batches that ``batches`` returned before the interruption. state: from ``epoch_state``."""
+        return self.batches(epoch)
 
     def set_rates(self, epoch: int, step: int, steps: int) -> None:
         """Sets learning rates and whatever else is scheduled, before each step (from 0); by default once per epoch."""

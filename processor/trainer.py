@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from functools import reduce
 from itertools import islice
 from pathlib import Path
@@ -21,33 +20,42 @@ from tqdm import tqdm
 from datasets.fingerprint import Fingerprint, refuse_other_lists
 from model import RetrievalModel
 from processor.finished import LAST, PLACES
-from processor.stage import Stage, TrainingBatches
+from processor.last import (
+    BegunEpoch,
+    RunProgress,
+    begun_epoch,
+    blamed_on,
+    check_random,
+    load_average,
+    load_modules,
+    load_optimizers,
+    load_scaler,
+    progress_of,
+    read_last,
+    require,
+)
+from processor.meter import Meter
+from processor.stage import Stage, TrainingBatches, batches_after
 from solver import WeightAverage, reestimate_batch_norm
 from utils.device import quick_attention, random_states, restore_random_states
-from utils.distributed import barrier, gather_objects, is_distributed, is_main, rank, share_buffers, world_size
+from utils.distributed import (
+    any_rank,
+    barrier,
+    gather_objects,
+    is_distributed,
+    is_main,
+    rank,
+    share_buffers,
+    world_size,
+)
 from utils.errors import UserError
-from utils.weight_files import read_state, save_atomically
+from utils.stop_signals import CODE, StopSignals
+from utils.weight_files import save_atomically
 
 if TYPE_CHECKING:  # it takes over a second to import
     from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger("lineup")
-
-
-@dataclass
-class RunProgress:
-    """How far a run has come. stage, epoch: completed so far; a finished run has completed all stages.
-
-    seconds: spent so far, evaluation included. history: the metrics of each evaluation.
-    """
-
-    stage: int = 0
-    epoch: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    best: float = -1.0
-    best_at: str = ""
-    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Trainer:
@@ -57,8 +65,9 @@ class Trainer:
     the names of saved files. fingerprint, training_lists: the settings and what identifies the lists that a restart
     must share. evaluate: model -> named shares, or None for no evaluation; evaluate_before: evaluate the untrained
     model too. resume: ``auto``, ``never`` or a path. keep_best: name of the value to keep the best weights by, or ''.
-    clip_grad: largest gradient norm, 0 for no limit. accumulation: micro-batches per update. compiled: compile the
-    model. writer: TensorBoard's, on the first process.
+    clip_grad: largest gradient norm, 0 for no limit. accumulation: micro-batches per update. save_every: minutes after
+    which ``last`` is saved inside an epoch, 0 for never. signals: noted while training, which then stops behind a step.
+    compiled: compile the model. writer: TensorBoard's, on the first process.
     """
 
     def __init__(
@@ -76,6 +85,8 @@ class Trainer:
         keep_best: str = "",
         clip_grad: float = 0.0,
         accumulation: int = 1,
+        save_every: float = 0.0,
+        signals: StopSignals | None = None,
         compiled: bool = False,
         writer: SummaryWriter | None = None,
     ):
@@ -83,18 +94,24 @@ class Trainer:
         self.training_lists = training_lists or {}
         self.fingerprint, self.evaluate, self.resume, self.keep_best = fingerprint, evaluate, resume, keep_best
         self.clip_grad, self.accumulation, self.compiled, self.writer = clip_grad, accumulation, compiled, writer
-        self.evaluate_before = evaluate_before
+        self.evaluate_before, self.save_every, self.signals = evaluate_before, save_every, signals or StopSignals()
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.progress = RunProgress()
+        self.clock = self.saved_at = time.monotonic()  # until when the seconds are counted; when ``last`` was saved
 
     # ---------------------------------------------------------------- the loop
 
     def fit(self, stages: list[Stage]) -> RunProgress:
         """Trains every stage to its end, from the start or from where the same command stopped before."""
+        with self.signals.deferred():
+            return self._fit(stages)
+
+    def _fit(self, stages: list[Stage]) -> RunProgress:
         state = self._read_last(stages)
         if state and self.progress.stage == len(stages):
             log.info("this run is finished already (%s); SOLVER.RESUME never trains it again", self.folder)
-            load_modules(stages[-1], state)
+            with blamed_on(self.last):
+                load_modules(stages[-1], state)
             return self.progress
         for index in range(self.progress.stage, len(stages)):
             self._run_stage(stages, index, state)
@@ -103,14 +120,14 @@ class Trainer:
 
     def _run_stage(self, stages: list[Stage], index: int, state: dict[str, Any] | None) -> None:
         stage = stages[index]
-        self._begin(stage, state)
+        begun = self._begin(stage, state)
         log.info("stage %s: epochs %d to %d", stage.name, self.progress.epoch + 1, stage.epochs)
         if self.evaluate and self.evaluate_before and not self.progress.step:
             self.evaluate_stage(stage, epoch=0)
         for epoch in range(self.progress.epoch + 1, stage.epochs + 1):
-            began = time.perf_counter()
-            final = epoch == stage.epochs
-            batches = self._run_epoch(stage, epoch)
+            final, self.clock = epoch == stage.epochs, time.monotonic()
+            batches = self._run_epoch(stage, epoch, begun, state)
+            begun = None
             self.progress.epoch = epoch
             if stage.average:
                 stage.average.after_epoch(epoch)
@@ -120,21 +137,28 @@ class Trainer:
                 self.evaluate_stage(stage, epoch)
             if is_due(epoch, stage.periods.checkpoint, final):
                 self._save_weights(stage, f"{self.model_name}{stage.suffix}", f"_{epoch}.pth")
-            self.progress.seconds += time.perf_counter() - began
             if final:
                 self.progress.stage, self.progress.epoch = index + 1, 0
             self._save_last(stages[index + 1] if final and index + 1 < len(stages) else stage, begun=not final)
+            self._stop_if_asked(f"after epoch {epoch} of stage {stage.name}", self.progress.stage == len(stages))
 
-    def _begin(self, stage: Stage, state: dict[str, Any] | None) -> None:
-        """Prepares a stage for its first step, or for its next one after a restart from ``state``."""
+    def _begin(self, stage: Stage, state: dict[str, Any] | None) -> BegunEpoch | None:
+        """Prepares a stage for its first step, or for its next one after a restart from ``state``.
+
+        Returns how far the epoch had come in which ``state`` was saved.
+        """
         for module in stage.modules().values():
             module.to(self.device)
         if state:
-            load_modules(stage, state)
-            self._restore_random(state)  # a stage that has not begun may draw when it does
+            with blamed_on(self.last):
+                load_modules(stage, state)
+                self._restore_random(state)  # a stage that has not begun may draw when it does
         self.start_stage(stage)
-        if state:
+        if not state:
+            return None
+        with blamed_on(self.last):
             self._restore(stage, state)
+            return begun_epoch(state)
 
     def start_stage(self, stage: Stage) -> None:
         """Calls ``begin`` in the precision of training and wraps the stage's network for several processes."""
@@ -150,34 +174,51 @@ class Trainer:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def _run_epoch(self, stage: Stage, epoch: int) -> TrainingBatches:
-        """Trains for one epoch and returns its batches, which may be iterated again."""
-        batches = stage.batches(epoch)
-        steps = len(batches) // self.accumulation
+    def _run_epoch(
+        self, stage: Stage, epoch: int, begun: BegunEpoch | None, state: dict[str, Any] | None
+    ) -> TrainingBatches:
+        """Trains for one epoch and returns its batches, which may be iterated again.
+
+        begun: continue the epoch from there; state: the whole of what was saved then.
+        """
+        batches = stage.batches(epoch) if begun is None else self._resumed_batches(stage, epoch, begun)
+        steps, done = len(batches) // self.accumulation, begun.steps if begun else 0
         if steps == 0:
             raise UserError(
                 f"SOLVER.ACCUMULATION: {self.accumulation} is more than the {len(batches)} batches of an epoch"
             )
         stage.model.train()
-        meter, began, images = Meter(), time.perf_counter(), 0
+        meter = Meter(begun)
+        if begun and state:
+            with blamed_on(self.last):
+                require(done <= steps, f"within: step {done} of {steps}")
+                for step in range(done):  # what they leave behind, such as modes and the rates of an epoch
+                    stage.set_rates(epoch, step, steps)
+                self._restore_random(state)
         bar = tqdm(
-            chunks(batches, self.accumulation), total=steps, desc=f"{stage.name} {epoch}/{stage.epochs}", leave=False,
+            chunks(batches_after(batches, done * self.accumulation), self.accumulation), total=steps, initial=done,
+            desc=f"{stage.name} {epoch}/{stage.epochs}", leave=False,
             disable=not (is_main() and sys.stderr.isatty()),
         )  # fmt: skip
-        for step, group in enumerate(bar):
-            stage.set_rates(epoch, step, steps)
-            terms = self.step(stage, group, f"epoch {epoch}, step {step + 1}")
+        for step, group in enumerate(bar, done + 1):
+            stage.set_rates(epoch, step - 1, steps)
+            terms = self.step(stage, group, f"epoch {epoch}, step {step}")
             if stage.average:
                 stage.average.after_step()
             self.progress.step += 1
-            images += sum(map(len, group)) * world_size()
-            meter.add(terms | stage.logs())
-            if (step + 1) % stage.periods.log == 0 or step + 1 == steps:
+            meter.add(terms | stage.logs(), sum(map(len, group)) * world_size())
+            if step % stage.periods.log == 0 or step == steps:
                 rate = stage.optimizers[0].param_groups[0]["lr"]
-                speed = images / (time.perf_counter() - began)
-                line = f"{stage.name} epoch {epoch}/{stage.epochs} step {step + 1}/{steps} {meter} lr {rate:.3g}"
-                log.info("%s, %.0f images/s", line, speed)
-                self._write_scalars(stage, meter.means() | {"lr": rate, "images_per_s": speed})
+                line = f"{stage.name} epoch {epoch}/{stage.epochs} step {step}/{steps} {meter} lr {rate:.3g}"
+                log.info("%s, %.0f images/s", line, meter.speed)
+                self._write_scalars(stage, meter.means() | {"lr": rate, "images_per_s": meter.speed})
+            self._save_inside(stage, meter, step, f"step {step} of {steps} of epoch {epoch} of stage {stage.name}")
+        return batches
+
+    def _resumed_batches(self, stage: Stage, epoch: int, begun: BegunEpoch) -> TrainingBatches:
+        with blamed_on(self.last):
+            batches = stage.resume_epoch(epoch, begun.stage)
+        log.info("going on inside epoch %d, after step %d", epoch, begun.steps)
         return batches
 
     def step(self, stage: Stage, batches: list, where: str) -> dict[str, float]:
@@ -268,8 +309,43 @@ class Trainer:
             for kind, state in stage.saved_states().items():
                 save_atomically(state, self.folder / f"{name}{kind}{ending}")
 
-    def _save_last(self, stage: Stage, begun: bool) -> None:
-        """Saves all that decides how the run continues; of a stage that has not begun, its weights alone."""
+    def _save_inside(self, stage: Stage, meter: Meter, step: int, where: str) -> None:
+        """Saves ``last`` inside an epoch if it is time to, and stops there if a signal asks for it."""
+        due = self.save_every > 0 and time.monotonic() - self.saved_at >= 60 * self.save_every
+        stop, due = any_rank(bool(self.signals.received), due, device=self.device)
+        if not (stop or due):
+            return
+        inner = stage.epoch_state()
+        if inner is not None:
+            within = BegunEpoch(step, inner, meter.sums, meter.counts, meter.images, meter.seconds)
+            self._save_last(stage, begun=True, within=within)
+        elif stop:
+            log.warning("stage %s cannot go on inside an epoch: what this epoch has trained is lost", stage.name)
+        else:
+            log.warning("SOLVER.SAVE_EVERY_MINUTES: stage %s cannot be saved inside an epoch", stage.name)
+            self.saved_at = time.monotonic()
+        if stop:
+            self._stop(f"after {where}")
+
+    def _stop_if_asked(self, where: str, finished: bool) -> None:
+        """Ends the process if a signal asked for it and there is more to train."""
+        if any_rank(bool(self.signals.received), device=self.device)[0] and not finished:
+            self._stop(where)
+
+    def _stop(self, where: str) -> None:
+        if self.writer is not None:
+            self.writer.flush()
+        log.warning("%s: stopped %s; the same command goes on from there", self.signals.received or "a signal", where)
+        raise SystemExit(CODE)
+
+    def _save_last(self, stage: Stage, begun: bool, within: BegunEpoch | None = None) -> None:
+        """Saves all that decides how the run continues; of a stage that has not begun, its weights alone.
+
+        within: how far an epoch has come that is not at its end.
+        """
+        now = time.monotonic()
+        self.progress.seconds += now - self.clock
+        self.clock = now
         states = gather_objects(random_states())
         if is_main():
             state = {
@@ -284,48 +360,57 @@ class Trainer:
                 state["optimizers"] = [optimizer.state_dict() for optimizer in stage.optimizers]
                 state["stage"] = stage.state_dict()
                 state["average"] = stage.average.state_dict() if stage.average else None
+            if within is not None:
+                state["within"] = vars(within)
             save_atomically(state, self.folder / LAST)
         barrier()
+        self.saved_at = time.monotonic()
+
+    @property
+    def last(self) -> Path:
+        """The file to resume from."""
+        return self.folder / LAST if self.resume in ("auto", "never") else Path(self.resume)
 
     def _read_last(self, stages: list[Stage]) -> dict[str, Any] | None:
-        path = self.folder / LAST if self.resume in ("auto", "never") else Path(self.resume)
+        path = self.last
+        if (self.folder / LAST).is_dir():
+            raise UserError(f"{self.folder / LAST}: a folder where the run's state is to be saved; rename it")
         visible = gather_objects(path.is_file())
         if any(visible) and not all(visible):
             raise UserError(f"{path}: some processes see this file and others do not; the nodes must share OUTPUT_DIR")
         if self.resume == "never" or (self.resume == "auto" and not path.exists()):
             return None
         if not path.is_file():
-            raise UserError(f"SOLVER.RESUME: expected 'auto', 'never' or a file, got {self.resume!r}")
-        state = read_state(path)
-        if "fingerprint" not in state or "progress" not in state:
-            raise UserError(
-                f"SOLVER.RESUME: {path} is not a file to resume from ({LAST!r} in a run's folder); initial weights "
-                "belong in MODEL.PRETRAIN_PATH"
-            )
+            what = "a folder; name the file 'last' in it" if path.is_dir() else "no such file"
+            raise UserError(f"SOLVER.RESUME: expected 'auto', 'never' or a file, got {self.resume!r} ({what})")
+        state = read_last(path)
+        with blamed_on(path):
+            require(isinstance(state["fingerprint"], dict), "fingerprint is no section")
         saved = state["fingerprint"]
         compared = {*saved, *self.fingerprint} - ({*PLACES} if "training_lists" in state else set())
-        differing = [k for k in sorted(compared) if saved.get(k) != self.fingerprint.get(k)]
+        differing = [k for k in sorted(compared, key=str) if saved.get(k) != self.fingerprint.get(k)]
         if differing:
             key = differing[0]
             raise UserError(
                 f"{path} was written with another configuration ({key} {saved.get(key)!r}, now "
                 f"{self.fingerprint.get(key)!r}); choose another OUTPUT_DIR, or SOLVER.RESUME never to start over"
             )
-        refuse_other_lists(state.get("training_lists"), self.training_lists, path)
-        self.progress = RunProgress(**state["progress"])
+        with blamed_on(path):
+            refuse_other_lists(state.get("training_lists"), self.training_lists, path)
+            self.progress = progress_of(state, stages)
+            check_random(state.get("random"))
         if self.progress.stage < len(stages):
             log.info("resuming from %s: stage %d, after epoch %d", path, self.progress.stage + 1, self.progress.epoch)
         return state
 
     def _restore(self, stage: Stage, state: dict[str, Any]) -> None:
         if "optimizers" in state:
-            for optimizer, saved in zip(stage.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
+            load_optimizers(stage, state["optimizers"])
             stage.load_state_dict(state["stage"])
-            if stage.average:
-                stage.average.load_state_dict(state["average"])
+            load_average(stage, state["average"])
             self._restore_random(state)
-        self.scaler.load_state_dict(state["scaler"])
+        if not load_scaler(self.scaler, state.get("scaler")):
+            log.warning("the run goes on in fp16, which it did not use before: resuming is not exact")
 
     def _restore_random(self, state: dict[str, Any]) -> None:
         if len(state["random"]) == world_size():
@@ -336,38 +421,12 @@ class Trainer:
             )
 
 
-def load_modules(stage: Stage, state: dict[str, Any]) -> None:
-    """Loads the weights of a ``last`` file into a stage's modules."""
-    for name, module in stage.modules().items():
-        module.load_state_dict(state["modules"][name])
-
-
-class Meter:
-    """Keeps running means of named values."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.counts: dict[str, int] = {}
-
-    def add(self, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-            self.counts[name] = self.counts.get(name, 0) + 1
-
-    def means(self) -> dict[str, float]:
-        return {name: total / self.counts[name] for name, total in self.sums.items()}
-
-    def __str__(self) -> str:
-        return " ".join(f"{name} {value:.3f}" for name, value in self.means().items())
-
-
 def is_due(epoch: int, period: int, final: bool) -> bool:
     """Returns whether something done every ``period`` epochs (0: in the final one alone) is to be done now."""
     return final or (period > 0 and epoch % period == 0)
 
 
-def chunks(batches: TrainingBatches, size: int) -> Iterator[list]:
+def chunks(batches: Iterator, size: int) -> Iterator[list]:
     """Yields groups of ``size`` batches and leaves a smaller rest out."""
-    source = iter(batches)
-    while len(group := list(islice(source, size))) == size:
+    while len(group := list(islice(batches, size))) == size:
         yield group

@@ -69,6 +69,15 @@ def share_buffers(module: nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
+def any_rank(*conditions: bool, device: torch.device) -> list[bool]:
+    """Returns for each condition whether it holds on any rank, the same on every rank. device: of the process group."""
+    if not is_distributed():
+        return list(conditions)
+    values = torch.tensor(conditions, dtype=torch.int32, device=device)
+    dist.all_reduce(values, dist.ReduceOp.MAX)
+    return [bool(value) for value in values.tolist()]
+
+
 def gather_objects(value: Any) -> list[Any]:
     """Returns every rank's value, in rank order, on every rank."""
     if not is_distributed():

@@ -78,6 +78,19 @@ class ClusterContrast(Stage):
         self.loader.relabel(labels)
         return self.loader.epoch(epoch)
 
+    def epoch_state(self) -> dict:
+        assert self.memory is not None, "an epoch has begun"
+        return {"memory": self.memory.features, "temperature": self.temperature, "momentum": self.momentum}
+
+    def resume_epoch(self, epoch: int, state: dict) -> TrainingBatches:
+        labels = self.clusters.last
+        assert labels is not None, "load_state_dict"
+        self.temperature, self.momentum = state["temperature"], state["momentum"]
+        self.memory = ClusterMemory(state["memory"], self.temperature, self.momentum, self.update).to(self.device)
+        self.labels = torch.from_numpy(labels).to(self.device)
+        self.loader.relabel(labels)
+        return self.loader.epoch(epoch)
+
     def remember(self, feats: Tensor, labels: Tensor, device: torch.device) -> None:
         """Makes a new memory from the clusters' means. feats: (N, D), labels: (N,), -1 for an image in no cluster."""
         means = class_means(feats, labels, int(labels.max()) + 1)

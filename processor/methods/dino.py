@@ -125,6 +125,9 @@ class DINO(Stage):
         self.teacher.train()  # as published: its batch norms use the batch's statistics
         return self.loader.epoch(epoch)
 
+    def epoch_state(self) -> dict:
+        return {}  # the centre and the teacher are modules, and everything else depends on the step alone
+
     def set_rates(self, epoch: int, step: int, steps: int) -> None:
         done = (epoch - 1) * steps + step
         for group in self.optimizers[0].param_groups:

@@ -88,10 +88,26 @@ class DMMD(Stage):
         )
 
     def batches(self, epoch: int) -> ZippedEpochs:
+        if self.clusters is not None:
+            self.clusters.labels(self.model)
+        return self.resume_epoch(epoch, {})
+
+    def epoch_state(self) -> dict:
+        return {}
+
+    def resume_epoch(self, epoch: int, state: dict) -> ZippedEpochs:
         self.epoch = epoch
         if self.clusters is not None:
-            self.target.relabel(self.clusters.labels(self.model))
+            assert self.clusters.last is not None, "batches or load_state_dict"
+            self.target.relabel(self.clusters.last)
         return ZippedEpochs([self.source.epoch(epoch), self.target.epoch(epoch)])
+
+    def state_dict(self) -> dict:
+        return self.clusters.state_dict() if self.clusters else {}
+
+    def load_state_dict(self, state: dict) -> None:
+        if self.clusters:
+            self.clusters.load_state_dict(state)
 
     def forward(self, batch: DomainBatches) -> tuple[ReIDOutput, ReIDOutput]:
         """Returns the outputs for the source's and the target's images."""

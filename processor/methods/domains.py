@@ -12,7 +12,7 @@ import torch
 from datasets.images import Batch
 from datasets.records import Records
 from model import RetrievalModel
-from processor.stage import TrainingBatches
+from processor.stage import TrainingBatches, batches_after
 from utils.checkpoint import load_complete
 from utils.errors import UserError
 
@@ -44,13 +44,18 @@ class ZippedEpochs:
         return self.length
 
     def __iter__(self) -> Iterator[DomainBatches]:
-        streams = [endless(epoch) for epoch in self.epochs]
-        for _ in range(self.length):
+        return self.after(0)
+
+    def after(self, count: int) -> Iterator[DomainBatches]:
+        """Yields what follows the first ``count`` batches of each loader."""
+        streams = [endless(epoch, count) for epoch in self.epochs]
+        for _ in range(count, self.length):
             yield DomainBatches([next(stream) for stream in streams])
 
 
-def endless(epoch: TrainingBatches) -> Iterator[Batch]:
-    """Yields the batches of an epoch over and over."""
+def endless(epoch: TrainingBatches, skip: int = 0) -> Iterator[Batch]:
+    """Yields the batches of an epoch over and over, without the first ``skip`` of them all."""
+    yield from batches_after(epoch, skip % len(epoch))
     while True:
         yield from epoch
 

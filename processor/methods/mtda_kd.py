@@ -67,17 +67,25 @@ class TargetBatch:
 
 
 class TargetBatches:
-    """The updates of one epoch: ``sweeps`` passes of ``per_sweep`` updates each, which ``sweep(number)`` yields."""
+    """The updates of one epoch: ``sweeps`` passes of ``per_sweep`` updates each.
 
-    def __init__(self, sweep: Callable[[int], Iterator[TargetBatch]], sweeps: int, per_sweep: int):
+    sweep: (number, count) yields the updates of a pass that follow the first ``count``.
+    """
+
+    def __init__(self, sweep: Callable[[int, int], Iterator[TargetBatch]], sweeps: int, per_sweep: int):
         self.sweep, self.sweeps, self.per_sweep = sweep, sweeps, per_sweep
 
     def __len__(self) -> int:
         return self.sweeps * self.per_sweep
 
     def __iter__(self) -> Iterator[TargetBatch]:
-        for number in range(self.sweeps):
-            yield from self.sweep(number)
+        return self.after(0)
+
+    def after(self, count: int) -> Iterator[TargetBatch]:
+        """Yields the updates that follow the first ``count``."""
+        first, begun = divmod(count, self.per_sweep)
+        for number in range(first, self.sweeps):
+            yield from self.sweep(number, begun if number == first else 0)
 
 
 class Distillation(Stage):
@@ -121,6 +129,7 @@ class Distillation(Stage):
         self.num_instances, self.seed, self.style, self.log_euclid = num_instances, seed, style, log_euclid
         self.alternation, self.order, self.sweeps, self.gather = alternation, order, sweeps, gather
         self.on_target, self.on_source, self.on_shift = weights
+        self.current_order: list[int] = []
         self.teachers.requires_grad_(False).train(drifting)
 
     @classmethod
@@ -174,31 +183,63 @@ class Distillation(Stage):
         if self.alternation == "batch":
             side_by_side = ZippedEpochs([source, *targets], length=longest)
             return TargetBatches(
-                lambda sweep: self.by_batch(side_by_side, epoch, sweep), self.sweeps, longest * len(targets)
+                partial(self.by_batch, side_by_side, epoch), self.sweeps, longest * len(targets)
             )
         pairs = [ZippedEpochs([source, target]) for target in targets]
-        return TargetBatches(lambda _: self.one_by_one(pairs, epoch), 1, sum(map(len, pairs)))
+        return TargetBatches(partial(self.one_by_one, pairs, epoch), 1, sum(map(len, pairs)))
 
-    def by_batch(self, side_by_side: ZippedEpochs, epoch: int, sweep: int) -> Iterator[TargetBatch]:
-        """Yields an update for every target before the next batches of all domains."""
+    def epoch_state(self) -> dict:
+        return {"order": self.current_order}
+
+    def resume_epoch(self, epoch: int, state: dict) -> TargetBatches:
+        self.current_order = list(state["order"])
+        return self.batches(epoch)
+
+    def by_batch(self, side_by_side: ZippedEpochs, epoch: int, sweep: int, count: int) -> Iterator[TargetBatch]:
+        """Yields an update for every target before the next batches of all domains; the first ``count`` are left out.
+
+        The order of the batches that they end in is the one that was decided then.
+        """
         rng = np.random.default_rng([self.seed, epoch, sweep])
-        for domains in side_by_side:
-            source, *targets = domains.batches
-            for i in self.ordered(rng, partial(self.shifts, domains)):
-                yield TargetBatch(DomainBatches([source, targets[i]]), i)
-
-    def one_by_one(self, pairs: list[ZippedEpochs], epoch: int) -> Iterator[TargetBatch]:
-        """Yields all updates for one target before those for the next."""
-        rng = np.random.default_rng([self.seed, epoch])
-        for i in self.ordered(rng, lambda: [np.mean([self.shifts(b)[0] for b in pair]).item() for pair in pairs]):
-            for pair in pairs[i]:
-                yield TargetBatch(pair, i)
-
-    def ordered(self, rng: np.random.Generator, shifts: Callable[[], list[float]]) -> list[int]:
-        """Returns the targets' numbers in their order. shifts: computes each target's distance to the source."""
+        whole, begun = divmod(count, len(self.targets))
         if self.order == "random":
-            return rng.permutation(len(self.targets)).tolist()
-        return np.argsort(shifts(), kind="stable").tolist() if self.order == "shift" else [*range(len(self.targets))]
+            for _ in range(whole):
+                rng.permutation(len(self.targets))
+        for domains in side_by_side.after(whole):
+            source, *targets = domains.batches
+            drawn = self.current_order if begun else None
+            order = self.ordered(rng, partial(self.shifts, domains), drawn)
+            for i in order[begun:]:
+                yield TargetBatch(DomainBatches([source, targets[i]]), i)
+            begun = 0
+
+    def one_by_one(self, pairs: list[ZippedEpochs], epoch: int, sweep: int, count: int) -> Iterator[TargetBatch]:
+        """Yields all updates for one target before those for the next; the first ``count`` are left out."""
+        rng = np.random.default_rng([self.seed, epoch])
+
+        def shifts() -> list[float]:
+            return [np.mean([self.shifts(batch)[0] for batch in pair]).item() for pair in pairs]
+
+        for i in self.ordered(rng, shifts, self.current_order if count else None):
+            for pair in pairs[i].after(min(count, len(pairs[i]))):
+                yield TargetBatch(pair, i)
+            count = max(count - len(pairs[i]), 0)
+
+    def ordered(
+        self, rng: np.random.Generator, shifts: Callable[[], list[float]], decided: list[int] | None = None
+    ) -> list[int]:
+        """Returns the targets' numbers in their order, which ``epoch_state`` keeps.
+
+        shifts: computes each target's distance to the source. decided: an order that was found before a restart.
+        """
+        if self.order == "random":
+            order = rng.permutation(len(self.targets)).tolist()
+        elif self.order == "shift":
+            order = decided or np.argsort(shifts(), kind="stable").tolist()
+        else:
+            order = [*range(len(self.targets))]
+        self.current_order = order
+        return order
 
     @torch.no_grad()
     def shifts(self, domains: DomainBatches) -> list[float]:

@@ -96,7 +96,11 @@ class FeatureBatches:
         return len(self.rows)
 
     def __iter__(self) -> Iterator[FeatureBatch]:
-        return (FeatureBatch(self.features[rows], self.labels[rows]) for rows in self.rows)
+        return self.after(0)
+
+    def after(self, count: int) -> Iterator[FeatureBatch]:
+        """Yields the batches that follow the first ``count``."""
+        return (FeatureBatch(self.features[rows], self.labels[rows]) for rows in self.rows[count:])
 
 
 @torch.no_grad()
@@ -224,6 +228,14 @@ class LearnPrompts(Stage):
     def batches(self, epoch: int) -> FeatureBatches:
         self.draws = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + epoch)
         return FeatureBatches(self.features, self.labels, self.batch_size, self.seed, epoch)
+
+    def epoch_state(self) -> dict:
+        return {"draws": self.draws.get_state()}
+
+    def resume_epoch(self, epoch: int, state: dict) -> FeatureBatches:
+        batches = self.batches(epoch)
+        self.draws.set_state(state["draws"])
+        return batches
 
     def augmentations(self, labels: Tensor) -> tuple[Augmentation, ...]:
         """Returns two draws for the prompts of the distinct ``labels``; none for one prompt, which has no negative."""

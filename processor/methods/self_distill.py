@@ -173,6 +173,12 @@ class SelfDistillation(Stage):
     def batches(self, epoch: int) -> ZippedEpochs:
         if epoch == 1:  # later epochs have them from the epoch before or from the restart
             self.fill_memories()
+        return self.resume_epoch(epoch, {})
+
+    def epoch_state(self) -> dict:
+        return {}  # the memories are modules
+
+    def resume_epoch(self, epoch: int, state: dict) -> ZippedEpochs:
         self.epoch = epoch
         return ZippedEpochs([view.epoch(epoch) for source in self.sources for view in source.views], self.iterations)
 

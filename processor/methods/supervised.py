@@ -114,6 +114,9 @@ class Supervised(Stage):
     def batches(self, epoch: int) -> TrainingBatches:
         return self.loader.epoch(epoch)
 
+    def epoch_state(self) -> dict:
+        return {}
+
     def set_rates(self, epoch: int, step: int, steps: int) -> None:
         super().set_rates(epoch, step, steps)
         self.frozen = epoch <= self.freeze_epochs

@@ -1,0 +1,182 @@
+"""Runs that are stopped inside an epoch, by a signal or a kill after a timed save, end as if they had not been."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from datasets.images import ImageList
+from processor import run
+from processor.methods.supervised import Supervised
+from processor.trainer import Trainer
+from tests.kinds import KINDS, changes_of
+from tests.runs import Killed
+from tests.tiny import config
+from utils.methods import METHODS, Method
+
+
+def act_at(monkeypatch, step: int, act) -> None:
+    """Calls ``act`` in the given update of the run, counted from 1, before anything is computed."""
+    count, real = iter(range(1, 10**6)), Trainer.step
+
+    def wrapped(self, *args):
+        if next(count) == step:
+            act()
+        return real(self, *args)
+
+    monkeypatch.setattr(Trainer, "step", wrapped)
+
+
+def assert_same(a, b, where: str = "last") -> None:
+    """Asserts that two nested values are equal to the bit."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            if key not in ("seconds", "fingerprint"):
+                assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}.{i}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+def assert_same_end(whole, stopped) -> None:
+    """Asserts that two folders hold the same run: ``last`` with all that is in it, every checkpoint, the metrics."""
+    for path in sorted(whole.glob("*.pth")) + [whole / "last"]:
+        assert_same(*(torch.load(folder / path.name, weights_only=True) for folder in (whole, stopped)), path.name)
+    a, b = (json.loads((folder / "metrics.json").read_text()) for folder in (whole, stopped))
+    for entry in ("results", "mean", "history"):
+        assert a[entry] == b[entry], entry
+    a, b = (log_lines(folder) for folder in (whole, stopped))
+    assert a and a == b
+
+
+def log_lines(folder) -> list[str]:
+    """What the steps logged, without times and speeds."""
+    lines = (folder / "log.txt").read_text().splitlines()
+    return [line.split(" ", 2)[2].rpartition(",")[0] for line in lines if "images/s" in line]
+
+
+def settings_of(kind: str, root) -> dict:
+    return {"SOLVER__MAX_EPOCHS": 2, "SOLVER__LOG_PERIOD": 2, "SOLVER__STAGE2__LOG_PERIOD": 2} | changes_of(kind, root)
+
+
+@pytest.fixture(scope="module")
+def whole(market, tmp_path_factory):
+    """Runs a kind to its end, once."""
+    folders = {}
+
+    def run_once(kind: str):
+        if kind not in folders:
+            folders[kind] = tmp_path_factory.mktemp("whole")
+            run.train(config(market, folders[kind], **settings_of(kind, market)))
+        return folders[kind]
+
+    return run_once
+
+
+def stop_twice(monkeypatch, cfg, steps, act, expected) -> None:
+    for step in steps:
+        with monkeypatch.context() as patch:
+            act_at(patch, step, act)
+            with pytest.raises(expected) as stop:
+                run.train(cfg)
+        if expected is SystemExit:
+            assert stop.value.code == 143
+        random.seed(step), np.random.seed(step), torch.manual_seed(step)  # what another process would start from
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_stopped_by_signals_inside_epochs_ends_the_same(market, tmp_path, monkeypatch, whole, kind):
+    expected = whole(kind)
+    cfg = config(market, tmp_path, **settings_of(kind, market))
+    number = iter([signal.SIGTERM, signal.SIGUSR1])
+    stop_twice(monkeypatch, cfg, (1, 2), lambda: os.kill(os.getpid(), next(number)), SystemExit)
+    seen = []
+    act_at(monkeypatch, 1, lambda: seen.append((tmp_path / "log.txt").read_text()))
+    run.train(cfg)
+    assert "SIGTERM: stopped after step 1 of" in seen[0] and "SIGUSR1: stopped after step" in seen[0]
+    assert "going on inside epoch" in seen[0]
+    assert_same_end(expected, tmp_path)
+
+
+@pytest.mark.parametrize("kind", [name for name in KINDS if "," not in name])
+def test_a_run_killed_after_a_timed_save_ends_the_same(market, tmp_path, monkeypatch, whole, kind):
+    expected = whole(kind)
+    cfg = config(market, tmp_path, **settings_of(kind, market), SOLVER__SAVE_EVERY_MINUTES=1e-9)
+
+    def die():
+        raise Killed
+
+    stop_twice(monkeypatch, cfg, (3, 3), die, Killed)
+    run.train(cfg)
+    a, b = (torch.load(folder / "last", weights_only=True) for folder in (expected, tmp_path))
+    assert_same(a, b)
+
+
+def test_a_signal_in_evaluation_stops_after_it_and_one_in_the_last_epoch_changes_nothing(market, tmp_path, monkeypatch):
+    cfg = config(market, tmp_path)
+    with monkeypatch.context() as patch:
+        real = run.Evaluator.__call__
+
+        def evaluate(self, network):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return real(self, network)
+
+        patch.setattr(run.Evaluator, "__call__", evaluate)
+        with pytest.raises(SystemExit):
+            run.train(cfg)
+        assert "SIGTERM: stopped after epoch 1 of stage supervised" in (tmp_path / "log.txt").read_text()
+        assert len(run.train(cfg)["history"]) == 2
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+class Clueless(Supervised):
+    """Does not know how to go on inside an epoch."""
+
+    name = "clueless"
+
+    def epoch_state(self):
+        return None
+
+
+def test_a_stage_that_cannot_go_on_repeats_its_epoch_and_says_so(market, tmp_path, monkeypatch):
+    stages = Method("clueless", stages=lambda *args: [Clueless.from_cfg(*args)])
+    monkeypatch.setitem(METHODS, "clueless", stages)
+    changes = {"PROCESSOR__NAME": "clueless", "SOLVER__SAVE_EVERY_MINUTES": 1e-9}
+    run.train(config(market, tmp_path / "whole", **changes))
+    assert "clueless cannot be saved inside an epoch" in (tmp_path / "whole" / "log.txt").read_text()
+    with monkeypatch.context() as patch:
+        act_at(patch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            run.train(config(market, tmp_path / "stopped", **changes))
+    assert "what this epoch has trained is lost" in (tmp_path / "stopped" / "log.txt").read_text()
+    run.train(config(market, tmp_path / "stopped", **changes))
+    a, b = (torch.load(tmp_path / name / "last", weights_only=True) for name in ("whole", "stopped"))
+    assert_same(a, b)
+
+
+def test_batches_that_were_seen_are_not_loaded_again(market, tmp_path, monkeypatch):
+    loaded, real = [], ImageList.__getitems__
+
+    def counted(self, keys):
+        loaded.extend(keys)
+        return real(self, keys)
+
+    cfg = config(market, tmp_path, SOLVER__MAX_EPOCHS=1, SOLVER__EVAL_PERIOD=0)
+    stop_twice(monkeypatch, cfg, (3,), lambda: os.kill(os.getpid(), signal.SIGTERM), SystemExit)
+    monkeypatch.setattr(ImageList, "__getitems__", counted)
+    run.train(cfg)
+    assert len([key for key in loaded if isinstance(key, tuple)]) == 4  # the last of four batches
