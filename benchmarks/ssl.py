@@ -21,7 +21,7 @@ from torch import Tensor
 
 from configs import load_config
 from datasets.images import Batch
-from datasets.storage.decoding import decode
+from datasets.storage.pillow_decoding import decode
 from datasets.transforms.multi_crop import MultiCrops, make_multi_crop_transform
 from loss import DINOLoss
 from model import make_model

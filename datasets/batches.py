@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 from datasets.images import Batch, ImageList
 from datasets.records import Records
 from datasets.samplers import EpochSampler
-from datasets.storage.decoding import Decoder, decode
+from datasets.storage.decoding import Decoder
+from datasets.storage.pillow_decoding import decode
 from datasets.storage.stores import ByteStore, PixelStore
 from utils.distributed import gather_objects, rank, world_size
 from utils.errors import UserError

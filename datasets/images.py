@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from datasets.records import Records
-from datasets.storage.decoding import BadImage, Decoder, Pixels, Size, cropped, decode, read_image
+from datasets.storage.decoding import Decoder
+from datasets.storage.pillow_decoding import BadImage, Pixels, Size, cropped, decode, read_image
 from datasets.storage.stores import ByteStore, PixelStore
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from configs import load_config
-from datasets.storage.decoding import load_image
+from datasets.storage.pillow_decoding import load_image
 from datasets.storage.pixels import MEANING, PLAIN, PixelRules, to_rgb
 from datasets.transforms.pipelines import build_transforms
 from model import RetrievalModel, make_model

@@ -25,8 +25,8 @@ from datasets.checks import findings
 from datasets.dataset import ReIDDataset, make_dataset
 from datasets.options import options_of_run
 from datasets.records import SPLITS, Records
-from datasets.storage.decoding import BadImage, cropped, decode
 from datasets.storage.files import read_bytes
+from datasets.storage.pillow_decoding import BadImage, cropped, decode
 from tools.pages.sheet import Cell, contact_sheet
 from utils.commands import make_parser, run_command
 

@@ -27,7 +27,8 @@ from datasets.images import Batch, ImageList
 from datasets.loaders import pinned
 from datasets.readers.image_list import CARRIED, Carried, read_image_list
 from datasets.records import Records
-from datasets.storage.decoding import BadImage, load_image, make_decoder
+from datasets.storage.decoding import make_decoder
+from datasets.storage.pillow_decoding import BadImage, load_image
 from datasets.storage.pixels import PixelRules
 from processor.extractor import IMAGE, TEXT, Extractor, finite, make_extractor
 from processor.run import prepared

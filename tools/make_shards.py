@@ -31,7 +31,7 @@ from datasets.options import options_of_run
 from datasets.paths import Paths
 from datasets.records import LONG, SPLITS, Records
 from datasets.storage.cache import packed, savez
-from datasets.storage.decoding import read_image
+from datasets.storage.pillow_decoding import read_image
 from datasets.storage.shard_index import INDEX, list_options
 from utils.commands import make_parser, run_command
 from utils.errors import UserError

@@ -28,7 +28,7 @@ from yacs.config import CfgNode
 from configs import load_config
 from datasets.loaders import Data, feature_loader, make_dataloader
 from datasets.records import Records, join
-from datasets.storage.decoding import load_image
+from datasets.storage.pillow_decoding import load_image
 from datasets.storage.pixels import PixelRules
 from datasets.transforms.pipelines import build_transforms
 from model import RetrievalModel

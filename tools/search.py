@@ -24,7 +24,7 @@ from yacs.config import CfgNode
 
 from configs import load_config
 from datasets.loaders import TestSet, make_dataloader
-from datasets.storage.decoding import BadImage, load_image
+from datasets.storage.pillow_decoding import BadImage, load_image
 from datasets.storage.pixels import PixelRules
 from processor.extractor import IMAGE, TEXT, Extractor, make_extractor
 from tools.pages.page import write_page

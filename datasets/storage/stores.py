@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.storage.decoding import Bytes, Pixels
 from datasets.storage.files import read_bytes
+from datasets.storage.pillow_decoding import Bytes, Pixels
 from datasets.transforms.resizing import to_pixels
 
 

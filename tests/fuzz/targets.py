@@ -21,7 +21,7 @@ from configs import load_config
 from configs.defaults import KEYS
 from datasets import make_dataset
 from datasets.readers.filter_list import listed_names
-from datasets.storage.decoding import BadImage, decode
+from datasets.storage.pillow_decoding import BadImage, decode
 from tests.fuzz.mutate_files import TOKENS, WAYS, damaged
 from utils.errors import UserError
 from utils.weight_files import read_state, save_atomically, write_tensors

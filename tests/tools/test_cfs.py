@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from datasets import make_dataloader
 from datasets.readers.filter_list import relative_names
-from datasets.storage.decoding import load_image
+from datasets.storage.pillow_decoding import load_image
 from datasets.transforms.pipelines import build_transforms
 from model import make_model
 from tests.tiny import config, options

@@ -17,8 +17,8 @@ from PIL import Image
 from datasets import make_dataloader, make_dataset
 from datasets.paths import Paths
 from datasets.records import SPLITS
-from datasets.storage.decoding import load_image
 from datasets.storage.files import own_name, read_bytes
+from datasets.storage.pillow_decoding import load_image
 from datasets.storage.shard_index import list_options
 from tests.datasets.every import NAMES, OPTIONS, build, paint
 from tests.datasets.miniatures import MINIATURES, lists, message

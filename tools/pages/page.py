@@ -12,7 +12,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from datasets.storage.decoding import BadImage, load_image
+from datasets.storage.pillow_decoding import BadImage, load_image
 from datasets.storage.pixels import PLAIN, PixelRules
 from utils.files import write_atomically
 

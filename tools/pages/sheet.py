@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from datasets.dataset import ReIDDataset
 from datasets.records import Records
-from datasets.storage.decoding import BadImage, load_image
+from datasets.storage.pillow_decoding import BadImage, load_image
 from datasets.storage.pixels import PLAIN, PixelRules
 from utils.errors import UserError
 

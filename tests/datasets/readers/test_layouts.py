@@ -205,7 +205,7 @@ def test_cuhk03_is_taken_out_of_its_raw_file_once(level, tmp_path):
     assert first.train.paths == [str(images / name) for name in CUHK03_FILES[:3]]
     (place / level / "cuhk-03.mat").unlink()
     assert lists(make_dataset("cuhk03", tmp_path, labeled=False)) == lists(first)
-    from datasets.storage.decoding import load_image
+    from datasets.storage.pillow_decoding import load_image
 
     image = load_image(first.train.paths[0])
     assert image.size == (4, 8) and image.getpixel((0, 0)) == (90, 90, 90)

@@ -14,7 +14,7 @@ from datasets import make_dataloader, make_dataset
 from datasets.checks import findings, missing, missing_line
 from datasets.joining import hold_out, join_training
 from datasets.records import Records, join
-from datasets.storage.decoding import load_image
+from datasets.storage.pillow_decoding import load_image
 from tests.datasets.miniatures import lists, message, write
 from tests.tiny import config, write_market
 from utils.errors import UserError

@@ -13,7 +13,8 @@ from PIL import Image
 from datasets import build_transforms, make_dataloader
 from datasets.images import ImageList
 from datasets.records import Records
-from datasets.storage.decoding import DECODERS, BadImage, decode, load_image
+from datasets.storage.decoding import DECODERS
+from datasets.storage.pillow_decoding import BadImage, decode, load_image
 from datasets.storage.stores import ByteStore, PixelStore
 from datasets.transforms.pipelines import to_pixels
 from tests.tiny import config, write_market

@@ -16,7 +16,8 @@ from datasets import build_transforms
 from datasets.batches import TestLoader
 from datasets.images import ImageList
 from datasets.records import Records
-from datasets.storage.decoding import DECODERS, BadImage, is_plain_jpeg, load_image, make_decoder
+from datasets.storage.decoding import DECODERS, is_plain_jpeg, make_decoder
+from datasets.storage.pillow_decoding import BadImage, load_image
 from datasets.storage.pixels import PixelRules, UnclearPixels, kinds_of, to_rgb
 from datasets.storage.stores import ByteStore, PixelStore
 from datasets.transforms.resizing import RESIZERS, to_pixels

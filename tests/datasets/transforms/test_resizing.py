@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.storage.decoding import load_image
+from datasets.storage.pillow_decoding import load_image
 from datasets.transforms.resizing import bicubic_by_pillow, by_pillow, cv2_bilinear, make_resizer, quick_bicubic
 
 
