@@ -1,0 +1,124 @@
+"""The calibration of one model, as a file: thresholds and the probability that two images show one identity."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.errors import UserError
+from utils.files import write_json
+from utils.scoring.calibration import Probability, Threshold
+
+VERSION = 1
+LARGEST_FILE = 16 * 2**20
+"""Bytes; a file of 4,096 knots is a hundredth of it."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was fitted on the pairs of one data set. ``Calibration.read(path)`` reads one.
+
+    model_hash: of the extractor whose features were compared. metric, normalize: of the distances. pairs: which ones
+    counted (``utils.scoring.pair_counts.PAIRS``). identities, genuine_pairs, impostor_pairs: how many. figures: ``ece``
+    and ``brier`` at the prior, on identities that were left out of the fit.
+    """
+
+    model_hash: str
+    metric: str
+    normalize: bool
+    dataset: str
+    pairs: str
+    identities: int
+    genuine_pairs: int
+    impostor_pairs: int
+    thresholds: list[Threshold]
+    probability: Probability
+    figures: dict[str, float] = field(default_factory=dict)
+    commit: str = ""
+
+    def threshold(self, far: float | None = None) -> Threshold:
+        """Returns the threshold for a false accept rate of the file; None for the strictest one."""
+        if far is None:
+            return min(self.thresholds, key=lambda row: row.far)
+        for row in self.thresholds:
+            if math.isclose(row.far, far, rel_tol=1e-6):
+                return row
+        known = ", ".join(f"{row.far:g}" for row in self.thresholds)
+        raise UserError(f"the calibration has no threshold for a false accept rate of {far:g}; it has {known}")
+
+    def refuse_other(self, model_hash: str, metric: str, normalize: bool, path: object = "the calibration") -> None:
+        """Raises ``UserError`` unless it is of this model and of these distances."""
+        if self.model_hash != model_hash:
+            raise UserError(f"{path}: is of another model or setting; calibrate this one with tools.calibrate")
+        if (self.metric, self.normalize) != (metric, normalize):
+            raise UserError(
+                f"{path}: is of TEST.METRIC {self.metric!r} with TEST.FEAT_NORM {self.normalize}, not of {metric!r} "
+                f"with {normalize}"
+            )
+
+    def write(self, path: str | Path) -> None:
+        """Writes the file as JSON."""
+        content = {f.name: getattr(self, f.name) for f in fields(self)}
+        content["thresholds"] = [asdict(row) for row in self.thresholds]
+        odds = [None if np.isinf(odds) else float(odds) for odds in self.probability.odds]  # JSON has no infinity
+        content["probability"] = {
+            "prior": self.probability.prior, "distances": self.probability.distances.tolist(), "odds": odds,
+        }  # fmt: skip
+        write_json(path, {"version": VERSION, **content})
+
+    @classmethod
+    def read(cls, path: str | Path) -> Calibration:
+        """Reads a file. Raises ``UserError`` for one that is missing, damaged, of another kind or version."""
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"{path}: no such calibration file; tools.calibrate writes one")
+        if path.stat().st_size > LARGEST_FILE:
+            raise UserError(f"{path}: not a calibration file, it is too large")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            raise UserError(f"{path}: not a calibration file, or damaged; tools.calibrate writes one") from None
+        if not isinstance(content, dict) or "version" not in content:
+            raise UserError(f"{path}: not a calibration file; tools.calibrate writes one")
+        if content.pop("version") != VERSION:
+            raise UserError(f"{path}: a calibration file of another version; calibrate again with tools.calibrate")
+        try:
+            return cls._of(content)
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+            raise UserError(f"{path}: damaged ({error}); calibrate again with tools.calibrate") from None
+
+    @classmethod
+    def _of(cls, content: dict[str, Any]) -> Calibration:
+        kinds = {"model_hash": str, "metric": str, "normalize": bool, "dataset": str, "pairs": str, "commit": str}
+        kinds |= dict.fromkeys(("identities", "genuine_pairs", "impostor_pairs"), int)
+        for name, kind in kinds.items():
+            if type(content[name]) is not kind:
+                raise ValueError(f"{name} is not of type {kind.__name__}")
+        content["thresholds"] = [Threshold(**{k: _number(v) for k, v in row.items()}) for row in content["thresholds"]]
+        content["figures"] = {str(k): _number(v) for k, v in content["figures"].items()}
+        content["probability"] = _probability(content["probability"])
+        if not content["thresholds"] or not all(0 < row.far < 1 for row in content["thresholds"]):
+            raise ValueError("no threshold, or a rate outside of 0 to 1")
+        return cls(**content)
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError("a figure is not a finite number")
+    return float(value)
+
+
+def _probability(content: dict[str, Any]) -> Probability:
+    distances = np.array([_number(value) for value in content["distances"]])
+    odds = np.array([np.inf if value is None else _number(value) for value in content["odds"]])
+    prior = _number(content["prior"])
+    if len(distances) < 2 or len(distances) != len(odds) or not 0 < prior < 1:
+        raise ValueError("knots or prior of the probability")
+    if (np.diff(distances) <= 0).any() or (odds < 0).any() or (odds[1:] > odds[:-1]).any():
+        raise ValueError("the probability does not fall with the distance")
+    return Probability(distances, odds, prior)
