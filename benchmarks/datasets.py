@@ -32,6 +32,7 @@ from datasets.checks import missing
 from datasets.dataset import ReIDDataset
 from datasets.records import Records
 from datasets.samplers import EpochSampler, shuffled
+from datasets.storage.decoding import decode_by_torchvision
 from datasets.storage.shard_index import read_shards
 from datasets.transforms.pipelines import build_transforms
 from tools.make_shards import write_shards
@@ -107,7 +108,7 @@ WAYS = {
     "files": {},
     "files in memory": {"cache": 4 * 10**9},
     "pixels in memory": {"cache": 4 * 10**9, "held": "pixels"},
-    "torchvision": {"decoder": "torchvision"},
+    "torchvision": {"decoder": decode_by_torchvision},
     "draft": {"at_least": (256, 128)},
     "shards": {},
 }

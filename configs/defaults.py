@@ -185,6 +185,8 @@ DATASETS = {
     "VIEW_DIR": Key("", "VeRi: folder of keypoint_train.txt and keypoint_test.txt; empty: the dataset's own folder"),
     "FILE": Key("", "csv: the table; empty: dataset.csv or dataset.jsonl in ROOT_DIR"),
     "IMAGE_DIR": Key("", "csv: folder that the paths are relative to; empty: the table's folder"),
+    "MAX_TABLE_GB": Key(0.5, "csv: size of the table at most, in GB (10^9 bytes); its rows take some twenty times as "
+                        "much memory", min=0, max=1000),
     "CAMERA_PATTERN": Key("", "folder: regular expression with one group that finds the camera in a file name; "
                           "empty: _c(number), used if every file matches"),
     "LABELED": Key(None, "CUHK03: hand-drawn boxes; None: the dataset's default", type=bool),

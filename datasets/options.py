@@ -18,8 +18,8 @@ OPTION_KEYS = (
 
 
 def names_of(value: str | Iterable[str]) -> list[str]:
-    """Returns the datasets that DATASETS.NAMES or DATASETS.TARGETS names, one or several."""
-    return [value] if isinstance(value, str) else list(value)
+    """Returns the datasets that DATASETS.NAMES or DATASETS.TARGETS names, one or several; '' names none."""
+    return [name for name in ([value] if isinstance(value, str) else value) if str(name).strip()]
 
 
 def dataset_options(cfg: CfgNode, name: str) -> dict[str, Any]:
@@ -39,6 +39,7 @@ def dataset_options(cfg: CfgNode, name: str) -> dict[str, Any]:
     locations = {
         "view_dir": cfg.DATASETS.VIEW_DIR, "file": cfg.DATASETS.FILE, "image_dir": cfg.DATASETS.IMAGE_DIR,
         "camera_pattern": cfg.DATASETS.CAMERA_PATTERN, "filter_path": cfg.DATASETS.FILTER_PATH,
+        "max_table_gb": cfg.DATASETS.MAX_TABLE_GB,
     }  # fmt: skip
     options |= {k: v for k, v in locations.items() if v and k in spec.options}
     if "test_share" in spec.options:
@@ -62,8 +63,15 @@ def dataset_options(cfg: CfgNode, name: str) -> dict[str, Any]:
 
 
 def refuse_unknown_options(cfg: CfgNode, names: list[str], targets: list[str]) -> None:
-    """Raises ``UserError`` for an option that no dataset of the run has. names: sources; targets: DATASETS.TARGETS."""
+    """Raises ``UserError`` for an option that no dataset of the run has, and for a dataset that is named twice.
+
+    names: sources; targets: DATASETS.TARGETS.
+    """
     specs = [find_spec(name) for name in names] + [find_spec(name, "DATASETS.TARGETS") for name in targets]
+    for key, chosen in (("NAMES", specs[: len(names)]), ("TARGETS", specs[len(names) :])):
+        twice = [spec.name for i, spec in enumerate(chosen) if spec in chosen[:i]]
+        if twice:
+            raise UserError(f"DATASETS.{key}: {twice[0]} is named twice; name each dataset once")
     names, known = [*names, *targets], set().union(*(spec.options for spec in specs))
     if cfg.DATASETS.FILTER_PATH:  # any dataset can be filtered
         known = known | {"keep_num"}

@@ -16,6 +16,8 @@ from utils.errors import UserError
 from utils.safe_pickle import UnsafePickle, load_restricted
 
 BLOCK = 1 << 16
+LONGEST = 4096
+"""Bytes of a path: what systems open."""
 
 
 def listed_names(path: str | Path, keep_num: int | None = None) -> np.ndarray:
@@ -36,14 +38,30 @@ def listed_names(path: str | Path, keep_num: int | None = None) -> np.ndarray:
         if pickled:
             names = unpickled(path)[:keep_num]
             for i in range(0, len(names), BLOCK):
-                blocks.append(np.array([os.fsencode(name) for name in names[i : i + BLOCK]]))
+                blocks.append(packed([encoded(name, path) for name in names[i : i + BLOCK]], path))
         else:
             lines = islice((line.strip() for line in handle if line.strip()), keep_num)
             while block := list(islice(lines, BLOCK)):
-                blocks.append(np.array(block))
+                blocks.append(packed(block, path))
     if not blocks:
         raise UserError(f"the list {path} is empty")
     return np.concatenate(blocks)
+
+
+def encoded(name: str, path: Path) -> bytes:
+    """Returns a name as the file system has it. Raises ``UserError`` for one that no file can have."""
+    try:
+        return os.fsencode(name)
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: a name in it holds half of a surrogate pair, which no file can have") from None
+
+
+def packed(names: list[bytes], path: Path) -> np.ndarray:
+    """Returns names as an array, in which each takes as much room as the longest."""
+    longest = max(map(len, names))
+    if longest > LONGEST or any(b"\0" in name for name in names):
+        raise UserError(f"{path} is not a list of names: one has {longest:,} bytes, or holds a NUL byte")
+    return np.array(names)
 
 
 def unpickled(path: Path) -> list[str]:

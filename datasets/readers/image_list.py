@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import logging
 import os
 from pathlib import Path
 
@@ -10,9 +10,12 @@ import numpy as np
 
 from datasets.paths import Paths
 from datasets.readers.scan import walk_images
-from datasets.readers.table import BOX, Lines, box_of, csv_lines
+from datasets.readers.table import LONGEST_PATH, box_of, id_in, refuse_part_of_a_box
+from datasets.readers.text_table import BOX, IDS, Lines, read_lines_of, require_columns, text_of
 from datasets.records import Records
 from utils.errors import UserError
+
+log = logging.getLogger("lineup")
 
 CARRIED = ("pid", "camid", "viewid", *BOX)
 """Columns of a table that stay with its images."""
@@ -35,13 +38,12 @@ def read_image_list(path: str | Path) -> tuple[Records, Carried]:
         return without_ids(Paths.of_names(names, str(path))), {}
     if not path.is_file():
         raise UserError(f"{path}: no such folder, list or table of images")
-    try:
-        if path.suffix in (".csv", ".tsv"):
-            return read_table_of_images(path)
-        with open(path, encoding="utf-8-sig") as handle:
-            paths = [str(path.parent / line.strip()) for line in handle if line.strip()]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a text file in UTF-8 ({error})") from None
+    if path.suffix in (".csv", ".tsv"):
+        return read_table_of_images(path)
+    lines = [line.strip() for line in text_of(path).split("\n") if line.strip()]
+    if any(len(line) > LONGEST_PATH for line in lines):
+        raise UserError(f"{path}: not a list of paths, it has lines of more than {LONGEST_PATH:,} letters")
+    paths = [str(path.parent / line) for line in lines]
     if not paths:
         raise UserError(f"{path}: the list is empty")
     return without_ids(Paths.of(paths)), {}
@@ -55,16 +57,18 @@ def without_ids(paths: Paths) -> Records:
 
 def read_table_of_images(path: Path) -> tuple[Records, Carried]:
     """Reads a table with a column ``path`` (see ``read_image_list``)."""
-    header, lines = csv_lines(path)
-    if "path" not in header:
-        raise UserError(f"{path}: no column 'path' (found: {', '.join(header) or 'nothing'}); a header line is needed")
-    if BOX[0] in header and not set(BOX) <= set(header):
-        raise UserError(f"{path}: a crop box needs all of {', '.join(BOX)}")
+    header, lines, notes = read_lines_of(path)
+    for note in notes:
+        log.warning(note)
+    require_columns(path, header, ("path",))
+    refuse_part_of_a_box(path, header)
     if not lines:
         raise UserError(f"{path}: no row of an image")
     for number, line in lines:
-        if not line["path"]:
-            raise UserError(f"{path}, line {number}: path must not be empty")
+        where = f"{path}, line {number}"
+        if not line["path"] or len(line["path"]) > LONGEST_PATH:
+            raise UserError(f"{where}: path must not be empty, nor longer than {LONGEST_PATH:,} letters")
+        line |= {name: id_in(line, name, where) for name in IDS if name in line}
     paths = [str(path.parent / line["path"]) for _, line in lines]
     boxes = None
     if BOX[0] in header:

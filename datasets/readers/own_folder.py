@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datasets.identifiers import JUNK, canonical
 from datasets.readers.scan import existing, image_files, sub_folders, walk_images
 from datasets.records import RawRow, RawSplits
 from utils.errors import UserError
@@ -60,7 +61,7 @@ def read_folder(
 def rows_below(folder: Path) -> list[RawRow]:
     """Returns a row per image: its identity is the first folder's name, or the number that a flat file begins with."""
     rows = [
-        RawRow(f"{folder}/{person}/{os.fsdecode(name)}", person)
+        RawRow(f"{folder}/{person}/{os.fsdecode(name)}", identity_of(folder, person))
         for person in sub_folders(folder)
         for name in walk_images(folder / person).tolist()
     ]
@@ -71,10 +72,21 @@ def rows_below(folder: Path) -> list[RawRow]:
                 f"folder: {folder / name}: an image in no identity's folder, and its name does not begin like 0001_c1"
             )
         rows.append(RawRow(f"{folder}/{name}", match[1]))
-    rows = [row for row in rows if row.pid != "-1"]
+    rows = [row for row in rows if row.pid != JUNK]
     if not rows:
         raise UserError(f"folder: no images in {folder} (found: {existing(folder)}); expected a folder per identity")
     return sorted(rows, key=lambda row: row.path)
+
+
+def identity_of(folder: Path, name: str) -> str:
+    """Returns the identity that a folder's name spells. Raises ``UserError`` for a missing value, such as ``nan``."""
+    try:
+        identity = canonical(name)
+    except UserError as error:
+        raise UserError(f"folder: {folder}: {error}") from None
+    if not identity:
+        raise UserError(f"folder: {folder / name}: {name!r} is how a missing identity is written; rename the folder")
+    return identity
 
 
 def set_cameras(rows: list[RawRow], pattern: str) -> bool:
@@ -95,7 +107,7 @@ def set_cameras(rows: list[RawRow], pattern: str) -> bool:
             raise UserError(f"DATASETS.CAMERA_PATTERN: {pattern!r} finds no camera in {row.path}")
         if not match:
             return False
-        cameras.append(match[1])
+        cameras.append(canonical(match[1]) or match[1])
     for row, name in zip(rows, cameras, strict=True):
         row.cam = name
     return True

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datasets.identifiers import JUNK, LONGEST, canonical
 from datasets.readers.scan import note_read
+from datasets.readers.text_table import BOX, COLUMNS, MOST_GB, Lines, read_lines_of, require_columns
 from datasets.records import RawRow, RawSplits
 from utils.errors import UserError
 
 if TYPE_CHECKING:
     from datasets.catalogue.spec import DatasetSpec
 
-BOX = ("x1", "y1", "x2", "y2")
-COLUMNS = ("path", "pid", "camid", "viewid", "split", "seq", *BOX, "is_query", "is_gallery")
-OTHER_NAMES = {"view": "viewid", "label": "pid", "sequence": "seq", "x_1": "x1", "y_1": "y1", "x_2": "x2", "y_2": "y2"}
-"""Names of columns that mean one of ours; most are open-metric-learning's."""
 SPLIT_WORDS = ("train", "query", "gallery", "test", "val", "ignore", "validation")
 TRUE, FALSE = ("true", "1", "1.0", "yes"), ("false", "0", "0.0", "no", "", "none", "nan")
+LONGEST_PATH = 4096
+"""Letters of a path: what systems open."""
 
 
 def find_table(root: str | Path, file: str = "") -> Path:
@@ -33,60 +32,33 @@ def find_table(root: str | Path, file: str = "") -> Path:
     for path in tried:
         if path.is_file():
             return path
+        if file and path.exists():
+            kind = "a folder" if path.is_dir() else "not a regular file"
+            raise UserError(f"DATASETS.FILE: {path} is {kind}; expected a .csv, .tsv or .jsonl file")
     raise UserError(f"csv: no table found (looked for {', '.join(map(str, tried))}); set DATASETS.FILE to it")
 
 
-Lines = list[tuple[int, dict[str, str]]]
-"""The rows of a table: line number in the file, and column -> text."""
+def table_lines(path: Path, most_gb: float = MOST_GB) -> tuple[list[str], Lines, list[str]]:
+    """Returns the names of the columns, the rows and lines for the log. Raises ``UserError`` if it is no such table."""
+    header, lines, notes = read_lines_of(note_read(path), most_gb)
+    require_columns(path, header, ("path", "pid", "split"))
+    refuse_part_of_a_box(path, header)
+    return header, lines, notes
 
 
-def table_lines(path: Path) -> tuple[list[str], Lines]:
-    """Returns the names of the columns, and the rows. Raises ``UserError`` for what is not such a table."""
-    note_read(path)
-    try:
-        header, lines = json_lines(path) if path.suffix == ".jsonl" else csv_lines(path)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a table in UTF-8 ({error})") from None
-    missing = [name for name in ("path", "pid", "split") if name not in header]
-    if missing:
-        raise UserError(
-            f"{path}: no column {missing[0]!r} (found: {', '.join(header) or 'nothing'}); a header line is needed"
-        )
+def refuse_part_of_a_box(path: Path, header: list[str]) -> None:
+    """Raises ``UserError`` if a table has some of the box's columns and not all."""
     boxes = [name for name in BOX if name in header]
     if boxes and len(boxes) < len(BOX):
         raise UserError(f"{path}: a crop box needs all of {', '.join(BOX)}; found only {', '.join(boxes)}")
-    return header, lines
 
 
-def column_name(name: str) -> str:
-    """Returns the name that a column has here."""
-    return OTHER_NAMES.get(name.strip(), name.strip())
-
-
-def csv_lines(path: Path) -> tuple[list[str], Lines]:
-    """Returns the names of the columns and the rows of a .csv or .tsv file, every value as text."""
-    with open(path, newline="", encoding="utf-8-sig") as handle:
-        reader = csv.DictReader(handle, delimiter="\t" if path.suffix == ".tsv" else ",")
-        header = [column_name(name) for name in reader.fieldnames or ()]
-        reader.fieldnames = header
-        return header, [(reader.line_num, {k: (v or "").strip() for k, v in row.items() if k}) for row in reader]
-
-
-def json_lines(path: Path) -> tuple[list[str], Lines]:
-    """Returns columns and rows of a file with an object per line. Numbers and true become text, null is empty."""
-    header: dict[str, None] = {}
-    lines: Lines = []
-    with open(path, encoding="utf-8-sig") as handle:
-        for number, text in enumerate(handle, 1):
-            if not text.strip():
-                continue
-            try:
-                row = {column_name(k): "" if v is None else str(v).strip() for k, v in json.loads(text).items()}
-            except (ValueError, AttributeError):
-                raise UserError(f'{path}, line {number}: expected an object such as {{"path": ...}}') from None
-            header |= dict.fromkeys(row)
-            lines.append((number, row))
-    return list(header), [(number, {name: row.get(name, "") for name in header}) for number, row in lines]
+def id_in(line: dict[str, str], column: str, where: str) -> str:
+    """Returns the id in a column, '' for a missing one."""
+    try:
+        return canonical(line.get(column, ""))
+    except UserError as error:
+        raise UserError(f"{where}: {column}: {error}") from None
 
 
 def flag(line: dict[str, str], column: str, where: str) -> bool:
@@ -110,14 +82,22 @@ def splits_of(line: dict[str, str], where: str, marked: bool) -> tuple[str, ...]
 
 
 def box_of(line: dict[str, str], where: str) -> tuple[int, int, int, int] | None:
-    """Returns left, top, right, bottom of the crop in pixels, None for the whole image."""
+    """Returns left, top, right, bottom of the crop in pixels, None for the whole image: empty or missing values."""
     words = [line[name] for name in BOX]
-    if not any(words):
+    if not any(map(canonical, words)):
         return None
     try:
-        left, top, right, bottom = (round(float(word)) for word in words)
+        values = [float(word) for word in words]
     except ValueError:
         raise UserError(f"{where}: the crop box must be four numbers, got {', '.join(words)}") from None
+    if not all(math.isfinite(value) and abs(value) < 2**31 for value in values):
+        raise UserError(f"{where}: the crop box must be four numbers of pixels, got {', '.join(words)}")
+    if any(values) and all(0 <= value <= 1 for value in values):
+        raise UserError(
+            f"{where}: {', '.join(BOX)} are within 0 to 1 ({', '.join(words)}), so they are shares of the image; crop "
+            "boxes are in pixels: multiply x1 and x2 by the image's width, y1 and y2 by its height"
+        )
+    left, top, right, bottom = map(round, values)
     if not (0 <= left < right and 0 <= top < bottom):
         raise UserError(f"{where}: the crop box {', '.join(words)} is empty or begins outside of the image")
     return left, top, right, bottom
@@ -153,21 +133,26 @@ class Layout:
         """Returns split -> row for one line of the table; empty for a line that is left out."""
         where = f"{self.path}, line {number}"
         splits = splits_of(line, where, self.marked)
-        empty = [name for name in self.required if not line[name] and not (name == "pid" and splits == ("train",))]
-        if empty:
-            raise UserError(f"{where}: {empty[0]} must not be empty")
-        if line["pid"] == "-1":
+        ids = {name: id_in(line, name, where) for name in ("pid", "camid", "viewid", "seq")}
+        values = {"path": line["path"], "pid": ids["pid"], "camid": ids["camid"]}
+        for name in self.required:
+            if not values[name] and not (name == "pid" and splits == ("train",)):
+                found = f" ({line[name]!r} is a missing value)" if line[name] else ""
+                raise UserError(f"{where}: {name} must not be empty{found}")
+        if len(line["path"]) > LONGEST_PATH:
+            raise UserError(f"{where}: a path of {len(line['path']):,} letters is longer than {LONGEST_PATH:,}")
+        if ids["pid"] == JUNK:
             return {}
         extra = {name: line[name] for name in self.unused} or None
-        box, seq = box_of(line, where) if self.boxed else None, line.get("seq") or None
+        box, seq = box_of(line, where) if self.boxed else None, ids["seq"] or None
         if len(splits) == 2 and seq is None:
             seq = f"row {number}"  # never its own match
         return {
             split: RawRow(
                 path=str(self.folder / line["path"]),
-                pid=line["pid"] or None,
-                cam=line.get("camid", int(split == "gallery")),
-                view=line.get("viewid") or "0",
+                pid=ids["pid"] or None,
+                cam=ids["camid"] if "camid" in line else int(split == "gallery"),
+                view=ids["viewid"] or "0",
                 seq=seq,
                 box=box,
                 extra=extra,
@@ -176,16 +161,20 @@ class Layout:
         }
 
 
-def read_table(spec: DatasetSpec, path: Path, image_dir: str = "", **options: Any) -> RawSplits:
+def read_table(
+    spec: DatasetSpec, path: Path, image_dir: str = "", max_table_gb: float = MOST_GB, **options: Any
+) -> RawSplits:
     """Reads rows of path, pid, split and, if known, camid, viewid, seq and a crop box.
 
-    Ids may be text; pid -1 is junk. Split ``test`` is query and gallery at once. With a ``camid`` column, gallery
-    images of a query's identity and camera do not count, the image itself among them. Without one there is no camera
-    filter (query 0, gallery 1), and an image is never its own match. A training row without a pid is unlabelled.
-    Training rows are sorted by path, the others keep their order.
+    Ids may be text (see ``identifiers.canonical``); pid -1 is junk. Split ``test`` is query and gallery at once. With a
+    ``camid`` column, gallery images of a query's identity and camera do not count, the image itself among them. Without
+    one there is no camera filter (query 0, gallery 1), and an image is never its own match. A training row whose pid is
+    empty, or a missing value such as ``nan``, is unlabelled. Training rows are sorted by path, the others keep their
+    order. max_table_gb: size of the file at most.
     """
-    header, lines = table_lines(path)
-    layout = Layout.of(path, header, Path(image_dir) if image_dir else path.parent)
+    header, lines, notes = table_lines(path, max_table_gb)
+    long = {k for _, line in lines for k, v in line.items() if len(v) > LONGEST and k not in COLUMNS}
+    layout = Layout.of(path, [name for name in header if name not in long], Path(image_dir or path.parent))
     splits: dict[str, list[RawRow]] = {"train": [], "query": [], "gallery": []}
     words, only_both = set(), True
     for number, line in lines:
@@ -203,7 +192,10 @@ def read_table(spec: DatasetSpec, path: Path, image_dir: str = "", **options: An
     if among_themselves and "seq" not in header:
         for row in (*splits["query"], *splits["gallery"]):
             row.seq = None
-    notes = [f"{path}: nothing reads the columns {', '.join(layout.unused)}"] if layout.unused else []
+    if layout.unused:
+        notes.append(f"{path}: nothing reads the columns {', '.join(layout.unused)}")
+    if long:
+        notes.append(f"{path}: the columns {', '.join(sorted(long))} are left out, with texts above {LONGEST} letters")
     return RawSplits(
         train=sorted(splits["train"], key=lambda row: row.path),
         query=splits["query"],

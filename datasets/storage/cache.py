@@ -33,7 +33,10 @@ LEAST = 10_000
 """Shorter lists are parsed faster than it is worth keeping them."""
 JUST_NOW = 2.0
 """Seconds; what changed this lately may change again within the same tick of a file system's clock."""
-READING = ("readers/*.py", "catalogue/*.py", "dataset.py", "joining.py", "records.py", "paths.py", "storage/cache.py")
+READING = (
+    "readers/*.py", "catalogue/*.py", "identifiers.py", "dataset.py", "joining.py", "records.py", "paths.py",
+    "storage/cache.py",
+)  # fmt: skip
 """The code that makes lists, below ``datasets/``: when one of these files changes, kept copies are not used."""
 ID_COLUMNS = ("pids", "camids", "viewids", "domain")
 STORED = (*ID_COLUMNS, "seqs", "boxes", "identities", "cameras", "views")

@@ -38,21 +38,36 @@ def read_bytes(path: str) -> bytes:
         if len(raw) != length:
             raise OSError(None, f"the shard ends before byte {int(match[2]) + length}", match[1])
         return raw
+    try:
+        return read_regular(path, LARGEST)
+    except OverflowError as error:
+        raise OSError(None, str(error), path) from None
+
+
+def read_regular(path: str, most: int) -> bytes:
+    """Returns the content of a regular file, looked at before memory is taken.
+
+    Raises ``OSError`` if it does not exist or is no file: a FIFO would wait for ever, a device never end. Raises
+    ``OverflowError`` if it has more than ``most`` bytes, ``ValueError`` for a name that no file can have.
+    """
     handle = os.open(path, NOT_WAITING)
     try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             is_folder = stat.S_ISDIR(status.st_mode)
             raise OSError(None, os.strerror(errno.EISDIR) if is_folder else "it is not a regular file", path)
-        if status.st_size > LARGEST:
-            raise OSError(None, f"{status.st_size / 1e9:.1f} GB are more than any image has", path)
+        if status.st_size > most:
+            raise OverflowError(f"{status.st_size / 1e9:.2f} GB are more than the {most / 1e9:g} GB that are read")
         raw = os.read(handle, status.st_size + 1)
-        if len(raw) < status.st_size:  # a network folder may give less at once
-            blocks = [raw]
-            while block := os.read(handle, 1 << 24):
-                blocks.append(block)
-            raw = b"".join(blocks)
-        return raw
+        if len(raw) == status.st_size:
+            return raw
+        blocks, size = [raw], len(raw)  # a network folder may give less at once, a file of /proc has no size
+        while block := os.read(handle, 1 << 20):
+            blocks.append(block)
+            size += len(block)
+            if size > most:
+                raise OverflowError(f"it has more than the {most / 1e9:g} GB that are read")
+        return b"".join(blocks)
     finally:
         os.close(handle)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from datasets.catalogue.spec import DatasetSpec
 
 INDEX = "index.npz"
-LOCATIONS = ("spec", "folder", "path", "root", "name", "workers", "file", "image_dir", "view_dir")
+LOCATIONS = ("spec", "folder", "path", "root", "name", "workers", "file", "image_dir", "view_dir", "max_table_gb")
 """Parameters of readers that say where data are, not what they are."""
 
 

@@ -129,7 +129,7 @@ def tables() -> list[tuple[str, bytes]]:
         for pid in range(1, 9) for cam in (1, 2) for i in range(2)
         for split in (["train"] if pid < 5 else ["query" if i == 0 else "gallery"])
     ]  # fmt: skip
-    text = "path,pid,camid,split,left,top,right,bottom\n" + "\n".join(rows) + "\n"
+    text = "path,pid,camid,split,x1,y1,x2,y2\n" + "\n".join(rows) + "\n"
     lines = [dict(zip(("path", "pid", "camid", "split"), row.split(",")[:4], strict=True)) for row in rows]
     jsonl = "\n".join(json.dumps({**line, "pid": int(line["pid"])}) for line in lines)
     return [("dataset.csv", text.encode()), ("dataset.jsonl", jsonl.encode())]
