@@ -308,6 +308,7 @@ SOLVER = {
 TEST = {
     "IMS_PER_BATCH": Key(128, "images per batch", min=1),
     "WEIGHT": Key("", "checkpoint to test"),
+    "CALIBRATION": Key("", "file of tools.calibrate by which an extractor decides; '' for features alone"),
     "NECK_FEAT": Key("after", "retrieval feature before or after the neck", choices=("before", "after")),
     "FEAT_NORM": Key("yes", "yes or no: scale features to unit length; upstream normalises either way"),
     "RE_RANKING": Key(False, "k-reciprocal re-ranking; upstream never does it"),

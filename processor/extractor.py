@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from model.networks.clip_reid import PromptReID
 from model.sentences import refuse_missing_text_tower, refuse_without_text, sentence_features, token_table
 from processor.trained import weight_file
 from utils import switch
+from utils.calibration import Calibration
 from utils.checkpoint import as_tensors, load_complete
 from utils.device import choose_device
 from utils.errors import UserError
@@ -78,6 +79,7 @@ class Extractor:
         self.flip, self.unit, self.sides, self.space, self.batch_size = flip, unit, sides, space, batch_size
         self.call: Callable[..., Tensor] = model.embed if isinstance(model, PromptReID) and space == TEXT else model
         self._sentences, self.rules = sentences, rules
+        self.calibration: Calibration | None = None
         self.width = self.features(torch.zeros(1, 3, *size)).shape[1]
 
     @classmethod
@@ -113,6 +115,27 @@ class Extractor:
         labels = {k: v.to(self.device) for k, v in columns.items() if k in self.sides and v is not None}
         feats = mean_with_mirrored(self.call, images, **labels) if self.flip else self.call(images, **labels)
         return to_unit_length(feats) if self.unit else feats.float()
+
+    def same(self, a: Picture, b: Picture) -> float:
+        """Returns the probability that two images show one identity, by TEST.CALIBRATION."""
+        calibration = self._calibrated()
+        one, two = self([a]), self([b])
+        return float(calibration.probability(calibration.distances(one, two))[0, 0])
+
+    def identify(
+        self, query: Picture, gallery: Mapping[Hashable, np.ndarray], far: float | None = None
+    ) -> tuple[Hashable | None, float]:
+        """Returns who an image shows, None for nobody in the gallery, and the probability that the nearest is the same.
+
+        gallery: identity -> features (n, D), as this extractor gives them. far: the false accept rate whose threshold
+        decides, one of TEST.CALIBRATION's; None for the strictest.
+        """
+        return self._calibrated().identify(self([query])[0], gallery, far)
+
+    def _calibrated(self) -> Calibration:
+        if self.calibration is None:
+            raise UserError("decisions need TEST.CALIBRATION, a file that tools.calibrate wrote for this model")
+        return self.calibration
 
     def sentences(self, words: list[str]) -> np.ndarray:
         """Returns features of sentences, (S, D) float32 of unit length, to search a gallery of space ``text`` with."""
@@ -171,7 +194,7 @@ def make_extractor(cfg: CfgNode, space: str = IMAGE) -> Extractor:
     if space == TEXT:
         refuse_missing_text_tower(cfg, report)
     sides = (("cam_label", cameras), ("view_label", views))
-    return Extractor(
+    extractor = Extractor(
         model,
         build_transforms(cfg, is_train=False),
         (cfg.INPUT.SIZE_TEST[0], cfg.INPUT.SIZE_TEST[1]),
@@ -185,6 +208,12 @@ def make_extractor(cfg: CfgNode, space: str = IMAGE) -> Extractor:
         sentences=make_sentence_encoder(cfg, model) if space == TEXT else None,
         rules=PixelRules.from_cfg(cfg),
     )
+    if cfg.TEST.CALIBRATION:
+        extractor.calibration = Calibration.read(cfg.TEST.CALIBRATION)
+        extractor.calibration.refuse_other(
+            extractor.model_hash, cfg.TEST.METRIC, extractor.unit, f"TEST.CALIBRATION {cfg.TEST.CALIBRATION}"
+        )
+    return extractor
 
 
 def make_sentence_encoder(cfg: CfgNode, model: RetrievalModel) -> Callable[[list[str]], Tensor]:

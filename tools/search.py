@@ -29,6 +29,7 @@ from datasets.storage.pixels import PixelRules
 from processor.extractor import IMAGE, TEXT, Extractor, make_extractor
 from tools.pages.page import write_page
 from tools.pages.shots import QUERY, RIGHT, UNKNOWN, WRONG, load_thumbnails, shot
+from utils.calibration import Calibration
 from utils.commands import make_parser, run_command
 from utils.errors import UserError
 from utils.feature_files import META, PLAN, Features
@@ -182,19 +183,61 @@ def hits(indices: np.ndarray, distances: np.ndarray, rows: dict[int, dict[str, s
 
 
 @dataclass(frozen=True)
+class Decisions:
+    """What a calibration says about matches. limit: the largest distance of a match that counts."""
+
+    calibration: Calibration
+    limit: float
+
+    def with_probabilities(self, found: list[Columns]) -> list[Columns]:
+        """Returns the matches of a query with the probability that each shows the query's identity."""
+        shares = self.calibration.probability(np.array([hit["distance"] for hit in found]))
+        return [hit | {"probability": round(float(share), 6)} for hit, share in zip(found, shares, strict=True)]
+
+    def knows(self, hit: Columns) -> bool:
+        """Returns whether a match is near enough."""
+        return hit["distance"] <= self.limit
+
+
+def make_decisions(args: argparse.Namespace, gallery: Gallery, metric: str, unit: bool) -> Decisions | None:
+    """Reads --calibration. Raises ``UserError`` if it is of another model or distance than the gallery."""
+    if not args.calibration:
+        if args.far is not None:
+            raise UserError("--far: chooses a threshold of --calibration, which is missing")
+        return None
+    calibration = Calibration.read(args.calibration)
+    known = str(gallery.meta.get("model_hash", ""))
+    if not known and not args.force:
+        raise UserError(
+            f"{gallery.path}: does not say which model its features are of, so {args.calibration} may be of another; "
+            "--force decides all the same"
+        )
+    calibration.refuse_other(known or calibration.model_hash, metric, unit, args.calibration)
+    return Decisions(calibration, calibration.threshold(args.far).distance)
+
+
+@dataclass(frozen=True)
 class Matches:
-    """The result of a search: (Q, k) gallery rows, nearest first, and their distances."""
+    """The result of a search: (Q, k) gallery rows, nearest first, and their distances.
+
+    decisions: what turns distances into probabilities, and the largest distance of somebody known; None for neither.
+    """
 
     queries: SearchQueries
     gallery: Gallery
     indices: np.ndarray
     distances: np.ndarray
+    decisions: Decisions | None = None
 
     def lists(self) -> Iterator[tuple[Columns, list[Columns]]]:
         """Yields each query and its list."""
         rows = self.gallery.rows(np.unique(self.indices).tolist())
         for query, indices, distances in zip(self.queries.columns, self.indices, self.distances, strict=True):
-            yield query, hits(indices, distances, rows)
+            found = hits(indices, distances, rows)
+            if self.decisions is not None:
+                found = self.decisions.with_probabilities(found)
+                query = query | {"known": bool(found) and self.decisions.knows(found[0])}
+            yield query, found
 
     def json_lines(self) -> Iterator[str]:
         """Yields a line of JSON for each query."""
@@ -204,7 +247,8 @@ class Matches:
     def table(self) -> tuple[list[str], Iterator[list]]:
         """Returns the columns and rows of a CSV file: query, rank, distance, row, and what is known of the image."""
         known = list(next(iter(self.gallery.rows([int(self.indices.flat[0])]).values()), {}))
-        columns = ["query", "rank", "distance", "row", *known]
+        decided = [] if self.decisions is None else ["probability"]
+        columns = ["query", "rank", "distance", *decided, "row", *known]
         return columns, (
             [query_title(query), *(hit.get(name, "") for name in columns[1:])]
             for query, matches in self.lists() for hit in matches
@@ -229,6 +273,8 @@ def match_shot(query: Columns, hit: Columns) -> dict[str, Any]:
     if query.get("pid") and hit.get("pid"):
         kind = RIGHT if query["pid"] == hit["pid"] else WRONG
     label = f"{hit['distance']:.3f}" if hit.get("path") else f"row {hit['row']}, {hit['distance']:.3f}"
+    if "probability" in hit:
+        label += f", P {hit['probability']:.2f}"
     description = f"place {hit['rank']}, distance {hit['distance']:.3f}"
     return shot(hit.get("path", ""), kind, label, description, box_of_columns(hit))
 
@@ -238,12 +284,13 @@ def write_search_page(path: Path, matches: Matches, how: str) -> int:
     count, places = ON_PAGE
     shown = Matches(
         SearchQueries(matches.queries.feats[:count], matches.queries.columns[:count]), matches.gallery,
-        matches.indices[:count, :places], matches.distances[:count, :places],
+        matches.indices[:count, :places], matches.distances[:count, :places], matches.decisions,
     )  # fmt: skip
     rows = []
     for query, hits_of_query in shown.lists():
         title = query_title(query).encode(errors="replace").decode()  # file names need not be UTF-8
         shots = [match_shot(query, hit) for hit in hits_of_query]
+        title += "" if query.get("known", True) else ": unknown, nobody is near enough"
         rows.append({
             "title": title, "query": shot(query.get("path", ""), QUERY, "", title, box_of_columns(query)),
             "lists": [{"name": f"nearest to {title}", "shots": shots}],
@@ -285,14 +332,15 @@ def find_matches(args: argparse.Namespace, queries: SearchQueries, gallery: Gall
     unscaled = args.raw or gallery.meta.get("unit_length") is False
     unit = bool(args.text) or metric == "cosine" or not unscaled
     memory = int(args.memory * 1e9) or free_memory() // 4
+    decisions = make_decisions(args, gallery, metric, unit)
     if not args.index:
         indices, distances = search(queries.feats, gallery.array, args.k, metric, unit, memory)
-        return Matches(queries, gallery, indices, distances), f"Exact. Distances are {metric}."
+        return Matches(queries, gallery, indices, distances, decisions), f"Exact. Distances are {metric}."
     index = make_index(gallery.array, unit, index_file(gallery) if unit else None)
     indices, distances = approximate_search(queries.feats, index, args.k, metric, unit)
     share = recall(queries.feats, gallery.array, indices, metric, unit, memory)
     how = f"FAISS, {index.nprobe} of {index.nlist} lists: recall {share:.4f} of the exact {indices.shape[1]} nearest."
-    return Matches(queries, gallery, indices, distances), f"{how} Distances are {metric}."
+    return Matches(queries, gallery, indices, distances, decisions), f"{how} Distances are {metric}."
 
 
 def run_search(args: argparse.Namespace) -> None:
@@ -309,6 +357,9 @@ def run_search(args: argparse.Namespace) -> None:
         failed = write_search_page(args.page, matches, how)
         print(f"{args.page}" + (f": {failed} images could not be read" if failed else ""), file=notes)
     skipped = f", {len(queries.skipped)} skipped" if queries.skipped else ""
+    if matches.decisions is not None:
+        unknown = int((matches.distances[:, 0] > matches.decisions.limit).sum())
+        skipped += f"; {unknown} show nobody of the gallery (distance above {matches.decisions.limit:.4f})"
     where = f"{args.out}: " if args.out else ""
     print(
         f"{where}the {matches.indices.shape[1]} nearest of {len(gallery)} images for {len(queries.columns)} "
@@ -338,6 +389,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--raw", action="store_true", help="do not scale features to unit length")
     parser.add_argument("--memory", type=float, default=0, metavar="GB", help="working memory (a quarter of the free)")
     parser.add_argument("--index", choices=("faiss",), help="approximate, in memory; prints its recall")
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help="of tools.calibrate: adds P(same) and 'known'")
+    parser.add_argument("--far", type=float, metavar="RATE", help="whose threshold decides; the file's strictest")
     parser.add_argument("--force", action="store_true", help="search even if query and gallery are of different models")
     args = parser.parse_args(argv)
     if args.memory < 0:

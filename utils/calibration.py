@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,32 @@ class Calibration:
                 f"{path}: is of TEST.METRIC {self.metric!r} with TEST.FEAT_NORM {self.normalize}, not of {metric!r} "
                 f"with {normalize}"
             )
+
+    def distances(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Returns the distances (n, m) between features (n, D) and (m, D) that thresholds and probabilities are of."""
+        a, b = (np.asarray(feats, np.float64) for feats in (a, b))
+        if self.normalize or self.metric == "cosine":
+            a, b = (feats / np.maximum(np.linalg.norm(feats, axis=1, keepdims=True), 1e-12) for feats in (a, b))
+        if self.metric == "cosine":
+            return 1 - a @ b.T
+        return np.maximum((a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T, 0)
+
+    def identify(
+        self, query: np.ndarray, gallery: Mapping[Hashable, np.ndarray], far: float | None = None
+    ) -> tuple[Hashable | None, float]:
+        """Returns the identity of the nearest image, None if it is beyond the threshold, and P(same) of that pair.
+
+        query: one feature (D,). gallery: identity -> features (n, D). far: see ``threshold``. Raises ``UserError`` for
+        an empty gallery.
+        """
+        nearest = {
+            name: float(self.distances(query[None], feats).min()) for name, feats in gallery.items() if len(feats)
+        }
+        if not nearest:
+            raise UserError("there is nobody in the gallery to identify a query with")
+        name = min(nearest, key=lambda one: nearest[one])
+        known = nearest[name] <= self.threshold(far).distance
+        return (name if known else None), float(self.probability(np.array(nearest[name])))
 
     def write(self, path: str | Path) -> None:
         """Writes the file as JSON."""

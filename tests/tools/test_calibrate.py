@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from processor.extractor import Extractor
 from tests.runs import call
 from tests.tiny import options, words, write_market
+from tools import extract, search
 from tools.calibrate import main
 from utils.calibration import Calibration
 from utils.errors import UserError
@@ -84,6 +88,86 @@ def test_identities_of_training_are_refused(trained, tmp_path):
     changed = settings + words({"DATASETS__NAMES": "csv", "DATASETS__FILE": str(table)})
     with pytest.raises(UserError, match="12 of the identities to calibrate on are in its training list"):
         main([*map(str, changed)])
+
+
+@pytest.fixture(scope="module")
+def decided(trained, tmp_path_factory):
+    """A calibration, an extractor that decides by it, and an extracted gallery."""
+    settings, folder = trained
+    path = tmp_path_factory.mktemp("calibration") / "c.json"
+    main(["--far", "0.2", "0.05", "--out", str(path), *map(str, settings)])
+    root = Path(settings[settings.index("DATASETS.ROOT_DIR") + 1]) / "market1501"
+    gallery = tmp_path_factory.mktemp("gallery") / "features"
+    extract.main(["--images", str(root / "bounding_box_test"), "--out", str(gallery), *map(str, settings)])
+    extractor = Extractor.load("", settings[-1], *map(str, settings[:-2]), "TEST.CALIBRATION", str(path))
+    return path, extractor, gallery, root
+
+
+def test_an_extractor_says_who_is_the_same(decided, trained):
+    path, extractor, _, root = decided
+    calibration, images = Calibration.read(path), sorted((root / "query").glob("*.jpg"))[:6]
+    feats = extractor(images)
+    assert extractor.same(images[0], images[0]) == extractor.same(str(images[0]), Image.open(images[0]))
+    distance = float(((feats[0] - feats[1]) ** 2).sum())
+    expected = calibration.probability(np.array(distance))
+    assert extractor.same(images[0], images[1]) == pytest.approx(float(expected), abs=1e-4)
+    gallery = {"one": feats[:2], "two": feats[2:4], "nobody": feats[:0]}
+    assert extractor.identify(images[3], gallery)[0] == "two"
+    name, probability = extractor.identify(images[0], {"far": -feats[:1]})
+    assert name is None and probability == pytest.approx(float(calibration.probability(np.array(4.0))))
+    with pytest.raises(UserError, match="nobody in the gallery"):
+        extractor.identify(images[0], {})
+    settings, _ = trained
+    plain = Extractor.load("", settings[-1], *map(str, settings[:-2]))
+    with pytest.raises(UserError, match="decisions need TEST.CALIBRATION"):
+        plain.same(images[0], images[1])
+    with pytest.raises(UserError, match="TEST.CALIBRATION .* is of another model"):
+        Extractor.load("", settings[-1], *map(str, settings[:-2]), "TEST.CALIBRATION", path, "TEST.FLIP", True)
+
+
+def test_distances_are_those_of_the_evaluation(decided):
+    path, _, _, _ = decided
+    calibration, rng = Calibration.read(path), np.random.default_rng(0)
+    a, b = rng.standard_normal((3, 8)), rng.standard_normal((4, 8))
+    unit = [feats / np.linalg.norm(feats, axis=1, keepdims=True) for feats in (a, b)]
+    assert calibration.distances(a, b) == pytest.approx(((unit[0][:, None] - unit[1]) ** 2).sum(2))
+    cosine = replace(calibration, metric="cosine", normalize=False)
+    assert cosine.distances(a, b) == pytest.approx(1 - unit[0] @ unit[1].T)
+    raw = replace(calibration, normalize=False)
+    assert raw.distances(a, b) == pytest.approx(((a[:, None] - b) ** 2).sum(2))
+
+
+def test_a_search_says_who_is_known(decided, trained, tmp_path, capsys):
+    path, extractor, gallery, root = decided
+    calibration, (settings, _) = Calibration.read(path), trained
+    query = [str(file) for file in sorted((root / "query").glob("*.jpg"))[:5]]
+    arguments = ["--query", *query, "--gallery", str(gallery), "--k", "3"]
+    for far in (0.2, 0.05):
+        out = tmp_path / f"{far}.jsonl"
+        decide = ["--calibration", str(path), "--far", str(far)]
+        search.main([*arguments, *decide, "--out", str(out), *map(str, settings)])
+        limit = calibration.threshold(far).distance
+        lines = [json.loads(line) for line in out.read_text().splitlines()]
+        assert [line["query"]["known"] for line in lines] == [line["found"][0]["distance"] <= limit for line in lines]
+        for hit in (hit for line in lines for hit in line["found"]):
+            assert hit["probability"] == pytest.approx(
+                float(calibration.probability(np.array(hit["distance"]))), abs=1e-5
+            )
+        unknown = sum(not line["query"]["known"] for line in lines)
+        assert f"{unknown} show nobody of the gallery (distance above {limit:.4f})" in capsys.readouterr().out
+    search.main([*arguments, "--calibration", str(path), "--out", str(tmp_path / "t.csv"), *map(str, settings)])
+    assert (tmp_path / "t.csv").read_text().startswith("query,rank,distance,probability,row")
+    search.main([*arguments, "--calibration", str(path), "--page", str(tmp_path / "p.html"), *map(str, settings)])
+    assert ", P " in (tmp_path / "p.html").read_text()
+    np.save(tmp_path / "g.npy", extractor(query))
+    with pytest.raises(UserError, match="does not say which model"):
+        search.main(
+            ["--query", str(tmp_path / "g.npy"), "--gallery", str(tmp_path / "g.npy"), "--calibration", str(path)]
+        )
+    with pytest.raises(UserError, match="--far: chooses a threshold"):
+        search.main([*arguments, "--far", "0.2", *map(str, settings)])
+    with pytest.raises(UserError, match="is of TEST.METRIC 'euclidean'"):
+        search.main([*arguments, "--metric", "cosine", "--calibration", str(path), *map(str, settings)])
 
 
 DAMAGE = {
