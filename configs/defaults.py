@@ -23,7 +23,8 @@ class Key:
     type: the type of the value, or of each element of a list, where the default is None, 'auto' or ().
     is_list: a list of any length is accepted (otherwise the default's length is binding). A single value counts as a
     list of one, but stays a single value where the default is one.
-    min, max: bounds of a number, or of each number of a list. choices: the only texts that are accepted.
+    min, max: bounds of a number, or of each number of a list; no key takes nan or an infinity. hint: what to do about
+    a number beyond them. choices: the only texts that are accepted. path: ``~`` and ``$VAR`` are replaced.
     """
 
     default: Any
@@ -33,6 +34,8 @@ class Key:
     min: float | None = None
     max: float | None = None
     choices: tuple[str, ...] = ()
+    hint: str = ""
+    path: bool = False
 
 
 MODEL = {
@@ -48,9 +51,9 @@ MODEL = {
     "PRETRAIN_CHOICE": Key("imagenet", "imagenet: load PRETRAIN_PATH into the backbone; self: into the whole model; "
                            "no: random weights"),
     "PRETRAIN_PATH": Key("", "file of the pre-trained weights, or timm:NAME, open_clip:TAG for what these libraries "
-                         "give out; empty: fetched by the library that has them"),
+                         "give out; empty: fetched by the library that has them", path=True),
     "PRETRAIN_HW_RATIO": Key(1, "height over width of the grid the position embeddings were trained on: 1 for "
-                             "ImageNet, 2 for pre-training at 256x128"),
+                             "ImageNet, 2 for pre-training at 256x128", min=1),
     "NECK": Key("bnneck", "bnneck or no: batch norm before the classifier of a ResNet", choices=("bnneck", "no")),
     "IF_WITH_CENTER": Key("no", "upstream's announcement of the center loss"),
     "ID_LOSS_TYPE": Key("softmax", "classifier: softmax, arcface, cosface, amsoftmax, circle",
@@ -76,9 +79,9 @@ MODEL = {
     "GEM_POOLING": Key(False, "add the generalised mean of the patch tokens to the class token"),
     "STEM_CONV": Key(False, "convolutional stem with instance and batch norm (ICS) in place of the patch embedding"),
     "JPM": Key(False, "jigsaw patch module: four local branches beside the global one"),
-    "SHIFT_NUM": Key(5, "JPM: patches are rotated by SHIFT_NUM - 1 places; 5 for people, 8 for vehicles"),
-    "SHUFFLE_GROUP": Key(2, "JPM: groups of the patch shuffle"),
-    "DEVIDE_LENGTH": Key(4, "JPM: a local branch sees one DEVIDE_LENGTH-th of the patches"),
+    "SHIFT_NUM": Key(5, "JPM: patches are rotated by SHIFT_NUM - 1 places; 5 for people, 8 for vehicles", min=1),
+    "SHUFFLE_GROUP": Key(2, "JPM: groups of the patch shuffle", min=1),
+    "DEVIDE_LENGTH": Key(4, "JPM: a local branch sees one DEVIDE_LENGTH-th of the patches", min=1),
     "RE_ARRANGE": Key(True, "JPM: shift and shuffle the patches before cutting them"),
     "SIE_COE": Key(3.0, "factor of the side information embedding"),
     "SIE_CAMERA": Key(False, "embed the camera"),
@@ -100,11 +103,13 @@ MODEL = {
     "MSVIT.WIDTHS": Key((), "MSViT: widths of the four stages; empty: those of msvit_s or msvit_l", type=int, min=1),
     "MSVIT.BLOCKS": Key((), "MSViT: convolution blocks of the four stages; empty: 3, 6, 15, 3", type=int, min=1),
     "MSVIT.NUM_PART": Key(2, "MSViT: parts of the second branch, with a head each", min=1),
-    "MSVIT.SPARSE_RATIO": Key(0.3, "MSViT: share of a window's tokens that each token attends to; 1: all"),
+    "MSVIT.SPARSE_RATIO": Key(0.3, "MSViT: share of a window's tokens that each token attends to; 1: all", min=0,
+                              max=1),
     "MSVIT.SPLIT_SIZE": Key([8, 8], "MSViT: rows and columns of tokens in an attention window; 16 times them divides "
                             "the image", min=1),
     "MSVIT.SPARSE_POOL": Key(True, "MSViT: parts are interleaved rows of the map; False: stripes"),
-    "MSVIT.BATCH_ERASING": Key(0.4, "MSViT: largest share of an image that erasing inside the network takes; 0: none"),
+    "MSVIT.BATCH_ERASING": Key(0.4, "MSViT: largest share of an image that erasing inside the network takes; 0: none",
+                               min=0, max=1),
     "MSVIT.BATCH_ERASING_PROB": Key(0.5, "MSViT: probability of that erasing", min=0, max=1),
     "MSVIT.FREEZE": Key(["stem"], "MSViT: parts that are not trained, of stem, layer1, layer2, layer3; their batch "
                         "norm keeps counting", type=str, is_list=True,
@@ -115,6 +120,8 @@ MODEL = {
     "COMPILE": Key(False, "torch.compile the model; off, since the first step takes minutes"),
     "GRAD_CHECKPOINT": Key(False, "recompute activations in the backward pass: less memory, more time"),
 }
+
+_OF_PIXELS = "it is of pixels from 0 to 1; divide one of pixels from 0 to 255 by 255"
 
 INPUT = {
     "SIZE_TRAIN": Key([384, 128], "height and width of training images", min=1),
@@ -155,16 +162,17 @@ INPUT = {
                       "ImageNet's mean, which normalises to about 0: nothing to see", min=0, max=255),
     "MAX_PIXELS": Key(89_478_485, "most pixels of an image file, as a few kilobytes may claim any number; Pillow's "
                       "limit, a quarter of a GB while an image is read", min=1),
-    "PIXEL_MEAN": Key([0.485, 0.456, 0.406], "mean of the normalisation; ImageNet's"),
-    "PIXEL_STD": Key([0.229, 0.224, 0.225], "standard deviation of the normalisation; ImageNet's"),
+    "PIXEL_MEAN": Key([0.485, 0.456, 0.406], "mean of the normalisation; ImageNet's", min=0, max=1, hint=_OF_PIXELS),
+    "PIXEL_STD": Key([0.229, 0.224, 0.225], "standard deviation of the normalisation; ImageNet's", min=1e-3, max=1,
+                     hint=_OF_PIXELS),
 }
 
 DATASETS = {
     "NAMES": Key("market1501", "dataset to train on, or several", type=str, is_list=True),
     "TARGETS": Key((), "datasets to test on or adapt to, beside or instead of the test splits of NAMES", type=str),
-    "ROOT_DIR": Key("../data", "folder that holds the datasets; upstream's default"),
-    "ROOT_TRAIN_DIR": Key("../data", "training root of a dataset class that upstream never released"),
-    "ROOT_VAL_DIR": Key("../data", "test root of a dataset class that upstream never released"),
+    "ROOT_DIR": Key("../data", "folder that holds the datasets; upstream's default", path=True),
+    "ROOT_TRAIN_DIR": Key("../data", "training root of a dataset class that upstream never released", path=True),
+    "ROOT_VAL_DIR": Key("../data", "test root of a dataset class that upstream never released", path=True),
     "USE_ALL": Key(False, "train on train + query + gallery (domain generalisation)"),
     "VAL_SHARE": Key(0.0, "share of the training identities that is held out for validation", min=0, max=1),
     "TEST_SHARE": Key(0.5, "share of the identities for testing, where a folder comes without split folders", min=0,
@@ -173,7 +181,7 @@ DATASETS = {
     "SYNTHETIC.IDS": Key(64, "built-in data: identities; the first half trains, the second tests", min=4),
     "SYNTHETIC.CAMERAS": Key(4, "built-in data: cameras", min=2),
     "SYNTHETIC.IMAGES": Key(4, "built-in data: images per identity and camera", min=2),
-    "SYNTHETIC.SEED": Key(0, "built-in data: seed"),
+    "SYNTHETIC.SEED": Key(0, "built-in data: seed", min=0),
     "SYNTHETIC.CAMERA_GAP": Key(
         100, "built-in data: percent of the difference between cameras; at 0 all see one place in one light",
         min=0, max=100,
@@ -181,26 +189,27 @@ DATASETS = {
     "OPTIONS": Key((), "options for one dataset among several: ['cuhk03.classic', True, ...]"),
     "LIST_CACHE": Key(True, "keep the parsed lists of large sets for the next start, in .lineup beside the images"),
     "SHARDS": Key("", "read the datasets of the run from the tar shards in this folder, which python -m "
-                  "tools.make_shards writes; empty: from their own folders"),
-    "VIEW_DIR": Key("", "VeRi: folder of keypoint_train.txt and keypoint_test.txt; empty: the dataset's own folder"),
-    "FILE": Key("", "csv: the table; empty: dataset.csv or dataset.jsonl in ROOT_DIR"),
-    "IMAGE_DIR": Key("", "csv: folder that the paths are relative to; empty: the table's folder"),
+                  "tools.make_shards writes; empty: from their own folders", path=True),
+    "VIEW_DIR": Key("", "VeRi: folder of keypoint_train.txt and keypoint_test.txt; empty: the dataset's own folder",
+                    path=True),
+    "FILE": Key("", "csv: the table; empty: dataset.csv or dataset.jsonl in ROOT_DIR", path=True),
+    "IMAGE_DIR": Key("", "csv: folder that the paths are relative to; empty: the table's folder", path=True),
     "MAX_TABLE_GB": Key(0.5, "csv: size of the table at most, in GB (10^9 bytes); its rows take some twenty times as "
                         "much memory", min=0, max=1000),
     "CAMERA_PATTERN": Key("", "folder: regular expression with one group that finds the camera in a file name; "
                           "empty: _c(number), used if every file matches"),
     "LABELED": Key(None, "CUHK03: hand-drawn boxes; None: the dataset's default", type=bool),
     "CLASSIC": Key(None, "CUHK03: the classic protocol; None: the dataset's default", type=bool),
-    "SPLIT_ID": Key(None, "CUHK03, PRID: number of the split; None: 0", type=int),
+    "SPLIT_ID": Key(None, "CUHK03, PRID: number of the split; None: 0", type=int, min=0),
     "TEST_SIZE": Key(None, "VehicleID: test identities, 800, 1600 or 2400; None: 800", type=int),
-    "TRIAL": Key(None, "VehicleID: number of the gallery draw; None: 0", type=int),
+    "TRIAL": Key(None, "VehicleID: number of the gallery draw; None: 0", type=int, min=0),
     "USE_VAL": Key(None, "MSMT17: train on list_val too; None: yes", type=bool),
     "MISSING_VIEW": Key(None, "VeRi: drop or keep images without a view; None: by MODEL.SIE_VIEW", type=str,
                         choices=("keep", "drop")),
     "DIRECTION": Key(None, "University-1652: which platform searches which; None: drone to satellite", type=str),
     "MARKET1501_500K": Key(None, "Market-1501: 500,000 distractors join the gallery; None: no", type=bool),
     "FILTER_PATH": Key("", "list of the training images to keep, best first, one name a line or pickled, as python -m "
-                       "tools.cfs writes it; empty: all (luperson: its own CFS_list, if any; 'no': all)"),
+                       "tools.cfs writes it; empty: all (luperson: its own CFS_list, if any; 'no': all)", path=True),
     "KEEP_NUM": Key(None, "images to keep of that list; None: all", type=int, min=1),
 }
 
@@ -209,7 +218,7 @@ DATALOADER = {
     "SAMPLER": Key("softmax", "how batches are drawn: softmax (shuffle), softmax_triplet (P identities x K images), "
                    "id, id_triplet, img_triplet, repeat_iter (MSViT's), two_platforms (University-1652), "
                    "multiple_gallery (cluster contrast), multiple_gallery_nocam (SSDViT's)"),
-    "NUM_INSTANCE": Key(16, "images per identity in a batch (K)"),
+    "NUM_INSTANCE": Key(16, "images per identity in a batch (K)", min=1),
     "REMOVE_TAIL": Key(0, "upstream's threshold for rare identities"),
     "CACHE_GB": Key(0.0, "memory for training images, in GB (10^9 bytes), shared by all workers; 0: none", min=0),
     "CACHE": Key("files", "what that memory holds: files, or pixels, which need no decoding and five to ten times the "
@@ -231,15 +240,15 @@ _OPTIMIZER = {  # what the single-stage solver and both stages of the prompt met
     "IMS_PER_BATCH": Key(64, "images per batch, over all processes", min=1),
     "WARMUP_EPOCHS": Key(5, "epochs of warm-up", min=0),
     "WARMUP_FACTOR": Key(0.01, "multi-step: share of the rate at which the warm-up starts"),
-    "WARMUP_ITERS": Key(500, "multi-step: length of the warm-up, counted in epochs whatever its name says"),
+    "WARMUP_ITERS": Key(500, "multi-step: length of the warm-up, counted in epochs whatever its name says", min=0),
     "WARMUP_METHOD": Key("linear", "multi-step: linear or constant"),
     "WARMUP_LR_INIT": Key(0.01, "cosine: rate at which the warm-up starts"),
     "LR_MIN": Key(1.6e-5, "cosine: floor of the rate"),
     "COSINE_MARGIN": Key(0.5, "margin of arcface, cosface, amsoftmax and circle"),
     "COSINE_SCALE": Key(30.0, "scale of arcface, cosface, amsoftmax and circle"),
-    "CHECKPOINT_PERIOD": Key(10, "epochs between checkpoints; the last epoch is always saved"),
+    "CHECKPOINT_PERIOD": Key(10, "epochs between checkpoints; the last epoch is always saved", min=0),
     "LOG_PERIOD": Key(100, "iterations between log lines"),
-    "EVAL_PERIOD": Key(10, "epochs between evaluations"),
+    "EVAL_PERIOD": Key(10, "epochs between evaluations", min=0),
 }
 
 _FINE_TUNING = {  # what the single-stage solver shares with stage 2 only
@@ -255,7 +264,7 @@ SOLVER = {
     **_OPTIMIZER,
     **_FINE_TUNING,
     "WARMUP_ITERS": Key(0, "multi-step: length of the warm-up in epochs; 0: not given, WARMUP_EPOCHS is. CLIP-ReID's "
-                        "and SVLL-ReID's YAMLs set it, by which they are known"),
+                        "and SVLL-ReID's YAMLs set it, by which they are known", min=0),
     "WARMUP_METHOD": Key("linear", "linear: TransReID's cosine (multi-step for CLIP models); cosine: TransReID-SSL's, "
                          "one epoch later; constant: multi-step with a constant warm-up",
                          choices=("linear", "cosine", "constant")),
@@ -285,7 +294,7 @@ SOLVER = {
                      choices=("auto", "fp32", "fp16", "bf16")),
     "CLIP_GRAD": Key(0.0, "largest norm of the gradient; 0: no clipping", min=0),
     "ACCUMULATION": Key(1, "batches whose gradients are summed before a step", min=1),
-    "RESUME": Key("auto", "auto: continue an unfinished run in OUTPUT_DIR; never: start again; or a path"),
+    "RESUME": Key("auto", "auto: continue an unfinished run in OUTPUT_DIR; never: start again; or a path", path=True),
     "SAVE_EVERY_MINUTES": Key(0.0, "save last inside an epoch too, at the first step after so many minutes, so that a "
                               "kill costs no more of an epoch of hours; 0: at the end of each epoch alone, since most "
                               "epochs take minutes and a save writes all weights and optimizer states", min=0),
@@ -300,28 +309,30 @@ SOLVER = {
     "STAGE1.PROMPT_AUG_SCALE": Key(0.5, "strength of the prompts' augmentation: share that is masked, moved or mixed",
                                    min=0, max=1),
     "STAGE1.TRAIN_HEAD": Key(False, "train the head of the language self-supervision too; upstream leaves it random"),
-    "STAGE1.WEIGHT": Key("", "checkpoint of stage 1 to start stage 2 from; stage 1 is skipped, PRETRAIN_PATH not read"),
+    "STAGE1.WEIGHT": Key("", "checkpoint of stage 1 to start stage 2 from; stage 1 is skipped, PRETRAIN_PATH not read",
+                         path=True),
     **{f"STAGE2.{name}": key for name, key in {**_OPTIMIZER, **_FINE_TUNING}.items()},
     "STAGE2.SSL_LOSS_WEIGHT": Key(0.8, "weight of the vision self-supervision"),
 }
 
 TEST = {
     "IMS_PER_BATCH": Key(128, "images per batch", min=1),
-    "WEIGHT": Key("", "checkpoint to test"),
-    "CALIBRATION": Key("", "file of tools.calibrate by which an extractor decides; '' for features alone"),
+    "WEIGHT": Key("", "checkpoint to test", path=True),
+    "CALIBRATION": Key("", "file of tools.calibrate by which an extractor decides; '' for features alone",
+                       path=True),
     "NECK_FEAT": Key("after", "retrieval feature before or after the neck", choices=("before", "after")),
     "FEAT_NORM": Key("yes", "yes or no: scale features to unit length; upstream normalises either way"),
     "RE_RANKING": Key(False, "k-reciprocal re-ranking; upstream never does it"),
     "RERANK": Key((20, 6, 0.3), "k1, k2 and lambda of the re-ranking; the paper's"),
-    "QUERY_EXPANSION": Key((), "average query expansion: (times, k, alpha); (): none"),
-    "DIST_MAT": Key("dist_mat.npy", "upstream's file for the distance matrix"),
+    "QUERY_EXPANSION": Key((), "average query expansion: (times, k, alpha); (): none", type=float, min=0),
+    "DIST_MAT": Key("dist_mat.npy", "upstream's file for the distance matrix", path=True),
     "EVAL": Key(False, "upstream's switch for evaluation"),
     "REPORT": Key(False, "write report.html: figures with intervals, curves, ranked galleries, pictures; off, as it "
                   "reads some images again"),
     "ROC": Key(False, "report verification rates (TAR at FAR) too"),
     "MAX_MEMORY_GB": Key(0.0, "memory for distances in evaluation, in GB (10^9 bytes); 0: a quarter of what is free "
                          "when it starts", min=0),
-    "MAX_RANK": Key(50, "length of the CMC curve"),
+    "MAX_RANK": Key(50, "length of the CMC curve", min=1),
     "PROTOCOL": Key("", "market1501, cuhk03, vehicleid or retrieval; empty: the dataset's",
                     choices=("", "market1501", "cuhk03", "vehicleid", "retrieval")),
     "AP": Key("rectangle", "area under the precision curve: rectangle, or trapezoid as in MSViT",
@@ -345,7 +356,7 @@ DMMD = {
     "GROUPS": Key("tracklet", "which target images count as one identity: tracklet (one identity under one camera), "
                   "pseudo (clusters of the features), identity (true labels, as released: an upper bound)",
                   choices=("tracklet", "pseudo", "identity")),
-    "SOURCE_WEIGHT": Key("", "checkpoint of the source training to start from"),
+    "SOURCE_WEIGHT": Key("", "checkpoint of the source training to start from", path=True),
 }
 
 DINO = {
@@ -384,10 +395,11 @@ CLUSTER = {
 
 KD = {
     "TEACHER.NAME": Key("torchreid_resnet50", "architecture of the teachers; as MODEL.NAME"),
-    "TEACHER.WEIGHTS": Key((), "a checkpoint per target, in the order of DATASETS.TARGETS", type=str, is_list=True),
+    "TEACHER.WEIGHTS": Key((), "a checkpoint per target, in the order of DATASETS.TARGETS", type=str, is_list=True,
+                           path=True),
     "TEACHER.MODE": Key("eval", "eval: teachers stay as they are; train: batch statistics, and they drift, as released",
                         choices=("eval", "train")),
-    "STUDENT_WEIGHT": Key("", "checkpoint of the source training that the student starts from"),
+    "STUDENT_WEIGHT": Key("", "checkpoint of the source training that the student starts from", path=True),
     "STYLE": Key("only_outputs", "what is distilled: only_outputs (dissimilarities), only_feats (stage maps), all",
                  choices=("only_outputs", "only_feats", "all")),
     "ALTERNATION": Key("batch", "batch: an update per target for every batch; full: one target after the other",
@@ -430,8 +442,8 @@ KEYS: dict[str, Key] = {
                           "prompt when a SOLVER.STAGE1 key is set, else supervised"),
     **{f"{section}.{name}": key for section, keys in _SECTIONS.items() for name, key in keys.items()},
     "EXTRA_MODULES": Key((), "your own Python modules, imported first: they may register models, data and methods",
-                         type=str),
-    "OUTPUT_DIR": Key("", "folder of checkpoints, logs and results; empty: runs/ and the YAML's name"),
+                         type=str, path=True),
+    "OUTPUT_DIR": Key("", "folder of checkpoints, logs and results; empty: runs/ and the YAML's name", path=True),
 }
 
 #: The dotted names of all sections, such as SOLVER and SOLVER.STAGE1.

@@ -11,13 +11,19 @@ from yacs.config import CfgNode
 
 from configs.conflicts import refuse_conflicts
 from configs.defaults import INERT, KEYS, SECTIONS, get_cfg_defaults
-from configs.values import ConfigError, coerce
-from configs.yaml_reader import YAMLMistake, parse_yaml
-from utils.errors import nearest
-from utils.methods import METHODS, owners_of, traits_of
+from configs.paths import BadPath, expanded
+from configs.values import ConfigError, coerce, shown
+from configs.yaml_reader import LARGEST_FILE, YAMLMistake, parse_yaml
+from utils.errors import NAME, nearest
+from utils.methods import METHODS, owners_of, vit_small_of
 from utils.names import is_clip
 
 BASE = "_BASE_"
+
+#: What a configuration has at its top: sections, keys, and for a hint the keys of sections that were left out.
+TOP_NAMES = {BASE, "<<", *SECTIONS, *KEYS, *(name.rpartition(".")[2] for name in KEYS)}
+
+IN_OVERRIDES = "in the overrides"
 
 #: Keys that only TransReID-SSL's tree has: a file that sets one was written for that system.
 SSL_KEYS = {"MODEL.PRETRAIN_HW_RATIO", "MODEL.STEM_CONV", "MODEL.GEM_POOLING", "MODEL.REDUCE_FEAT_DIM",
@@ -77,38 +83,45 @@ def read_yaml(path: str | Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
 
     chain: the files that led to this one, for the error about a circle.
     """
-    path = Path(path)
-    if path.resolve() in [p.resolve() for p in chain]:
-        raise ConfigError(f"{BASE} goes round in a circle: {' -> '.join(str(p) for p in (*chain, path))}")
     asked_by = f" ({BASE} of {chain[-1]})" if chain else ""
     try:
-        tree = parse_yaml(path.read_text(encoding="utf-8"))
+        path = Path(chain[-1].parent if chain else "") / expanded(str(path))
+    except BadPath as error:
+        raise ConfigError(f"{path}: cannot be read{asked_by}: {error}") from None
+    if path.resolve() in [p.resolve() for p in chain]:
+        raise ConfigError(f"{BASE} goes round in a circle: {' -> '.join(str(p) for p in (*chain, path))}")
+    try:
+        tree = parse_yaml(read_text(path), TOP_NAMES)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file{asked_by}") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not a text file"
         raise ConfigError(f"{path}: cannot be read{asked_by}: {reason}") from None
     except YAMLMistake as mistake:
-        raise ConfigError(f"{path}, line {mistake.line}: {mistake.what}{asked_by}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
-    if tree is None:
+        line = f", line {mistake.line}" if mistake.line else ""
+        raise ConfigError(f"{path}{line}: {mistake.what}{asked_by}") from None
+    if not tree:
         return {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected sections such as 'MODEL:', not {str(tree)[:40]!r}")
     base = tree.pop(BASE, None)
     if base is not None and not isinstance(base, str):
-        raise ConfigError(f"{path}: {BASE} must be one file name, not {base!r}")
-    settings: dict[str, Any] = read_yaml(path.parent / Path(base).expanduser(), (*chain, path)) if base else {}
+        raise ConfigError(f"{path}: {BASE} must be one file name, not {shown(base)}")
+    settings: dict[str, Any] = read_yaml(base, (*chain, path)) if base else {}
     settings.update(_flatten(tree, "", f"in {path}"))
     return settings
 
 
+def read_text(path: Path) -> str:
+    """Returns the text of a configuration file. Raises ``YAMLMistake`` for an endless one, before it takes memory."""
+    with open(path, "rb") as handle:
+        raw = handle.read(LARGEST_FILE + 1)
+    if len(raw) > LARGEST_FILE:
+        raise YAMLMistake(0, f"it is longer than {LARGEST_FILE:,} bytes; this is not a configuration")
+    return raw.decode("utf-8")
+
+
 def read_opts(opts: Sequence[Any] | None) -> dict[str, Any]:
     """Returns key -> checked value for a flat list of overrides."""
-    opts, where = list(opts or ()), "in the overrides"
+    opts, where = list(opts or ()), IN_OVERRIDES
     for word in opts[::2]:
         if isinstance(word, str) and word not in KEYS and "=" in word:
             key, value = word.split("=", 1)
@@ -139,6 +152,8 @@ def _known(name: str, where: str) -> str:
     if name in SECTIONS:
         raise ConfigError(f"{name}: is a section, set a key of it ({where})")
     kind = "key" if "." in name else "section or key"
+    if where != IN_OVERRIDES and not NAME.fullmatch(name):
+        raise ConfigError(f"an unknown {kind}, whose name is not one of a key ({where})")
     raise ConfigError(f"{name}: unknown {kind}{_hint(name)} ({where}; 'python -m configs' lists all keys)")
 
 
@@ -162,14 +177,27 @@ def resolve(cfg: CfgNode, set_keys: Iterable[str]) -> None:
     ssl = solver.WARMUP_METHOD == "cosine"
     if cfg.PROCESSOR.NAME == "auto":
         cfg.PROCESSOR.NAME = "prompt" if any(k.startswith("SOLVER.STAGE1.") for k in evidence) else "supervised"
-    if cfg.MODEL.VIT_SMALL == "auto":
-        cfg.MODEL.VIT_SMALL = "deit" if ssl or evidence & SSL_KEYS else traits_of(cfg.PROCESSOR.NAME).vit_small
+    if cfg.MODEL.VIT_SMALL == "auto" and (ssl or evidence & SSL_KEYS):
+        cfg.MODEL.VIT_SMALL = "deit"
+    elif cfg.MODEL.VIT_SMALL == "auto" and cfg.PROCESSOR.NAME in METHODS:
+        cfg.MODEL.VIT_SMALL = METHODS[cfg.PROCESSOR.NAME].vit_small
     if solver.SCHEDULER == "auto":
         multistep = not ssl and (clip or solver.WARMUP_METHOD == "constant")
         solver.SCHEDULER = "multistep" if multistep else "cosine"
     if solver.SCHEDULER_START == "auto":
         first = {"cosine": 0 if ssl else 1, "multistep": 1 if clip else 0, "step": 0, "cosine_per_step": 0}
         solver.SCHEDULER_START = first.get(solver.SCHEDULER, 1)
+
+
+def with_traits(cfg: CfgNode) -> CfgNode:
+    """Returns the configuration with what is left ``auto`` until EXTRA_MODULES have registered the method."""
+    if cfg.MODEL.VIT_SMALL != "auto":
+        return cfg
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.VIT_SMALL = vit_small_of(cfg)
+    cfg.freeze()
+    return cfg
 
 
 def notes(cfg: CfgNode, set_keys: Iterable[str]) -> list[str]:

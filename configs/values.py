@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import ast
 import copy
+import math
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from configs.defaults import KEYS, Key
-from utils.errors import UserError, nearest
+from configs.paths import BadPath, expanded
+from utils.errors import LONGEST_WORD, UserError, cut, nearest
+
+LARGEST_INTEGER = 2**31 - 1
+"""No count, size or seed is larger; torch and NumPy would take it for another number, or fail."""
 
 
 class ConfigError(UserError):
@@ -20,9 +25,12 @@ def coerce(name: str, value: Any, where: str) -> Any:
     """Returns ``value`` in the type of the key's default, within its bounds and choices.
 
     Lenient where no meaning is lost: 1 for 1.0, '1e-4', "('x')". where: the file or the overrides, for the message.
-    Raises ``ConfigError`` for another type and for what is out of bounds or not among the choices.
+    Paths have ``~`` and ``$VAR`` replaced. Raises ``ConfigError`` for another type and for what is out of bounds or not
+    among the choices.
     """
     typed = _typed(name, value, where)
+    if KEYS[name].path:
+        typed = _with_paths(name, typed, where)
     if typed != KEYS[name].default:
         for item in typed if isinstance(typed, (list, tuple)) else [typed]:
             _refuse_out_of_bounds(name, item, where)
@@ -41,18 +49,38 @@ def _typed(name: str, value: Any, where: str) -> Any:
             return tuple(_sequence(value, key))
         return _scalar(value, key.type or type(default), default)
     except TypeError:
-        raise ConfigError(f"{name}: expected {expected(key)}, not {value!r} ({where})") from None
+        raise ConfigError(f"{name}: expected {expected(key)}, not {shown(value)} ({where})") from None
+
+
+def shown(value: Any) -> str:
+    """Returns a value as a message shows it."""
+    return cut(repr(value), LONGEST_WORD)
+
+
+def _with_paths(name: str, value: Any, where: str) -> Any:
+    """Returns a path, or each of several, with ``~`` and variables replaced."""
+    try:
+        return expanded(value) if isinstance(value, str) else type(value)(map(expanded, value))
+    except BadPath as error:
+        raise ConfigError(f"{name}: {shown(value)}: {error} ({where})") from None
 
 
 def _refuse_out_of_bounds(name: str, value: Any, where: str) -> None:
     key = KEYS[name]
     if key.choices and value not in key.choices:
         known = ", ".join(choice or "''" for choice in key.choices)
-        raise ConfigError(f"{name}: unknown {value!r}{nearest(value, key.choices)} Known: {known} ({where})")
+        raise ConfigError(f"{name}: unknown {shown(value)}{nearest(value, key.choices)} Known: {known} ({where})")
+    if not isinstance(value, (int, float)):
+        return
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name}: {value} must be a finite number ({where})")
+    hint = f": {key.hint}" if key.hint else ""
     if key.min is not None and not value >= key.min:
-        raise ConfigError(f"{name}: {value} must be at least {key.min} ({where})")
+        raise ConfigError(f"{name}: {shown(value)} must be at least {key.min}{hint} ({where})")
     if key.max is not None and not value <= key.max:
-        raise ConfigError(f"{name}: {value} must be at most {key.max} ({where})")
+        raise ConfigError(f"{name}: {shown(value)} must be at most {key.max}{hint} ({where})")
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        raise ConfigError(f"{name}: {shown(value)} must be at most {LARGEST_INTEGER} ({where})")
 
 
 def _sequence(value: Any, key: Key) -> list:
@@ -70,7 +98,7 @@ def _scalar(value: Any, kind: type | None, default: Any = None) -> Any:
     """Returns one value as ``kind`` (None: as it is); raises ``TypeError`` when it is something else."""
     plain = literal(value)
     if kind is None:
-        return plain
+        return _of_plain_types(plain)
     if kind is str:
         if isinstance(value, str):
             return plain if isinstance(plain, str) else value                     # '007' stays a name
@@ -83,7 +111,21 @@ def _scalar(value: Any, kind: type | None, default: Any = None) -> Any:
         if isinstance(plain, bool) or str(plain).lower() in words:
             return words[str(plain).lower()]
     elif isinstance(plain, (int, float)) and not isinstance(plain, bool) and (kind is float or plain % 1 == 0):
-        return kind(plain)
+        try:
+            return kind(plain)
+        except OverflowError:  # an integer beyond every float
+            return math.inf if plain > 0 else -math.inf
+    raise TypeError
+
+
+def _of_plain_types(value: Any) -> Any:
+    """Returns a value of no type in particular; raises ``TypeError`` for what YAML cannot write."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_of_plain_types(item) for item in value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise TypeError
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
     raise TypeError
 
 

@@ -3,52 +3,84 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 import yaml
 
-from utils.errors import UserError
+from utils.errors import NAME, UserError
 
 DEEPEST = 40
 """Levels of nesting; the key tree has four."""
 MOST_VALUES = 100_000
 """Values after aliases are expanded: nine lines of aliases of aliases make a thousand million."""
+LARGEST_FILE = 2**20
+"""Bytes of a file; our longest has five thousand, and a parser takes a hundred times the room."""
 OCTAL = re.compile(r"[-+]?0[0-7_]*[1-7][0-7_]*")
+OTHER_BASE = re.compile(r"[-+]?0(?:x[0-9a-fA-F_]+|b[01_]+)")
 BASE_60 = re.compile(r"[-+]?[1-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?")
 
 
 class YAMLMistake(UserError):
-    """What is wrong, with the line (from 1); the caller adds the file."""
+    """What is wrong, with the line (from 1; 0 if no line is to blame); the caller adds the file."""
 
     def __init__(self, line: int, what: str):
-        super().__init__(f"line {line}: {what}")
+        super().__init__(f"line {line}: {what}" if line else what)
         self.line, self.what = line, what
 
 
-def parse_yaml(text: str) -> Any:
+class _Loader(yaml.SafeLoader):
+    """PyYAML's loader of plain types, which calls itself for what is nested, to a limit."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        nested = self.check_event(yaml.SequenceStartEvent, yaml.MappingStartEvent)
+        if nested and self.depth == DEEPEST:
+            line = self.peek_event().start_mark.line + 1
+            raise YAMLMistake(line, f"nested more than {DEEPEST} levels deep")
+        self.depth += nested
+        node = super().compose_node(parent, index)
+        self.depth -= nested
+        return node
+
+
+def parse_yaml(text: str, names: Collection[str] | None = None) -> Any:
     """Returns the value of a YAML text, of plain types only.
 
-    Raises ``YAMLMistake`` for a key that is given twice, a number that YAML 1.1 reads in another base than ten,
-    nesting beyond ``DEEPEST`` and aliases that expand beyond ``MOST_VALUES``; ``yaml.YAMLError`` for other text.
+    names: of sections and keys; a text without any of them at its top is not a configuration, and nothing of it is
+    repeated. Raises ``YAMLMistake`` for such a text, for one that is not YAML, a key that is given twice, a number that
+    YAML 1.1 reads in another base than ten, nesting beyond ``DEEPEST`` and aliases that expand beyond ``MOST_VALUES``.
     """
-    check_depth(text)
-    node = yaml.compose(text, yaml.SafeLoader)
-    if node is None:
-        return None
-    check_nodes(node)
-    return yaml.safe_load(text)
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if names is not None:
+            refuse_foreign(node, names)
+        check_nodes(node)
+        return loader.construct_document(node)
+    except YAMLMistake:
+        raise
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise YAMLMistake(mark.line + 1 if mark else 0, f"not valid YAML{problem_of(error)}") from None
+    except Exception:  # noqa: BLE001 - PyYAML's constructors raise many kinds for a date or a number that is none
+        raise YAMLMistake(0, "not valid YAML: a value is not what its form or its tag says") from None
 
 
-def check_depth(text: str) -> None:
-    """Raises where collections are nested too deeply, before a parser that calls itself sees them."""
-    depth = 0
-    for event in yaml.parse(text, yaml.SafeLoader):
-        if isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent)):
-            depth += 1
-            if depth > DEEPEST:
-                raise YAMLMistake(event.start_mark.line + 1, f"nested more than {DEEPEST} levels deep")
-        elif isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent)):
-            depth -= 1
+def problem_of(error: yaml.YAMLError) -> str:
+    """Returns the parser's reason, without the words of the file that it quotes; '' if it has none."""
+    problem = getattr(error, "problem", None)
+    return ": " + re.sub(r"(['\"])(?!<)[^'\"]{2,}\1", "...", str(problem)) if problem else ""
+
+
+def refuse_foreign(node: yaml.Node, names: Collection[str]) -> None:
+    """Raises for a text that is not a mapping with one of the names at its top: a list, a password file, a log."""
+    keys = {str(key.value).upper() for key, _ in node.value} if isinstance(node, yaml.MappingNode) else set()
+    if (keys or not isinstance(node, yaml.MappingNode)) and not keys & set(names):
+        raise YAMLMistake(0, "expected sections such as 'MODEL:', and found none; this is not a configuration")
 
 
 def check_nodes(root: yaml.Node) -> None:
@@ -83,20 +115,20 @@ def check_keys(node: yaml.MappingNode) -> None:
     for key, _ in node.value:
         name, line = str(key.value), key.start_mark.line + 1
         if name in first and name != "<<":
-            raise YAMLMistake(line, f"{name[:60]!r} is given twice, first in line {first[name]}; keep one of them")
+            shown = repr(name) if NAME.fullmatch(name) else "a key"
+            raise YAMLMistake(line, f"{shown} is given twice, first in line {first[name]}; keep one of them")
         first[name] = line
 
 
 def check_number(node: yaml.Node) -> None:
     if not isinstance(node, yaml.ScalarNode) or node.style is not None:
         return
-    value = node.value
+    value, line = node.value, node.start_mark.line + 1
     if node.tag == "tag:yaml.org,2002:int" and OCTAL.fullmatch(value):
         decimal = value.replace("_", "").lstrip("+-0")
-        raise YAMLMistake(
-            node.start_mark.line + 1, f"{value[:30]} begins with 0, which YAML reads as octal; write {decimal[:30]}"
-        )
+        raise YAMLMistake(line, f"{value} begins with 0, which YAML reads as octal; write {decimal}")
+    if node.tag == "tag:yaml.org,2002:int" and OTHER_BASE.fullmatch(value):
+        base = "16" if "x" in value else "2"
+        raise YAMLMistake(line, f"{value} is read as a number of base {base}; write it in base ten, or in quotes")
     if node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float") and BASE_60.fullmatch(value):
-        raise YAMLMistake(
-            node.start_mark.line + 1, f"{value[:30]} is read as a number of base 60; put it in quotes"
-        )
+        raise YAMLMistake(line, f"{value} is read as a number of base 60; put it in quotes")

@@ -40,7 +40,7 @@ from model.networks.torchreid import (
 )
 from utils import switch
 from utils.errors import UserError, conflict, nearest
-from utils.methods import method_of
+from utils.methods import method_of, vit_small_of
 from utils.names import BACKBONES, is_clip
 
 Build = TypeVar("Build", bound=Callable[[CfgNode, int, int], nn.Module])
@@ -77,7 +77,7 @@ def vit_spec(cfg: CfgNode) -> ViTSpec:
     """Returns the network that MODEL.TRANSFORMER_TYPE names; ``vit_small`` means two (``MODEL.VIT_SMALL``)."""
     name = cfg.MODEL.TRANSFORMER_TYPE
     if name == VIT_SMALL:
-        return TRANSREID_VIT_SMALL if cfg.MODEL.VIT_SMALL == "transreid" else DEIT_SMALL
+        return TRANSREID_VIT_SMALL if vit_small_of(cfg) == "transreid" else DEIT_SMALL
     if name not in VIT_TYPES:
         known = [*VIT_TYPES, VIT_SMALL, *SWIN_TYPES]
         hint = nearest(name, known)
@@ -100,7 +100,7 @@ def make_vit(cfg: CfgNode, camera_num: int, view_num: int) -> ViT:
         attn_drop=cfg.MODEL.ATT_DROP_RATE,
         conv_stem=cfg.MODEL.STEM_CONV,
         gem_pooling=cfg.MODEL.GEM_POOLING,
-        published_init=cfg.MODEL.VIT_SMALL,
+        published_init=vit_small_of(cfg),
         grad_checkpoint=cfg.MODEL.GRAD_CHECKPOINT,
         any_size=method_of(cfg).network == "multi_crop",
     )

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from yacs.config import CfgNode
 
-from configs import load_config
+from configs import load_config, with_traits
 from datasets.storage.pillow_decoding import load_image
 from datasets.storage.pixels import MEANING, PLAIN, PixelRules, to_rgb
 from datasets.transforms.pipelines import build_transforms
@@ -181,6 +181,7 @@ def finite(feats: np.ndarray, what: str) -> np.ndarray:
 def make_extractor(cfg: CfgNode, space: str = IMAGE) -> Extractor:
     """Makes the extractor of TEST.WEIGHT. Raises ``UserError`` if it is missing or belongs to another model."""
     import_extras(cfg.EXTRA_MODULES)
+    cfg = with_traits(cfg)
     if space == TEXT:
         refuse_without_text(cfg)
     if cfg.KD.MULTI_HEAD:

@@ -14,7 +14,7 @@ import torch
 from yacs.config import CfgNode
 
 import processor.methods  # noqa: F401 - fills in the stages of utils.methods.METHODS
-from configs import dump
+from configs import dump, with_traits
 from datasets.catalogue import find_spec
 from datasets.loaders import Data, make_dataloader
 from datasets.options import names_of
@@ -63,6 +63,7 @@ def train(cfg: CfgNode, config_file: str = "", notes: Sequence[str] = (), after:
 def _train(cfg: CfgNode, config_file: str, context: RunContext, after: After | None) -> dict[str, Any]:
     device, folder = context.device, context.folder
     dtype = choose_precision(cfg.SOLVER.PRECISION, device)
+    cfg = with_traits(cfg)
     method_of(cfg)  # refuses an unknown name before any work
     write_config(cfg, folder)
     data = make_dataloader(cfg)
@@ -98,6 +99,7 @@ def test(cfg: CfgNode, config_file: str = "", notes: Sequence[str] = (), after: 
 
 def _test(cfg: CfgNode, config_file: str, context: RunContext, after: After | None) -> dict[str, Any]:
     device, folder = context.device, context.folder
+    cfg = with_traits(cfg)
     data = make_dataloader(cfg, training=False)
     model = tested_model(cfg, data)
     results = evaluate(model.to(device), data.tests, Settings.from_cfg(cfg), device, folder)

@@ -28,6 +28,8 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"MODEL.DEVICE: unknown device {name!r}; use auto, cpu or cuda") from None
+    if device.type == "meta":
+        raise UserError("MODEL.DEVICE: 'meta' computes nothing; use auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("MODEL.DEVICE: 'cuda' needs a GPU, and none is visible here; use 'auto' or 'cpu'")
     if device.type == "cuda" and device.index is None:
@@ -35,7 +37,7 @@ def choose_device(name: str) -> torch.device:
         torch.cuda.set_device(device)
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # an assertion fails for a device that torch was not built for
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:  # torch was built without it
         reason = str(error).split("\n")[0]
         raise UserError(f"MODEL.DEVICE: {name!r} cannot be used here ({reason}); use 'auto' or 'cpu'") from None
     return device

@@ -41,7 +41,7 @@ class Method:
 
     Configuration:
     keys: the keys, or sections ending in a dot, that only such methods read. Setting one for another method gives a
-    line in the log.
+    line in the log. shared_keys: those of them that a network reads in any method.
     """
 
     name: str
@@ -59,6 +59,7 @@ class Method:
     head_per_target: bool = False
     vit_small: str = "transreid"
     keys: tuple[str, ...] = ()
+    shared_keys: tuple[str, ...] = ()
 
     @property
     def pseudo_labels(self) -> bool:
@@ -71,7 +72,9 @@ class Method:
         return not (self.labels or self.in_order)
 
     def owns(self, key: str) -> bool:
-        """Returns whether ``keys`` names this key or a section that it is in."""
+        """Returns whether ``keys`` names this key or a section that it is in, and other methods never read it."""
+        if key in self.shared_keys:
+            return False
         return any(key == name or (name.endswith(".") and key.startswith(name)) for name in self.keys)
 
 
@@ -96,18 +99,10 @@ METHODS: dict[str, Method] = {
         ),
         Method("self_distill", sources_apart=True, views="weak_strong", network="ssdvit", keys=("SSD.",)),
         Method("dmmd", targets=True, targets_in_order=True, blends_targets=True, keys=("DMMD.", "CLUSTER.")),
-        Method("mtda_kd", targets=True, head_per_target=True, keys=("KD.", "DMMD.")),
+        Method("mtda_kd", targets=True, head_per_target=True, keys=("KD.", "DMMD."), shared_keys=("KD.TEACHER.NAME",)),
     )
 }  # fmt: skip
 """PROCESSOR.NAME -> its row. ``register_method`` adds one."""
-
-
-def traits_of(name: str) -> Method:
-    """Returns the row of a method, or one with default traits for a name that is not in the table (yet).
-
-    A configuration is loaded before EXTRA_MODULES are imported, so a user's method is not in the table by then.
-    """
-    return METHODS.get(name) or Method(name)
 
 
 def owners_of(key: str) -> list[str]:
@@ -122,6 +117,11 @@ def method_of(cfg: Any) -> Method:
         hint = nearest(name, METHODS)
         raise UserError(f"PROCESSOR.NAME: unknown {name!r}{hint} Known: {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def vit_small_of(cfg: Any) -> str:
+    """Returns what MODEL.VIT_SMALL stands for; it is ``auto`` until EXTRA_MODULES have registered the method."""
+    return method_of(cfg).vit_small if cfg.MODEL.VIT_SMALL == "auto" else cfg.MODEL.VIT_SMALL
 
 
 def builds(name: str) -> Callable[[Builder], Builder]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from configs import ConfigError, dump, get_cfg_defaults, load_config, load_config_with_notes
+from configs import ConfigError, dump, get_cfg_defaults, load_config, load_config_with_notes, with_traits
 from configs.conflicts import refuse_training_conflicts
 from configs.defaults import INERT, KEYS
 from configs.loader import SSL_KEYS, lookup
@@ -312,6 +312,12 @@ def test_a_key_of_one_method_says_so_under_another():
     assert len(owned) > 10 and all(any(key.startswith(name) for key in KEYS) for name in owned)
 
 
+def test_a_key_that_a_network_reads_in_any_method_is_not_said_to_do_nothing():
+    words = ("MODEL.NAME", "torchreid_resnet18", "MODEL.MAPS", "student", "KD.TEACHER.NAME", "torchreid_resnet34")
+    assert notes(*words) == []
+    assert "KD.STYLE is set and does nothing" in notes("KD.STYLE", "all")[0]
+
+
 def test_a_key_that_two_methods_read_names_both():
     eps = ("CLUSTER.EPS", 0.5)
     assert notes(*eps, "PROCESSOR.NAME", "cluster") == notes(*eps, "PROCESSOR.NAME", "dmmd") == []
@@ -325,9 +331,14 @@ def test_a_key_that_two_methods_read_names_both():
 def test_a_method_that_is_registered_after_loading_has_default_traits_until_then(monkeypatch):
     words = ["PROCESSOR.NAME", "mine", "CLUSTER.EPS", 0.5, "SOLVER.STAGE1.MAX_EPOCHS", 3]
     cfg, lines = load_config_with_notes("", words)
-    assert (cfg.PROCESSOR.NAME, cfg.MODEL.VIT_SMALL, lines) == ("mine", "transreid", [])
+    assert (cfg.PROCESSOR.NAME, cfg.MODEL.VIT_SMALL, lines) == ("mine", "auto", [])
+    with pytest.raises(UserError, match="unknown 'mine'"):
+        with_traits(cfg)
     monkeypatch.setattr("utils.methods.METHODS", dict(METHODS))
-    register_method("mine", keys=("CLUSTER.",))(lambda cfg, data, model: [])
+    register_method("mine", keys=("CLUSTER.",), vit_small="deit")(lambda cfg, data, model: [])
+    assert with_traits(cfg).MODEL.VIT_SMALL == "deit" and cfg.MODEL.VIT_SMALL == "auto"
+    forced = load_config("", [*words, "MODEL.VIT_SMALL", "transreid"])
+    assert with_traits(forced) is forced
     with pytest.raises(TypeError):
         register_method("mine", labelled=True)(lambda cfg, data, model: [])
 
