@@ -177,9 +177,11 @@ def resolve(cfg: CfgNode, set_keys: Iterable[str]) -> None:
     ssl = solver.WARMUP_METHOD == "cosine"
     if cfg.PROCESSOR.NAME == "auto":
         cfg.PROCESSOR.NAME = "prompt" if any(k.startswith("SOLVER.STAGE1.") for k in evidence) else "supervised"
-    if cfg.MODEL.VIT_SMALL == "auto" and (ssl or evidence & SSL_KEYS):
+    known = cfg.PROCESSOR.NAME in METHODS
+    written_back = not known and "MODEL.VIT_SMALL" in evidence  # by dump, which writes every key
+    if cfg.MODEL.VIT_SMALL == "auto" and (ssl or evidence & SSL_KEYS) and not written_back:
         cfg.MODEL.VIT_SMALL = "deit"
-    elif cfg.MODEL.VIT_SMALL == "auto" and cfg.PROCESSOR.NAME in METHODS:
+    elif cfg.MODEL.VIT_SMALL == "auto" and known:
         cfg.MODEL.VIT_SMALL = METHODS[cfg.PROCESSOR.NAME].vit_small
     if solver.SCHEDULER == "auto":
         multistep = not ssl and (clip or solver.WARMUP_METHOD == "constant")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from difflib import get_close_matches
 from typing import Any
 
 import yaml
@@ -78,8 +79,9 @@ def problem_of(error: yaml.YAMLError) -> str:
 
 def refuse_foreign(node: yaml.Node, names: Collection[str]) -> None:
     """Raises for a text that is not a mapping with one of the names at its top: a list, a password file, a log."""
-    keys = {str(key.value).upper() for key, _ in node.value} if isinstance(node, yaml.MappingNode) else set()
-    if (keys or not isinstance(node, yaml.MappingNode)) and not keys & set(names):
+    keys = {str(key.value).upper() for key, _ in node.value} if isinstance(node, yaml.MappingNode) else {""}
+    misspelt = (get_close_matches(key[:60], names, n=1, cutoff=0.85) for key in keys)
+    if keys and not keys & set(names) and not any(misspelt):
         raise YAMLMistake(0, "expected sections such as 'MODEL:', and found none; this is not a configuration")
 
 

@@ -13,10 +13,9 @@ from configs.values import coerce
 from utils.errors import LONGEST_WORD, UserError
 
 ODD = (
-    "", " ", "nan", "inf", "-inf", "1e999", 2**64, -(2**64), 10**400, -(10**400), -1, 0, 0.5, 2**31, True, None, [], {}, [[]],
-    [None], ["a"], [0, 0], [1.5, "a"], "~nobody_of_that_name", "$NOT_SET_ANYWHERE", "${NOT_SET}/a", "\0", "a\0b", "\ud800",
-    "\udc80", "a" * 5000, "[" * 500, "9" * 5000, "..", "meta", "()", {"a": 1}, b"x", 1j, {1}, "\n", "\x1b[31m", float("nan"),
-    [float("inf")] * 3, object(), 1e308, "0x10", range(3), [[1] * 9] * 9,
+    "", " ", "nan", "inf", "-inf", "1e999", 2**64, -(2**64), 10**400, -(10**400), -1, 0, 0.5, 2**31, True, None,
+    [], {}, [[]], [None], ["a"], [0, 0], [1.5, "a"], "~nobody_of_that_name", "$NOT_SET_ANYWHERE",
+    "${NOT_SET}/a", "\0", "a\0b", "\ud800", "\udc80", "a" * 5000,
 )  # fmt: skip
 
 
