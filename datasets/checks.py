@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +18,8 @@ from datasets.dataset import ReIDDataset
 from datasets.options import names_of
 from datasets.readers.scan import is_image
 from datasets.records import LONG, SPLITS, Records
+from datasets.storage.pillow_decoding import open_image, read_image
+from datasets.storage.pixels import KINDS, kinds_of
 from utils.errors import UserError
 from utils.methods import Method
 from utils.scoring.matching import Matching
@@ -67,6 +71,17 @@ def log_findings(dataset: ReIDDataset) -> None:
         log.log(logging.WARNING if finding.serious else logging.INFO, "%s: %s", dataset.spec.name, finding.text)
 
 
+def log_kinds(name: str, split: str, records: Records, looked_at: int = 32) -> None:
+    """Logs what some images of a list need beyond decoding, by their headers. name: of the dataset."""
+    rows = np.unique(np.linspace(0, len(records) - 1, min(looked_at, len(records))).astype(int))
+    counts: Counter[str] = Counter()
+    for row in rows.tolist():
+        with suppress(Exception):  # what cannot be read is reported when the loader reaches it
+            counts.update(kinds_of(open_image(read_image(records.paths[row]))))
+    for kind, count in counts.items():
+        log.warning("%s: of %d images of the %s list, %d: %s", name, len(rows), split, count, KINDS[kind])
+
+
 def refuse_missing(dataset: ReIDDataset, splits: Sequence[str], skip: bool) -> None:
     """Raises ``UserError`` where a list names images that are not there. skip: training leaves such images out."""
     name = dataset.spec.name
@@ -112,6 +127,13 @@ def findings(dataset: ReIDDataset) -> list[Finding]:
     if single and dataset.num_classes > 1:
         text = f"{single} training identities have a single image; samplers of P x K images repeat it"
         notices.append(Finding(text, serious=False))
+    without = int((dataset.train.pids < 0).sum())
+    if without and dataset.num_classes:
+        notices.append(Finding(f"{without:,} training images have no identity"))
+    if bool(len(dataset.query)) != bool(len(dataset.gallery)):
+        present, absent = ("query", "gallery") if len(dataset.query) else ("gallery", "query")
+        count = len(dataset.split(present))
+        notices.append(Finding(f"the {absent} is empty, and the {present} has {count:,} images: nothing to test"))
     if len(dataset.query) and len(dataset.gallery) and dataset.protocol != "classification":
         notices += [Finding(text) for text in hopeless_queries(dataset)]
     lists = {name: dataset.split(name) for name in SPLITS}

@@ -17,7 +17,7 @@ from datasets.catalogue.spec import Counts, DatasetSpec, locate
 from datasets.joining import join_training, label_as_trained
 from datasets.paths import Paths
 from datasets.readers.folders import read_folders
-from datasets.readers.scan import recorded_reads
+from datasets.readers.scan import counted_endings, recorded_reads
 from datasets.records import SPLITS, RawRow, RawSplits, Records, names_of_numbers, number, settle
 from datasets.storage import cache
 from datasets.storage.shard_index import list_options, read_shards
@@ -333,7 +333,7 @@ def lists_of(
     if kept:
         return kept
     began = time.time()
-    with recorded_reads() as seen:
+    with recorded_reads() as seen, counted_endings() as left_out:
         try:
             raw = (spec.read or read_folders)(spec, folder, **options)
         except OSError as error:
@@ -343,7 +343,7 @@ def lists_of(
         "same_list": raw.same_list,
         "protocol": raw.protocol,
         "listed": raw.listed,
-        "notes": raw.notes,
+        "notes": [*raw.notes, *left_out],
     }
     if use_all:
         merge_splits(spec, raw)

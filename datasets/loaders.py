@@ -17,6 +17,7 @@ from datasets.catalogue import CATALOGUE
 from datasets.checks import (
     filter_line,
     log_findings,
+    log_kinds,
     refuse_hopeless,
     refuse_missing,
     refuse_trained_targets,
@@ -188,6 +189,8 @@ def check_sets(cfg: CfgNode, method: Method, sets: Sets, training: bool) -> None
         used = {"train": is_trained, "query": is_tested, "gallery": is_tested}
         splits = tuple(split for split in SPLITS if used[split])
         refuse_missing(dataset, splits, skip=cfg.DATALOADER.BAD_IMAGES == "skip")
+        for split in splits[:1] if training else splits:
+            log_kinds(dataset.spec.name, split, dataset.split(split))
 
 
 def training_list(cfg: CfgNode, method: Method, sets: Sets, training: bool) -> Records:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from datasets.options import options_of_run
 from datasets.records import SPLITS, Records
 from datasets.storage.files import read_bytes
 from datasets.storage.pillow_decoding import BadImage, cropped, decode
+from datasets.storage.pixels import KINDS, PLAIN, PixelRules
 from tools.pages.sheet import Cell, contact_sheet
 from utils.commands import make_parser, run_command
 
@@ -37,12 +39,19 @@ side by side: near-duplicates are often neighbours."""
 
 Box = tuple[int, ...]
 
+BEYOND, TRUNCATED = "beyond", "truncated"
+COUNTED = KINDS | {
+    BEYOND: "with a crop box that reaches beyond the image, cut off at its edge",
+    TRUNCATED: "truncated, a part of the damaged",
+}
+"""Kinds of images that are counted, and what happens to them."""
+
 
 @dataclass(frozen=True)
 class Examined:
     """What one file holds: a fault, or the digest of its bytes, its size and the moments of its channels in [0, 1].
 
-    quality: its blur and thumbnail, for images of the sample.
+    quality: its blur and thumbnail, for images of the sample. kinds: of ``KINDS``.
     """
 
     fault: str = ""
@@ -51,20 +60,28 @@ class Examined:
     mean: np.ndarray | None = None
     square: np.ndarray | None = None
     quality: image_quality.ImageQuality | None = None
+    kinds: frozenset[str] = frozenset()
 
 
-def examine(path: str, box: Box | None, sampled: bool) -> Examined:
-    """Reads and decodes one image. sampled: measure its quality too."""
+def examine(path: str, box: Box | None, sampled: bool, rules: PixelRules = PLAIN) -> Examined:
+    """Reads and decodes one image. sampled: measure its quality too. rules: how files become pixels."""
+    kinds: set[str] = set()
     try:
         raw = read_bytes(path)
     except FileNotFoundError:
         return Examined(fault="missing")
     except OSError as error:
         return Examined(fault=error.strerror or str(error))
+    except ValueError as error:  # a name that no file can have
+        return Examined(fault=str(error))
     try:
-        image = cropped(decode(raw, path), box, path)
+        whole = decode(raw, path, rules=rules, kinds=kinds)
+        image = cropped(whole, box, path)
     except BadImage as error:
-        return Examined(fault=str(error).removeprefix(f"{path}: the image "))
+        fault = str(error).removeprefix(f"{path}: the image ")
+        return Examined(fault=fault, kinds=frozenset(kinds | ({TRUNCATED} if "truncated" in fault.lower() else set())))
+    if box is not None and (box[2] > whole.width or box[3] > whole.height):
+        kinds.add(BEYOND)
     pixels = np.asarray(image, np.float32).reshape(-1, 3) / 255
     return Examined(
         digest=hashlib.blake2b(raw, digest_size=16).digest(),
@@ -72,14 +89,15 @@ def examine(path: str, box: Box | None, sampled: bool) -> Examined:
         mean=pixels.mean(0),
         square=(pixels**2).mean(0),
         quality=image_quality.examine(image) if sampled else None,
+        kinds=frozenset(kinds),
     )
 
 
-def examine_all(records: Records, sampled: np.ndarray, workers: int) -> Iterator[Examined]:
+def examine_all(records: Records, sampled: np.ndarray, workers: int, rules: PixelRules) -> Iterator[Examined]:
     """Yields what each file of a list holds, in order. sampled: (N,) bool, images whose quality is measured."""
     boxes = [None] * len(records) if records.boxes is None else [tuple(box) for box in records.boxes.tolist()]
     with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(examine, records.paths, boxes, sampled.tolist())
+        yield from pool.map(partial(examine, rules=rules), records.paths, boxes, sampled.tolist())
 
 
 def spread(counts: np.ndarray) -> str:
@@ -194,13 +212,23 @@ def sample_of(lists: dict[str, Records], sample: int) -> dict[str, np.ndarray]:
     return dict(zip(lists, np.split(chosen, np.cumsum(sizes)[:-1]), strict=True))
 
 
-def report(dataset: ReIDDataset, published: Counts, workers: int, sheet: Path | None, sample: int = SAMPLE) -> int:
+def report(
+    dataset: ReIDDataset,
+    published: Counts,
+    workers: int,
+    sheet: Path | None,
+    sample: int = SAMPLE,
+    rules: PixelRules = PLAIN,
+) -> int:
     """Prints everything about one dataset and returns how many files are missing or damaged.
 
-    sheet: where the contact sheet goes, None for none. sample: images whose quality is measured, 0: all.
+    sheet: where the contact sheet goes, None for none. sample: images whose quality is measured, 0: all. rules: how
+    files become pixels.
     """
     print(f"{dataset.spec.name} in {dataset.folder}, protocol {dataset.protocol}")
     print("\n".join(table(dataset, published)))
+    for note in dataset.notes:
+        print(f"notice: {note}")
     for finding in findings(dataset):
         print(f"{'warning' if finding.serious else 'notice'}: {finding.text}")
     lists = {split: dataset.split(split) for split in SPLITS if not (split == "gallery" and dataset.same_list)}
@@ -208,10 +236,12 @@ def report(dataset: ReIDDataset, published: Counts, workers: int, sheet: Path | 
     faults: list[str] = []
     digests: dict[str, list[bytes]] = {}
     sizes, means, squares = [], [], []
+    kinds: Counter[str] = Counter()
     for split, records in lists.items():
         digests[split] = []
-        for row, image in enumerate(examine_all(records, chosen[split], workers)):
+        for row, image in enumerate(examine_all(records, chosen[split], workers, rules)):
             digests[split].append(image.digest)
+            kinds.update(image.kinds)
             if image.fault:
                 faults.append(f"{records.paths[row]}: {image.fault}")
                 continue
@@ -229,6 +259,9 @@ def report(dataset: ReIDDataset, published: Counts, workers: int, sheet: Path | 
         print(f"  {fault}")
     if len(faults) > SHOWN:
         print(f"  ... and {len(faults) - SHOWN:,} more")
+    for kind, meaning in COUNTED.items():
+        if kinds[kind]:
+            print(f"notice: {kinds[kind]:,} images: {meaning}")
     for line in copies(digests, lists):
         print(f"warning: {line}")
     blurred, similar = sampled.blurred(), sampled.near_duplicates()
@@ -242,7 +275,7 @@ def report(dataset: ReIDDataset, published: Counts, workers: int, sheet: Path | 
         mean_text, std_text = (", ".join(f"{v:.4f}" for v in row.tolist()) for row in (mean, std))
         print(f'INPUT.PIXEL_MEAN "[{mean_text}]" INPUT.PIXEL_STD "[{std_text}]"')
     extra = {"blurred": blurred, "similar": [cell for pair in similar for cell in pair]}
-    if sheet is not None and contact_sheet(dataset, sheet, extra=extra):
+    if sheet is not None and contact_sheet(dataset, sheet, extra=extra, rules=rules):
         print(f"contact sheet: {sheet}")
     return len(faults)
 
@@ -263,7 +296,9 @@ def main(argv: list[str] | None = None) -> None:
         dataset = make_dataset(name, cfg.DATASETS.ROOT_DIR, **options)
         folder = Path(cfg.OUTPUT_DIR or "runs/check")
         sheet = Path(args.sheet) if args.sheet and i == 0 else folder / f"{dataset.spec.name}.png"
-        faults += report(dataset, dataset.spec.published(**options), max(1, args.workers), sheet, max(0, args.sample))
+        rules = PixelRules.from_cfg(cfg)
+        published = dataset.spec.published(**options)
+        faults += report(dataset, published, max(1, args.workers), sheet, max(0, args.sample), rules)
     sys.exit(1 if faults else 0)
 
 

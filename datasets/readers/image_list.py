@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.paths import Paths
-from datasets.readers.scan import walk_images
+from datasets.readers.scan import counted_endings, walk_images
 from datasets.readers.table import LONGEST_PATH, box_of, id_in, refuse_part_of_a_box
 from datasets.readers.text_table import BOX, IDS, Lines, read_lines_of, require_columns, text_of
 from datasets.records import Records
@@ -32,7 +32,10 @@ def read_image_list(path: str | Path) -> tuple[Records, Carried]:
     """
     path = Path(os.path.abspath(path))
     if path.is_dir():
-        names = walk_images(path)
+        with counted_endings() as left_out:
+            names = walk_images(path)
+        for line in left_out:
+            log.warning("%s: %s", path, line)
         if not len(names):
             raise UserError(f"{path}: no images in it")
         return without_ids(Paths.of_names(names, str(path))), {}

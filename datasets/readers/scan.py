@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,14 @@ from utils.errors import UserError
 if TYPE_CHECKING:
     from datasets.catalogue.spec import DatasetSpec
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".webp")
+IMAGE_ENDINGS = (
+    ".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".webp", ".jpe", ".jfif", ".gif", ".dib", ".pbm",
+    ".pnm", ".jp2", ".tga", ".mpo",
+    *((".avif",) if find_spec("PIL._avif") else ()),
+    *((".heic", ".heif") if find_spec("pillow_heif") else ()),
+)  # fmt: skip
+"""Endings of the formats that are read (``storage/pixels.py``), as far as this Pillow reads them."""
+_left_out: ContextVar[dict[str, Counter[str]] | None] = ContextVar("left_out", default=None)
 _reads: ContextVar[set[str] | None] = ContextVar("reads", default=None)
 
 
@@ -29,6 +38,32 @@ def recorded_reads() -> Iterator[set[str]]:
         yield paths
     finally:
         _reads.reset(token)
+
+
+@contextmanager
+def counted_endings() -> Iterator[list[str]]:
+    """Afterwards the list holds a line on the files that were left out inside for their endings, if there were any."""
+    lines: list[str] = []
+    folders: dict[str, Counter[str]] = {}
+    token = _left_out.set(folders)
+    try:
+        yield lines
+    finally:
+        _left_out.reset(token)
+    counts = sum(folders.values(), Counter())
+    if counts:
+        shown = ", ".join(f"{ending} {count:,}" for ending, count in counts.most_common(6))
+        plugin = "; pip install pillow-heif reads .heic" if counts.keys() & {".heic", ".heif"} else ""
+        more = ", ..." if len(counts) > 6 else ""
+        lines.append(f"{counts.total():,} files are left out, as their endings are no image's: {shown}{more}{plugin}")
+
+
+def leave_out(folder: str | Path, names: Iterable[str]) -> None:
+    """Counts files of a folder that are left out, by ending; hidden ones do not count."""
+    folders = _left_out.get()
+    if folders is not None:
+        endings = (os.path.splitext(name)[1].lower() or "no ending" for name in names if not name.startswith("."))
+        folders[str(folder)] = Counter(endings)
 
 
 def note_read(path: str | Path) -> Path:
@@ -46,8 +81,15 @@ def is_image(name: str) -> bool:
 
 def image_files(folder: Path) -> list[str]:
     """Returns the names of the image files in a folder, sorted; hidden files and other types are left out."""
+    images, others = [], []
     with os.scandir(note_read(folder)) as entries:
-        return sorted(e.name for e in entries if is_image(e.name))
+        for entry in entries:
+            if is_image(entry.name):
+                images.append(entry.name)
+            elif not entry.is_dir():
+                others.append(entry.name)
+    leave_out(folder, others)
+    return sorted(images)
 
 
 def sub_folders(folder: Path) -> list[str]:
@@ -65,15 +107,20 @@ def walk_images(folder: Path) -> np.ndarray:
     while waiting:
         below = waiting.pop()
         names: list[bytes] = []
+        others: list[str] = []
         with os.scandir(note_read(folder / below)) as entries:
             for entry in entries:
                 if is_image(entry.name):
                     names.append(os.fsencode(below + entry.name))
-                elif not entry.name.startswith(".") and entry.is_dir():
-                    waiting.append(f"{below}{entry.name}/")
+                elif not entry.name.startswith("."):
+                    if entry.is_dir():
+                        waiting.append(f"{below}{entry.name}/")
+                    else:
+                        others.append(entry.name)
                 if len(names) == 1 << 16:
                     blocks.append(np.array(names))
                     names = []
+        leave_out(folder / below, others)
         if names:
             blocks.append(np.array(names))
     paths = np.concatenate(blocks) if blocks else np.empty(0, "S1")

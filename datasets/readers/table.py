@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,6 +162,27 @@ class Layout:
         }
 
 
+def spelling_notes(path: Path, lines: Lines) -> list[str]:
+    """Returns a line each on ids written as decimals, missing identities and rows of nobody, if there are any."""
+    decimals = Counter(
+        word for _, line in lines for column in ("pid", "camid", "viewid")
+        if "." in (word := line.get(column, "")) and "." not in canonical(word)
+    )  # fmt: skip
+    pids = [(line["pid"], canonical(line["pid"])) for _, line in lines]
+    missing = sum(1 for text, pid in pids if text and not pid)
+    nobody = sum(pid == JUNK for _, pid in pids)
+    notes = []
+    if decimals.total():
+        word = decimals.most_common(1)[0][0]
+        example = f"such as {word!r}, read as {canonical(word)!r}"
+        notes.append(f"{path}: {decimals.total():,} ids are decimals, {example}")
+    if missing:
+        notes.append(f"{path}: {missing:,} rows have a missing value such as 'nan' for a pid: they are unlabelled")
+    if nobody:
+        notes.append(f"{path}: {nobody:,} rows are of nobody (pid -1) and left out")
+    return notes
+
+
 def read_table(
     spec: DatasetSpec, path: Path, image_dir: str = "", max_table_gb: float = MOST_GB, **options: Any
 ) -> RawSplits:
@@ -192,6 +214,7 @@ def read_table(
     if among_themselves and "seq" not in header:
         for row in (*splits["query"], *splits["gallery"]):
             row.seq = None
+    notes += spelling_notes(path, lines)
     if layout.unused:
         notes.append(f"{path}: nothing reads the columns {', '.join(layout.unused)}")
     if long:

@@ -94,7 +94,7 @@ def require_columns(path: Path, header: list[str], needed: Iterable[str]) -> Non
         return
     sound = [name for name in header if NAME.fullmatch(name)]
     known = [name for name in sound if name in COLUMNS]
-    found = f"found: {', '.join(sound)}" if known else f"found {len(header):,} others"
+    found = f"found: {', '.join(sound)}" if known else f"found {len(header):,} others" if header else "found: nothing"
     raise UserError(f"{path}: no column {missing[0]!r} ({found}); a header line is needed")
 
 

@@ -19,6 +19,7 @@ from datasets.storage.pixels import (
     PLAIN,
     PixelRules,
     UnclearPixels,
+    kinds_of,
     orientation_of,
     to_rgb,
 )
@@ -69,16 +70,21 @@ def more_formats() -> list[str]:
     return [name for name in MORE_FORMATS if name in Image.OPEN]
 
 
-def decode(raw: Bytes, path: str, at_least: Size | None = None, rules: PixelRules = PLAIN) -> Image.Image:
+def decode(
+    raw: Bytes, path: str, at_least: Size | None = None, rules: PixelRules = PLAIN, kinds: set[str] | None = None
+) -> Image.Image:
     """Returns an RGB image from the bytes of its file, as ``to_rgb`` makes it. path: its name in messages.
 
     at_least: (height, width) that a JPEG may be decoded down to, by halves (Pillow's draft mode): fewer pixels to
-    decode, other pixels than a full decoding gives. Raises ``BadImage`` for an empty, damaged or foreign file.
+    decode, other pixels than a full decoding gives. kinds: collects what of ``pixels.KINDS``
+    applies. Raises ``BadImage`` for an empty, damaged or foreign file.
     """
     rules.raise_pillows_limit()
     try:
         with open_image(raw) as image:
             rules.refuse_too_large(image)
+            if kinds is not None:
+                kinds |= kinds_of(image)
             if at_least is not None:
                 height, width = at_least
                 image.draft("RGB", (height, width) if orientation_of(image) in ON_THEIR_SIDE else (width, height))

@@ -123,10 +123,13 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def kinds_of(image: Image.Image) -> set[str]:
-    """Returns what of ``KINDS`` applies to an image as Pillow opens it, decoded or not."""
+    """Returns what of ``KINDS`` applies to an image as Pillow opens it, without decoding it.
+
+    Nearly: the orientation of a PNG that stands behind its pixels is not seen.
+    """
     applies: dict[str, Callable[[], bool]] = {
-        "deep": lambda: is_deep(image),  # first: the orientation of a PNG may stand behind its pixels
-        "turned": lambda: orientation_of(image) != 1,
+        "deep": lambda: is_deep(image),
+        "turned": lambda: (image.format != "PNG" or "exif" in image.info) and orientation_of(image) != 1,
         "unclear": lambda: is_unclear(image),
         "transparent": lambda: image.mode in TRANSPARENT or "transparency" in image.info,
         "animated": lambda: bool(getattr(image, "is_animated", False)) and image.format != "MPO",

@@ -21,6 +21,7 @@ from datasets.records import Records
 from datasets.storage import cache
 from tests.datasets.miniatures import LUPERSON, MARKET, MINIATURES, lists
 from tests.parity.cases import DATA, REQUIRED, ROOT
+from tests.pictures import PICTURES, UNCLEAR
 from tests.tiny import write_market
 from tools import check_data as check
 
@@ -307,3 +308,43 @@ def test_the_page_has_a_row_for_every_set_with_its_names_folders_and_counts():
             assert all(f"`{word}`" in rows[name] for word in (*spec.aliases, *(f"{f}/" for f in spec.folders)))
             assert all(f"{n:,}" in rows[name] for counts in spec.published().values() for n in counts[:2] if n)
             assert spec.protocol in rows[name] and spec.availability in rows[name]
+
+
+def test_each_kind_of_image_and_of_id_is_counted(tmp_path, capsys):
+    kinds = ("turned 6 JPEG", "turned 3 PNG", "16-bit PNG", "RGBA PNG", "palette GIF", "animation", "JPEG")
+    rows = []
+    for i, kind in enumerate(kinds):
+        (tmp_path / f"{i}.jpg").write_bytes(PICTURES[kind][0])
+        rows.append((f"{i}.jpg", "1.0", "1", "train", "1", "1", "90" if i == 6 else "9", "9"))
+    (tmp_path / "f.tif").write_bytes(UNCLEAR["floats in 0 to 1"])
+    raw = PICTURES["PNG"][0]
+    (tmp_path / "cut.jpg").write_bytes(raw[: len(raw) // 2])
+    more = (("f.tif", "2", "train"), ("cut.jpg", "nan", "train"), ("6.jpg", "-1.0", "train"), ("6.jpg", "3", "query"))
+    rows += [(name, pid, "1", split, "", "", "", "") for name, pid, split in more]
+    lines = ["path,pid,camid,split,x1,y1,x2,y2,label", *(",".join((*row, "x")) for row in rows)]
+    (tmp_path / "dataset.csv").write_text("\n".join(lines))
+    with pytest.raises(SystemExit) as end:
+        check.main(["DATASETS.NAMES", "csv", "DATASETS.ROOT_DIR", str(tmp_path), "OUTPUT_DIR", str(tmp_path / "out")])
+    assert end.value.code == 1
+    out = capsys.readouterr().out
+    for line in (
+        "2 images: turned by their EXIF orientation", "1 images: of 16 bits", "2 images: with transparency",
+        "1 images: animated", "1 images: of 32-bit integers or floats", "1 images: with a crop box that reaches beyond",
+        "1 images: truncated", "8 ids are decimals, such as '1.0', read as '1'", "1 rows have a missing value",
+        "1 rows are of nobody", "of the columns 'pid', 'label', 'pid' counts", "1 training images have no identity",
+        "the gallery is empty, and the query has 1 images",
+    ):  # fmt: skip
+        assert line in out, line
+
+
+def test_endings_that_are_left_out_are_counted(tmp_path, capsys):
+    for person in ("a", "b", "c"):
+        (tmp_path / person).mkdir()
+        for i, ending in enumerate((".JPG", ".jfif", ".Png", ".gif", ".tif", ".webp", ".xyz", "")):
+            Image.new("RGB", (9, 9), (20 * i, 0, 0)).save(tmp_path / person / f"{i}{ending}", "PNG")
+    with pytest.raises(SystemExit) as end:
+        out = str(tmp_path.parent / "out")
+        check.main(["DATASETS.NAMES", "folder", "DATASETS.ROOT_DIR", str(tmp_path), "OUTPUT_DIR", out])
+    out = capsys.readouterr().out
+    assert "6 files are left out, as their endings are no image's: .xyz 3, no ending 3" in out
+    assert "files: 18 read" in out and end.value.code == 0
