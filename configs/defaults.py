@@ -214,7 +214,11 @@ DATASETS = {
 }
 
 DATALOADER = {
-    "NUM_WORKERS": Key(8, "processes that load images", min=0),
+    "NUM_WORKERS": Key(8, "processes that load images; no more start than there are cores for each training process",
+                       min=0),
+    "TIMEOUT": Key(120.0, "seconds to wait for a batch of these processes before the run ends with the cause; a batch "
+                   "from slow storage takes some ten seconds, and what takes minutes mostly never comes; 0: no end",
+                   min=0),
     "SAMPLER": Key("softmax", "how batches are drawn: softmax (shuffle), softmax_triplet (P identities x K images), "
                    "id, id_triplet, img_triplet, repeat_iter (MSViT's), two_platforms (University-1652), "
                    "multiple_gallery (cluster contrast), multiple_gallery_nocam (SSDViT's)"),

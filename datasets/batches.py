@@ -5,7 +5,9 @@ from __future__ import annotations
 import atexit
 import logging
 import multiprocessing
+import multiprocessing.queues
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -23,6 +25,7 @@ from datasets.storage.stores import ByteStore, PixelStore
 from utils.distributed import gather_objects, rank, world_size
 from utils.errors import UserError
 from utils.stop_signals import SIGNALS
+from utils.workers import end_worker
 
 log = logging.getLogger("lineup")
 
@@ -32,7 +35,8 @@ class TrainLoader:
 
     on_bad: at an image that cannot be read, ``raise`` stops; ``skip`` counts and takes another image of its identity,
     so that batches keep their length. cache: bytes of memory for the first images, which holds ``files`` or ``pixels``
-    (cached). decoder: see ``make_decoder``. at_least: size that Pillow may decode JPEG files down to.
+    (cached). decoder: see ``make_decoder``. at_least: size that Pillow may decode JPEG files down to. timeout: seconds
+    that a batch of the workers may take, 0 for any.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class TrainLoader:
         cached: str = "files",
         decoder: Decoder = decode,
         at_least: tuple[int, int] | None = None,
+        timeout: float = 0.0,
     ):
         self.records, self.sampler, self.on_bad = records, sampler, on_bad
         images = ImageList(records, transform, decoder=decoder, at_least=at_least, stand_in=on_bad == "skip")
@@ -64,6 +69,7 @@ class TrainLoader:
             persistent_workers=workers > 0,
             pin_memory=pin,
             worker_init_fn=one_thread,
+            timeout=timeout if workers else 0,
         )
         self.restart()
 
@@ -133,6 +139,9 @@ def one_thread(worker: int) -> None:
     torch.set_num_threads(1)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGBUS, signal.SIG_DFL)  # torch's handler prints; the training process says more
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(end_worker)  # pyright: ignore
+    sys.excepthook = lambda kind, error, trace: end_worker(error)
 
 
 @atexit.register
@@ -157,6 +166,7 @@ class TestLoader:
         workers: int,
         pin: bool = False,
         decoder: Decoder = decode,
+        timeout: float = 0.0,
     ):
         images = ImageList(records, transform, decoder=decoder)
         self.records, self.decoder = records, decoder
@@ -170,6 +180,7 @@ class TestLoader:
             pin_memory=pin,
             worker_init_fn=one_thread,
             generator=torch.Generator(),
+            timeout=timeout if workers else 0,
         )
 
     def __len__(self) -> int:

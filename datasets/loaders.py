@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,6 +38,7 @@ from datasets.transforms.pipelines import WithViews, build_transforms, weak_and_
 from utils.distributed import rank, world_size
 from utils.errors import UserError, conflict
 from utils.methods import Method, method_of
+from utils.workers import usable_cores
 
 log = logging.getLogger("lineup")
 
@@ -302,7 +304,7 @@ def loader_of(
     cfg: CfgNode, records: Records, transform: Callable[..., Any], sampler: EpochSampler, loaders: int = 1
 ) -> TrainLoader:
     """Returns a training loader by the keys. loaders: how many of them share the workers and the memory."""
-    workers = cfg.DATALOADER.NUM_WORKERS
+    workers = num_workers(cfg)
     height, width = cfg.INPUT.SIZE_TRAIN
     return TrainLoader(
         records,
@@ -315,6 +317,7 @@ def loader_of(
         cached=cfg.DATALOADER.CACHE,
         decoder=make_decoder(PixelRules.from_cfg(cfg), cfg.DATALOADER.DECODER),
         at_least=(height, width) if cfg.DATALOADER.DRAFT else None,
+        timeout=cfg.DATALOADER.TIMEOUT,
     )
 
 
@@ -363,7 +366,9 @@ def feature_loader(cfg: CfgNode, records: Records) -> TestLoader:
     """Returns the loader for features of a list in its order, with evaluation's transform."""
     transform = build_transforms(cfg, is_train=False)
     decoder = make_decoder(PixelRules.from_cfg(cfg))
-    return TestLoader(records, transform, cfg.TEST.IMS_PER_BATCH, cfg.DATALOADER.NUM_WORKERS, pinned(cfg), decoder)
+    return TestLoader(
+        records, transform, cfg.TEST.IMS_PER_BATCH, num_workers(cfg), pinned(cfg), decoder, cfg.DATALOADER.TIMEOUT
+    )
 
 
 def make_test_set(
@@ -376,6 +381,11 @@ def make_test_set(
     protocol = cfg.TEST.PROTOCOL or protocol
     log.info(filter_line(name, protocol, query, gallery, same_list))
     return TestSet(name, protocol, query, gallery, feature_loader(cfg, records), same_list)
+
+
+def num_workers(cfg: CfgNode) -> int:
+    """Returns how many processes load images for one loader: DATALOADER.NUM_WORKERS, but no more than cores."""
+    return min(cfg.DATALOADER.NUM_WORKERS, usable_cores(int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def pinned(cfg: CfgNode) -> bool:

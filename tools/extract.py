@@ -24,7 +24,7 @@ from yacs.config import CfgNode
 from configs import load_config
 from datasets.batches import one_thread
 from datasets.images import Batch, ImageList
-from datasets.loaders import pinned
+from datasets.loaders import num_workers, pinned
 from datasets.readers.image_list import CARRIED, Carried, read_image_list
 from datasets.records import Records
 from datasets.storage.decoding import make_decoder
@@ -151,7 +151,7 @@ def _extract(
     if before:
         log.info("%d of %d images were done before", before, len(records))
     barrier()  # every process has counted before one writes
-    count, seconds = fill(writer, records, extractor, cfg.DATALOADER.NUM_WORKERS, pinned(cfg))
+    count, seconds = fill(writer, records, extractor, num_workers(cfg), pinned(cfg))
     done = gather_objects((count, seconds))
     if is_main():
         columns = ["path", *(name for name in CARRIED if name in carried)]

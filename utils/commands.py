@@ -7,6 +7,7 @@ A command is a ``main(argv)`` that parses with ``make_parser`` and raises ``User
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import NoReturn
 
 from utils.errors import UserError, one_line
 from utils.interrupt import EXIT_CODE, INTERRUPTED, raise_when_interrupted
+from utils.workers import too_many_files, worker_mistake
 
 OUT_OF_MEMORY = (
     "out of memory on this machine: lower SOLVER.IMS_PER_BATCH (with SOLVER.ACCUMULATION), TEST.IMS_PER_BATCH, "
@@ -83,7 +85,7 @@ def reported_errors() -> Iterator[None]:
     except MemoryError:
         refuse(OUT_OF_MEMORY)
     except RuntimeError as error:
-        line = runtime_mistake(str(error))
+        line = runtime_mistake(f"{error} {error.__cause__ or ''}")  # torch names a worker's signal in the cause
         if not line:
             raise
         refuse(line)
@@ -91,6 +93,8 @@ def reported_errors() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:  # a full disk, a folder that was removed, no permission
+        if error.errno == errno.EMFILE:
+            refuse(too_many_files())
         where = f"{error.filename}: " if error.filename else ""
         refuse(f"{where}{error.strerror or error}")
 
@@ -103,6 +107,8 @@ def refuse(message: object) -> NoReturn:
 
 def runtime_mistake(message: str) -> str:
     """Returns the line for torch's errors that are not bugs: no memory, another process that has ended; else ''."""
+    if line := worker_mistake(message):
+        return line
     if "DefaultCPUAllocator" in message or "can't allocate memory" in message:
         return OUT_OF_MEMORY
     if "out of memory" in message:

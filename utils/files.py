@@ -40,8 +40,8 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> Non
     except BaseException as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        if not isinstance(error, OSError | RuntimeError):
-            raise
+        if not isinstance(error, OSError | RuntimeError) or "DataLoader" in str(error):
+            raise  # torch reports a dead worker as a RuntimeError, wherever the process is
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: could not be written ({reason}); OUTPUT_DIR needs room and permission") from None
 
