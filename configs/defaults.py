@@ -54,6 +54,10 @@ MODEL = {
                          "give out; empty: fetched by the library that has them", path=True),
     "PRETRAIN_HW_RATIO": Key(1, "height over width of the grid the position embeddings were trained on: 1 for "
                              "ImageNet, 2 for pre-training at 256x128", min=1),
+    "WEIGHT_KEY": Key("", "which weights of PRETRAIN_PATH and TEST.WEIGHT are meant, of a file that holds several, "
+                      "such as state_dict_ema; empty: the trained ones, not their average"),
+    "SIE_NEW_ROWS": Key(False, "fine-tuning from a file of other cameras or views: new rows of side information, which "
+                        "start as the mean of the file's, as no row of another camera is one of these"),
     "NECK": Key("bnneck", "bnneck or no: batch norm before the classifier of a ResNet", choices=("bnneck", "no")),
     "IF_WITH_CENTER": Key("no", "upstream's announcement of the center loss"),
     "ID_LOSS_TYPE": Key("softmax", "classifier: softmax, arcface, cosface, amsoftmax, circle",

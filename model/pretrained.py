@@ -142,6 +142,7 @@ def load_initial_weights(cfg: CfgNode, model: RetrievalModel) -> None:
     checkpoint of its stage 1 (``SOLVER.STAGE1.WEIGHT``) replaces all of it.
     """
     choice, path = cfg.MODEL.PRETRAIN_CHOICE, cfg.MODEL.PRETRAIN_PATH
+    ratio, key, new_rows = cfg.MODEL.PRETRAIN_HW_RATIO, cfg.MODEL.WEIGHT_KEY, cfg.MODEL.SIE_NEW_ROWS
     if choice.lower() in ("no", "none", "") and is_msvit(cfg.MODEL.NAME) and cfg.MODEL.MSVIT.FREEZE:
         log.warning("MODEL.MSVIT.FREEZE %s: random weights stay random; set it to []", cfg.MODEL.MSVIT.FREEZE)
     if method_of(cfg).network == "prompt" and cfg.SOLVER.STAGE1.WEIGHT:
@@ -149,9 +150,9 @@ def load_initial_weights(cfg: CfgNode, model: RetrievalModel) -> None:
     elif choice == "self":
         if not path:
             raise UserError("MODEL.PRETRAIN_PATH is empty, and PRETRAIN_CHOICE 'self' loads a whole model from it")
-        log.info("%s", load_weights(model, path, cfg.MODEL.PRETRAIN_HW_RATIO))
+        log.info("%s", load_weights(model, path, ratio, key=key, new_rows=new_rows))
     elif choice == "imagenet":
-        log.info("%s", load_pretrained(model, pretrained_source(cfg), cfg.MODEL.PRETRAIN_HW_RATIO))
+        log.info("%s", load_pretrained(model, pretrained_source(cfg), ratio, key=key, new_rows=new_rows))
     elif choice.lower() not in ("no", "none", ""):
         log.warning("MODEL.PRETRAIN_CHOICE %r is neither 'imagenet' nor 'self': no weights are loaded", choice)
 

@@ -32,7 +32,7 @@ def sentence_features(model: PromptReID, table: Tensor, sentences: list[str]) ->
 
 def token_table(cfg: CfgNode) -> Tensor:
     """Returns the token embedding (V, W) of the CLIP that MODEL.PRETRAIN_PATH names."""
-    state, name = as_tensors(pretrained_source(cfg))
+    state, name = as_tensors(pretrained_source(cfg), key=cfg.MODEL.WEIGHT_KEY)
     tables = [value for key, value in state.items() if key.endswith("token_embedding.weight")]
     if not tables:
         raise UserError(

@@ -191,7 +191,7 @@ def make_extractor(cfg: CfgNode, space: str = IMAGE) -> Extractor:
     weight = weight_file(cfg)
     cfg, cameras, views = with_sides_of(cfg, weight)
     model = make_model(cfg, 2, cameras, views)  # classifiers do not matter here
-    report = load_complete(model, weight)
+    report = load_complete(model, weight, key=cfg.MODEL.WEIGHT_KEY)
     if space == TEXT:
         refuse_missing_text_tower(cfg, report)
     sides = (("cam_label", cameras), ("view_label", views))
@@ -241,7 +241,7 @@ def with_sides_of(cfg: CfgNode, weight: str) -> tuple[CfgNode, int, int]:
     """
     if not (cfg.MODEL.SIE_CAMERA or cfg.MODEL.SIE_VIEW):
         return cfg, 0, 0
-    state, _ = as_tensors(weight)
+    state, _ = as_tensors(weight, key=cfg.MODEL.WEIGHT_KEY)
     rows = next((len(value) for key, value in state.items() if key.endswith(("sie_embed", "cv_embed"))), 0)
     if rows and not (cfg.MODEL.SIE_CAMERA and cfg.MODEL.SIE_VIEW):
         return cfg, rows if cfg.MODEL.SIE_CAMERA else 0, rows if cfg.MODEL.SIE_VIEW else 0

@@ -20,7 +20,7 @@ def output_folder(cfg: CfgNode, config_file: str) -> Path:
 def tested_model(cfg: CfgNode, data: Data) -> RetrievalModel:
     """Returns the model of TEST.WEIGHT. Raises ``UserError`` if the file is missing or belongs to another model."""
     model = make_model(cfg, data.num_classes, data.num_cameras, data.num_views, data.kind)
-    load_complete(model, weight_file(cfg))
+    load_complete(model, weight_file(cfg), key=cfg.MODEL.WEIGHT_KEY)
     return model
 
 

@@ -14,16 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.errors import UserError
+from utils.errors import UserError, one_line
+from utils.side_tables import WITHOUT_SIDES, is_side_table, side_settings, with_new_rows
 from utils.weight_files import read_state
+from utils.wrappers import open_wrappers, without_prefix
 
 log = logging.getLogger("lineup")
 
 WeightSource = str | Path | Mapping[str, Any]
 """A checkpoint file, or what it holds."""
-
-WRAPPERS = ("model", "state_dict", "teacher")
-"""Keys under which published files hold their weights; opened one after the other."""
 
 COMPUTED = (".relative_position_index", ".attn_mask")
 """Ends of the names of buffers that Swin's files hold and every model computes itself."""
@@ -81,7 +80,8 @@ def rules_of(module: nn.Module) -> WeightRules:
 class LoadReport:
     """What became of every key of a checkpoint and of every parameter of the model.
 
-    settings: keys and values with which the model would fit the file, where that is known and it does not.
+    settings: keys and values with which the model would fit the file, where that is known and it does not. optional:
+    prefixes of the parameters that retrieval does without.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -91,16 +91,29 @@ class LoadReport:
     mismatched: list[str] = field(default_factory=list)
     source: str = "the state dict"
     settings: str = ""
+    optional: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        misshaped = {text.split(" ")[0] for text in self.mismatched}
+        missing = [key for key in self.missing if key not in misshaped]
         words = [f"{len(self.loaded)} tensors loaded from {self.source}"]
         for name, keys in (
-            ("resized", self.resized), ("mismatched", self.mismatched), ("missing", self.missing),
+            ("resized to this model's grid of patches", self.resized),
+            ("mismatched, as expected with other identities: a test does without", self._without(self.mismatched)),
+            ("mismatched", self._needed(self.mismatched)),
+            ("missing, which retrieval does without", self._without(missing)),
+            ("missing", self._needed(missing)),
             ("unexpected", self.unexpected),
-        ):  # fmt: skip
+        ):
             if keys:
                 words.append(f"{len(keys)} {name} ({', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''})")
-        return "; ".join(words)
+        return one_line("; ".join(words))
+
+    def _without(self, keys: list[str]) -> list[str]:
+        return [key for key in keys if key.startswith(self.optional)]
+
+    def _needed(self, keys: list[str]) -> list[str]:
+        return [key for key in keys if not key.startswith(self.optional)]
 
     def refusal(self) -> str:
         """Returns how a line on an unfit file ends: what it is, and what to set if that is known."""
@@ -110,33 +123,31 @@ class LoadReport:
 # ---------------------------------------------------------------- names and shapes
 
 
-def unwrap(state: Mapping[str, Any], whole: bool = False) -> dict[str, Tensor]:
+def unwrap(
+    state: Mapping[str, Any], whole: bool = False, key: str = "", name: str = "the state dict"
+) -> dict[str, Tensor]:
     """Returns the named tensors inside a published file, without wrappers, ``module.`` and ``backbone.``.
 
     If some names start with ``backbone.``, the others (DINO's head) are left out, unless ``whole``: then all keep
-    their names.
+    their names. key, name: see ``open_wrappers``.
     """
-    for _ in range(len(WRAPPERS)):
-        inner = next((state[w] for w in WRAPPERS if isinstance(state.get(w), Mapping)), None)
-        if inner is None:
-            break
-        state = inner
-    tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)}
+    inner = open_wrappers(state, key, name)
+    tensors = {str(k): v for k, v in inner.items() if isinstance(v, Tensor)}
     for prefix in ("module.", "_orig_mod."):
         tensors = {k.removeprefix(prefix): v for k, v in tensors.items()}
     backbone = _below("backbone.", tensors)
     return tensors if whole else backbone or tensors
 
 
-def as_tensors(source: WeightSource, whole: bool = False) -> tuple[dict[str, Tensor], str]:
+def as_tensors(source: WeightSource, whole: bool = False, key: str = "") -> tuple[dict[str, Tensor], str]:
     """Returns the named tensors of a path or a state dict (which may hold NumPy arrays), and its name for messages.
 
-    whole: see ``unwrap``.
+    whole, key: see ``unwrap``.
     """
     if isinstance(source, str | Path):
-        return unwrap(read_state(source), whole), str(source)
+        return unwrap(read_state(source), whole, key, str(source)), str(source)
     state = {k: torch.as_tensor(v) if isinstance(v, np.ndarray) else v for k, v in source.items()}
-    return unwrap(state, whole), "the state dict"
+    return unwrap(state, whole, key), "the state dict"
 
 
 def backbone_state(source: WeightSource) -> dict[str, Tensor]:
@@ -170,8 +181,10 @@ def resize_positions(old: Tensor, grid: tuple[int, int], hw_ratio: int = 1) -> T
     rows, columns = _grid(count, hw_ratio)
     if rows * columns != count:
         raise UserError(
-            f"position embeddings for {count} patches do not form a grid at MODEL.PRETRAIN_HW_RATIO {hw_ratio} "
-            f"({rows} x {columns}); set the ratio of height to width that the weights were trained at"
+            f"it has position embeddings for {count} patches, and this model {new_length} ({grid[0]} x {grid[1]}): set "
+            "MODEL.STRIDE_SIZE, INPUT.SIZE_TRAIN and INPUT.SIZE_TEST to those of its training; to have them resized "
+            f"instead, set MODEL.PRETRAIN_HW_RATIO to the height over width of its grid ({count} patches form none at "
+            f"MODEL.PRETRAIN_HW_RATIO {hw_ratio})"
         )
     patches = old[:, 1:].reshape(1, rows, columns, -1).permute(0, 3, 1, 2).float()
     patches = F.interpolate(patches, size=grid, mode="bilinear", align_corners=False)
@@ -235,30 +248,33 @@ def _copy(
     report: LoadReport,
     grids: Mapping[str, tuple[int, int]],
     hw_ratio: int,
-    may_differ: tuple[str, ...] = (),
-    settings: Callable[[], str] = str,
+    names_in_file: Mapping[int, str],
+    settings: Callable[[str, Tensor], str] = lambda key, value: "",
 ) -> None:
     """Copies what fits ``target``'s names and shapes and fills the report with the rest.
 
-    grids: see ``position_grids``. may_differ: prefixes of names whose shape may be another. settings: gives the
-    report's field of that name if a shape is refused.
+    grids: see ``position_grids``. names_in_file: of tensors, by their ``id``. settings: (name, tensor) -> the report's
+    field of that name if a shape is refused; those of ``report.optional`` may be another.
     """
     target_state = target.state_dict()
     fitting: dict[str, Tensor] = {}
     for key, value in state.items():
         if key not in target_state:
             if not key.endswith(COMPUTED):
-                report.unexpected.append(key)
+                report.unexpected.append(names_in_file.get(id(value), key))
             continue
         shape = target_state[key].shape
         if value.shape != shape:
             resized = key in grids and value.dim() == len(shape)
-            value = _shaped(value, shape, grids.get(key), hw_ratio)
+            try:
+                value = _shaped(value, shape, grids.get(key), hw_ratio)
+            except UserError as error:
+                raise UserError(f"{report.source}: {error}") from None
             report.resized += [key] if resized else []
         if value.shape != shape:
             report.mismatched.append(f"{key} {tuple(value.shape)} for {tuple(shape)}")
-            if not key.startswith(may_differ):
-                report.settings = settings()
+            if not key.startswith(report.optional):
+                report.settings = settings(key, value)
                 raise UserError(
                     f"{report.source}: {key} has shape {tuple(value.shape)}, the model's is {tuple(shape)}: "
                     f"{report.refusal()}"
@@ -268,35 +284,43 @@ def _copy(
     report.loaded = list(fitting)
     report.missing = [k for k in target_state if k not in fitting and not k.endswith("num_batches_tracked")]
     if not fitting:
-        names = f"it has {', '.join(list(state)[:3])}, ..." if state else "it has none"
+        names = f"it has {', '.join([names_in_file.get(id(v), k) for k, v in state.items()][:3])}, ..."
+        names = names if state else "it has none"
         raise UserError(f"{report.source}: no tensor fits the model ({names})")
     target.load_state_dict(fitting, strict=False)
 
 
-def load_weights(module: nn.Module, source: WeightSource, hw_ratio: int = 1) -> LoadReport:
+def load_weights(
+    module: nn.Module, source: WeightSource, hw_ratio: int = 1, *, key: str = "", new_rows: bool = False
+) -> LoadReport:
     """Loads a whole ReID model, ours or a published one, and returns what became of every tensor.
 
     source: a path or a state dict. The module's ``WeightRules`` map published names to ours and say which parameters
     (classifiers, for another number of identities) may differ or be missing. hw_ratio: height over width of the
-    images that position embeddings were trained on. Raises ``UserError`` if the file cannot be read, nothing fits, or
-    a parameter that retrieval needs has another shape.
+    images that position embeddings were trained on. key: see ``open_wrappers``. new_rows: see ``with_new_rows``. Raises
+    ``UserError`` if the file cannot be read, nothing fits, or a parameter that retrieval needs has another shape.
     """
-    rules = rules_of(module)
-    original, name = as_tensors(source, whole=rules.keeps_backbone_prefix)
-    state, report = rules.published_state(original), LoadReport(source=name)
+    rules, target = rules_of(module), module.state_dict()
+    original, name = as_tensors(source, rules.keeps_backbone_prefix, key)
+    inner = without_prefix(original, lambda state: bool(rules.published_state(state).keys() & target.keys()))
+    state, report = rules.published_state(inner), LoadReport(source=name, optional=rules.optional_keys)
+    if new_rows:
+        state = with_new_rows(state, target)
     _copy(
         module,
         drop_distillation_token(state, module, hw_ratio),
         report,
         position_grids(module, module),
         hw_ratio,
-        may_differ=rules.optional_keys,
-        settings=lambda: rules.settings_for(state),
+        {id(value): key for key, value in original.items()},
+        settings=lambda key, value: side_settings(module, key, value) or rules.settings_for(state),
     )
     kept = {id(value) for value in state.values()}  # under our names
     report.unexpected += sorted(key for key, value in original.items() if id(value) not in kept)
-    if needed_and_missing(module, report):
-        report.settings = rules.settings_for(state)
+    needed = needed_and_missing(module, report)
+    if needed:
+        sides = all(map(is_side_table, needed))
+        report.settings = WITHOUT_SIDES if sides else rules.settings_for(state)
     return report
 
 
@@ -316,29 +340,51 @@ def require_complete(module: nn.Module, report: LoadReport) -> None:
         )
 
 
-def load_pretrained(module: nn.Module, path: WeightSource, hw_ratio: int = 1) -> LoadReport:
+def load_pretrained(
+    module: nn.Module, path: WeightSource, hw_ratio: int = 1, *, key: str = "", new_rows: bool = False
+) -> LoadReport:
     """Loads backbone weights from elsewhere (ImageNet, DINO, a LUPerson file) into the module's ``pretrained_part``.
 
     A whole ReID model serves as a backbone file too. Heads of the source are skipped; position embeddings are resized
     (``resize_positions``). hw_ratio: height over width of the images that the weights were trained on. A distillation
-    token is dropped. The module's ``WeightRules`` map foreign names to ours and say what must be there. Raises
-    ``UserError`` as ``load_weights`` does.
+    token is dropped. The module's ``WeightRules`` map foreign names to ours and say what must be there. key, new_rows:
+    as in ``load_weights``. Raises ``UserError`` as that does.
     """
-    state, name = as_tensors(path)
+    original, name = as_tensors(path, key=key)
     rules = rules_of(module)
     target = rules.pretrained_part() or module
+    target_state = target.state_dict()
+
+    def under_our_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return rules.pretrained_state(_below("base.", state) or state)
+
+    def fits(state: dict[str, Tensor]) -> bool:
+        try:
+            return bool(under_our_names(state).keys() & target_state.keys())
+        except UserError:
+            return False
+
     try:
-        state = rules.pretrained_state(_below("base.", state) or state)
+        state = under_our_names(without_prefix(original, fits))
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
-    state = drop_distillation_token(state, target, hw_ratio)
+    state = drop_distillation_token(with_new_rows(state, target_state) if new_rows else state, target, hw_ratio)
     report = LoadReport(source=name)
-    skipped = [k for k in state if k not in target.state_dict() and _is_head(k)]
+    skipped = [k for k in state if k not in target_state and _is_head(k)]
     if len(skipped) == len(state):
         raise UserError(f"{name}: holds no backbone ({', '.join(skipped[:3]) or 'no tensor'}, ...)")
     backbone = {k: v for k, v in state.items() if k not in skipped}
-    _copy(target, backbone, report, position_grids(module, target), hw_ratio)
-    report.unexpected += skipped
+    names = {id(value): key for key, value in original.items()}
+    _copy(
+        target,
+        backbone,
+        report,
+        position_grids(module, target),
+        hw_ratio,
+        names,
+        settings=lambda key, value: side_settings(module, key, value),
+    )
+    report.unexpected += [names.get(id(state[key]), key) for key in skipped]
     lacking = [key for key in report.missing if key.startswith(rules.needed_of_pretrained)]
     if lacking:
         raise UserError(
@@ -357,14 +403,15 @@ def load_complete(
     module: nn.Module,
     source: WeightSource,
     hw_ratio: int = 1,
-    load: Callable[[nn.Module, WeightSource, int], LoadReport] = load_weights,
+    load: Callable[..., LoadReport] = load_weights,
+    key: str = "",
 ) -> LoadReport:
     """Loads weights, logs the report and returns it.
 
-    load: ``load_weights`` or ``load_pretrained``. Raises ``UserError`` as that does, and if a parameter that retrieval
-    needs was not in the file.
+    load: ``load_weights`` or ``load_pretrained``. key: see ``open_wrappers``. Raises ``UserError`` as that does, and if
+    a parameter that retrieval needs was not in the file.
     """
-    report = load(module, source, hw_ratio)
+    report = load(module, source, hw_ratio, key=key)
     log.info("%s", report)
     require_complete(module, report)
     return report

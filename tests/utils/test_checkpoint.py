@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import pickle
 from pathlib import Path
@@ -16,6 +17,7 @@ from model import make_model
 from model.backbones.vit import ViT, ViTSpec
 from tests.tiny import config
 from utils.checkpoint import (
+    load_complete,
     load_pretrained,
     load_weights,
     require_complete,
@@ -90,6 +92,109 @@ def test_published_wrappings_are_opened(wrap, tmp_path):
         other = build(seed=1)
         require_complete(other, load_weights(other, source))
         assert equal(model, other)
+
+
+@pytest.mark.parametrize(
+    "word", ["net", "network", "model_state_dict", "state_dict_ema", "module", "teacher", "ema", "model_ema"]
+)
+@pytest.mark.parametrize("before", ["", "model.", "net.model.", "module.", "model.module."])
+def test_other_programs_wrappings_are_opened(word, before, tmp_path, caplog):
+    model, other = build(), build(seed=1)
+    state = {f"{before}{k}": v for k, v in model.state_dict().items()}
+    torch.save({"epoch": 3, word: state, "optimizer_states": [{"state": {}}]}, tmp_path / "a.ckpt")
+    require_complete(other, load_weights(other, tmp_path / "a.ckpt"))
+    assert equal(model, other) and "MODEL.WEIGHT_KEY" not in caplog.text
+    backbone, bare = build(seed=2), {f"{before}{k}": v for k, v in model.base.state_dict().items()}
+    load_pretrained(backbone, {word: {**bare, f"{before}head.weight": torch.ones(3, 32)}})
+    assert equal(backbone.base, model.base)
+
+
+def lightning(model: nn.Module) -> dict:
+    state = {f"model.{k}": v for k, v in model.state_dict().items()} | {"criterion.centers": torch.ones(5, 32)}
+    return {"state_dict": state, "pytorch-lightning_version": "2.0", "epoch": 3, "callbacks": {}, "lr_schedulers": []}
+
+
+def test_names_in_messages_are_those_of_the_file():
+    model, other = build(), build(seed=1)
+    report = load_weights(other, lightning(model))
+    assert equal(model, other) and report.unexpected == ["criterion.centers"]
+    resnet = build(MODEL__NAME="resnet10")
+    text = line(
+        load_weights,
+        build(MODEL__JPM=True),
+        {"state_dict": {f"other.model.{k}": v for k, v in resnet.base.state_dict().items()}},
+    )
+    assert "(it has other.model.conv1.weight, " in text and "base.other" not in text
+
+
+@pytest.fixture
+def log_lines(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("lineup"), "propagate", True)
+    caplog.set_level(logging.INFO, "lineup")
+    return caplog
+
+
+def test_of_two_candidates_the_trained_weights_are_taken_and_the_log_names_both(log_lines, tmp_path):
+    model, average = build(), build(seed=1)
+    torch.save({"state_dict_ema": average.state_dict(), "state_dict": model.state_dict()}, tmp_path / "a.pth")
+    for key, expected in (("", model), ("state_dict", model), ("state_dict_ema", average)):
+        log_lines.clear()
+        other = build(seed=2)
+        load_complete(other, tmp_path / "a.pth", key=key)
+        assert equal(other, expected)
+        assert ("'state_dict' are taken; it has 'state_dict_ema' too (MODEL.WEIGHT_KEY)" in log_lines.text) == (not key)
+        backbone = build(seed=3)
+        load_pretrained(backbone, tmp_path / "a.pth", key=key)
+        assert equal(backbone.base, expected.base)
+    with pytest.raises(UserError, match="no weights under 'ema'; it has state_dict_ema, state_dict$"):
+        load_weights(build(), tmp_path / "a.pth", key="ema")
+    load_weights(build(), model.state_dict(), key="state_dict_ema")  # a file of one set of weights has no choice
+
+
+def test_a_classifier_of_other_identities_is_said_to_be_expected():
+    report = load_weights(build(seed=1), build(num_class=9).state_dict())
+    text = (
+        "1 mismatched, as expected with other identities: a test does without (classifier.weight (9, 32) for (5, 32))"
+    )
+    assert text in str(report) and "missing" not in str(report)
+
+
+SIDES = {"MODEL__SIE_CAMERA": True, "MODEL__SIE_VIEW": True}
+
+
+def with_cameras(cameras: int, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return make_model(config(Path("none"), Path("none"), MODEL__SIE_CAMERA=True), 5, cameras, 2)
+
+
+def test_side_information_of_other_cameras_names_both_and_the_ways_out():
+    theirs, ours = with_cameras(6), with_cameras(3, seed=1)
+    for load in (load_weights, load_pretrained):
+        text = line(load, ours, theirs.state_dict())
+        assert "has 6 rows" in text and "these data have 3 cameras" in text
+        assert "MODEL.SIE_CAMERA False" in text and "MODEL.SIE_NEW_ROWS True" in text
+    plain = load_weights(ours, build().state_dict())
+    assert "MODEL.SIE_CAMERA False" in line(require_complete, ours, plain)
+
+
+def test_new_rows_of_side_information_start_as_the_mean_of_the_known():
+    theirs = with_cameras(6)
+    nn.init.normal_(theirs.base.sie_embed)
+    for load in (load_weights, load_pretrained):
+        ours = with_cameras(3, seed=1)
+        report = load(ours, theirs.state_dict(), new_rows=True)
+        torch.testing.assert_close(ours.base.sie_embed[1], theirs.base.sie_embed.mean(0))
+        assert torch.equal(ours.base.sie_embed[0], ours.base.sie_embed[2]) and not report.mismatched
+    same = with_cameras(6, seed=1)
+    load_weights(same, theirs.state_dict(), new_rows=True)
+    assert torch.equal(same.base.sie_embed, theirs.base.sie_embed)
+
+
+def test_another_stride_or_size_is_named_before_the_ratio():
+    model = build(**sized(64, 32, 4))
+    text = line(load_weights, build(**sized(40, 16)), model.state_dict())
+    for word in ("patches", "5 x 2", "MODEL.STRIDE_SIZE", "INPUT.SIZE_TEST"):
+        assert 0 < text.index(word) < text.index("MODEL.PRETRAIN_HW_RATIO"), text
 
 
 def test_numpy_arrays_are_taken_as_tensors():
