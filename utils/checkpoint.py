@@ -361,8 +361,8 @@ def load_pretrained(
     def fits(state: dict[str, Tensor]) -> bool:
         try:
             return bool(under_our_names(state).keys() & target_state.keys())
-        except UserError:
-            return False
+        except UserError:  # the names are the network's, and something else about the file is wrong
+            return True
 
     try:
         state = under_our_names(without_prefix(original, fits))
