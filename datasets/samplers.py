@@ -124,7 +124,7 @@ def rows_by_identity(pids: np.ndarray) -> list[tuple[int, np.ndarray]]:
     """Returns (identity, its rows) in ascending order of both."""
     order = np.argsort(pids, kind="stable")
     ids, first = np.unique(pids[order], return_index=True)
-    return list(zip(ids.tolist(), np.split(order, first[1:]), strict=True))
+    return list(zip(ids.tolist(), np.split(order, first[1:]), strict=True)) if len(ids) else []
 
 
 def whole_batches(rows: np.ndarray, batch_size: int) -> Batches:

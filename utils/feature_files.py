@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from utils.errors import UserError
+from utils.errors import UserError, reason_of
 from utils.files import write_csv, write_json
 
 FEATURES, ROWS, SKIPPED, META = "features.npy", "rows.csv", "skipped.csv", "meta.json"
@@ -157,13 +157,15 @@ def read_array(path: Path, mode: Literal["r", "r+"] = "r") -> np.memmap:
         raise UserError(f"{path}: no such file")
     try:
         array = np.load(path, mmap_mode=mode, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        reason = " ".join(str(error).split())[:120]
+    except Exception as error:  # noqa: BLE001 - a damaged header fails in many ways
+        reason = reason_of(error)
         raise UserError(
             f"{path}: not a readable .npy file of numbers, as numpy.save writes them; truncated? ({reason})"
         ) from None
     if not isinstance(array, np.memmap):
         raise UserError(f"{path}: must be a .npy file, an .npz holds several arrays")
+    if array.dtype.kind not in "fiu":
+        raise UserError(f"{path}: must hold numbers, not {array.dtype}")
     return array
 
 
@@ -176,11 +178,16 @@ def mapped(path: Path, shape: tuple[int, ...], mode: Literal["r", "r+"] = "r") -
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON file. Raises ``UserError`` if it is damaged."""
+    """Reads the object in a JSON file. Raises ``UserError`` if it is damaged or holds something else."""
     try:
-        return json.loads(path.read_text())
-    except ValueError:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
         raise UserError(f"{path}: damaged, not JSON") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: damaged, expected an object, not {type(content).__name__}")
+    return content
 
 
 class Features:
@@ -203,7 +210,7 @@ class Features:
             unfinished = "; the same command continues it" if (path / PLAN).exists() else ""
             raise UserError(f"{path}: no finished extraction (no {META}){unfinished}")
         self.meta = read_json(path / META)
-        if not isinstance(self.meta, dict) or not {"count", "width", *WHAT} <= self.meta.keys():
+        if not {"count", "width", *WHAT} <= self.meta.keys() or not isinstance(self.meta["model_hash"], str):
             raise UserError(f"{path / META}: not the file that an extraction of features writes")
         self.array = mapped(path / FEATURES, (self.meta["count"], self.meta["width"]))
 

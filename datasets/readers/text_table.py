@@ -117,6 +117,8 @@ def csv_lines(path: Path, text: str) -> tuple[list[str], Lines, list[str]]:
         if not {*header} & {"path", "pid", "split"}:
             refuse_other_separator(path, text.partition("\n")[0], separator)
         lines: Lines = []
+        if "path" not in header:  # no table of images: the caller says so
+            return [name for name in header if name], lines, notes
         for row in reader:
             if not row:
                 continue

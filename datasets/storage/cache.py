@@ -114,11 +114,21 @@ def unpacked(archive: Mapping[str, np.ndarray], home: Path) -> tuple[dict[str, R
 def unpack(
     archive: Mapping[str, np.ndarray], split: str, described: dict[str, Any], blobs: dict[str, bytes], home: Path
 ) -> Records:
-    """Returns the list of one split. described: what ``packed`` says of it."""
+    """Returns the list of one split. described: what ``packed`` says of it. Raises ``ValueError`` if it is damaged."""
     roots = [root if mark == "as is" else os.path.join(home, root) for mark, root in described["roots"]]
     starts, lengths, root = (archive[f"{split}/{name}"] for name in ("starts", "lengths", "root"))
-    paths = Paths(blobs[described["blob"]], starts, lengths, roots, root)
+    blob = blobs[described["blob"]]
+    fits = starts.shape == lengths.shape == root.shape == (len(starts),)
+    fits = fits and all(array.dtype.kind in "iu" for array in (starts, lengths, root))
+    if not fits or (starts < 0).any() or (lengths < 0).any() or (starts + lengths > len(blob)).any():
+        raise ValueError(f"the names of {split} are not within the file")
+    if len(root) and not 0 <= root.min() <= root.max() < len(roots):
+        raise ValueError(f"the names of {split} begin with what is not listed")
+    paths = Paths(blob, starts, lengths, roots, root)
     columns = {name: archive[f"{split}/{name}"] for name in described["columns"]}
+    for name in described["columns"]:
+        if name in ("seqs", "boxes", *ID_COLUMNS) and len(columns[name]) != len(paths):
+            raise ValueError(f"{split} has {len(paths)} names and {len(columns[name])} {name}")
     ids = [columns.pop(name, None) for name in ID_COLUMNS]
     extra = {name: archive[f"{split}/extra/{name}"] for name in described["extra"]}
     return Records.of(paths, *ids, extra=extra, **columns)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from datasets import make_dataset
 from datasets.dataset import number_splits
+from datasets.identifiers import canonical
 from datasets.joining import hold_out, join_training, label_as_trained
 from datasets.paths import Paths, chain
 from datasets.records import RawRow, RawSplits, Records, join, number, settle
@@ -203,8 +204,8 @@ def test_packed_paths_are_the_list_they_were_made_of(paths, root, rows):
 
 # ---------------------------------------------------------------- tables
 
-words = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n\x85\u2028\u2029"), min_size=1, max_size=8)
-words = words.map(str.strip).filter(lambda word: word and word != "-1")
+words = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), min_size=1, max_size=8)
+words = words.map(canonical).filter(lambda word: word and word != "-1")
 table_rows = st.lists(
     st.tuples(words, words, words, st.sampled_from(["train", "query", "gallery", "ignore"])), min_size=1, max_size=15
 )

@@ -111,3 +111,9 @@ def test_the_same_seed_and_epoch_draw_the_same_batches(name):
     assert rows_of(one) == rows_of(other)
     one.set_epoch(2)
     assert rows_of(one) != rows_of(other)
+
+
+@pytest.mark.parametrize("views", [[0, 0, 0, 0], [1, 1, 1, 1], [2, 2, 2, 2], [0, 1, 0, 0]])
+def test_two_platforms_without_their_data_is_one_line(views):
+    with pytest.raises(UserError, match="needs satellite .* and drone images .* of every identity"):
+        samplers.two_platforms(np.array([0, 0, 1, 1]), 4, 2, np.random.default_rng(0), np.array(views))

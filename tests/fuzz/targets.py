@@ -15,15 +15,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from configs import load_config
 from configs.defaults import KEYS
 from datasets import make_dataset
+from datasets.catalogue import find_spec
 from datasets.readers.filter_list import listed_names
-from datasets.storage.pillow_decoding import BadImage, decode
+from datasets.storage.cache import unpacked
+from datasets.storage.decoding import decode_by_torchvision
+from datasets.storage.pillow_decoding import decode, load_image, open_image
+from datasets.storage.pixels import kinds_of
+from datasets.storage.shard_index import list_options, read_shards
 from tests.fuzz.mutate_files import TOKENS, WAYS, damaged
+from tests.pictures import PICTURES, UNCLEAR
+from tests.tiny import write_market
+from tools.make_shards import write_shards
 from utils.errors import UserError
+from utils.feature_files import Features, FeatureWriter
 from utils.weight_files import read_state, save_atomically, write_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,21 +159,72 @@ def filter_lists() -> list[tuple[str, bytes]]:
 
 @lru_cache
 def images() -> list[tuple[str, bytes]]:
-    pixels = np.random.default_rng(0).integers(0, 255, (24, 16, 4), np.uint8)
-    made = []
-    for ending, mode in (("jpg", "RGB"), ("png", "RGBA"), ("png", "L"), ("gif", "P"), ("tif", "RGB"), ("webp", "RGB"),
-                         ("bmp", "RGB"), ("ppm", "RGB")):  # fmt: skip
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).convert(mode).save(buffer, {"jpg": "jpeg", "tif": "tiff"}.get(ending, ending))
-        made.append((f"a.{ending}", buffer.getvalue()))
-    return made
+    return [("a.jpg", raw) for raw in [*(raw for raw, _ in PICTURES.values()), *UNCLEAR.values()]]
 
 
 def read_an_image(path: Path) -> Any:
+    """Both decoders, and the header alone."""
+    raw = path.read_bytes()
+    decode_by_torchvision(raw, str(path))
+    return kinds_of(open_image(raw)), decode(raw, str(path), (8, 4))
+
+
+# ---------------------------------------------------------------- what we keep of lists and features
+
+
+@lru_cache
+def shards() -> tuple[bytes, bytes]:
+    """The index of a small dataset's shards, and its only shard."""
+    with tempfile.TemporaryDirectory() as name:
+        root = write_market(Path(name))
+        write_shards(make_dataset("market1501", root, list_cache=False), root / "out", MARKET_OPTIONS, 10**9)
+        home = root / "out" / "market1501"
+        return (home / "index.npz").read_bytes(), (home / "000000.tar").read_bytes()
+
+
+MARKET_OPTIONS = list_options(find_spec("market1501"), False, {})
+
+
+def read_damaged_shards(path: Path) -> Any:
+    home = path.parent / "market1501"
+    home.mkdir(exist_ok=True)
+    (home / "000000.tar").write_bytes(shards()[1])
+    (home / "index.npz").write_bytes(path.read_bytes())
+    _, records, _ = read_shards(find_spec("market1501"), path.parent, MARKET_OPTIONS)
+    return [(part.counts(), list(part), load_image(part.paths[0])) for part in records.values()]
+
+
+def read_damaged_cache(path: Path) -> Any:
+    with np.load(path, allow_pickle=False) as archive:
+        records, _ = unpacked(archive, path.parent)
+    return [(part.counts(), list(part)) for part in records.values()]
+
+
+def kept_lists(path: Path) -> Any:
     try:
-        return decode(path.read_bytes(), str(path))
-    except BadImage as error:
-        raise UserError(str(error)) from None
+        return read_damaged_cache(path)
+    except Exception as error:  # noqa: BLE001 - as ``cache.load`` does, which reads the lists again
+        raise UserError(type(error).__name__) from None
+
+
+@lru_cache
+def feature_files() -> list[tuple[str, bytes]]:
+    out = io.BytesIO()
+    np.save(out, np.random.default_rng(0).standard_normal((7, 5)).astype(np.float32))
+    plan = {"model_hash": "a", "list_hash": "b", "batch": 4, "count": 7, "width": 5}
+    text = json.dumps(plan).encode()
+    return [("features.npy", out.getvalue()), ("plan.json", text), ("meta.json", text)]
+
+
+def read_features(path: Path) -> Any:
+    for name, raw in feature_files():
+        if name != path.name:
+            (path.parent / name).write_bytes(raw)
+    found = Features(path.parent)
+    if path.name == "plan.json":
+        (path.parent / "meta.json").unlink()
+        FeatureWriter(path.parent, {"model_hash": "a", "list_hash": "b", "batch": 4}, 7, 5).begin()
+    return found.array.sum()
 
 
 TARGETS = {
@@ -178,5 +237,8 @@ TARGETS = {
         Target("table of images", writer(tables), read_table),
         Target("filter list", writer(filter_lists), listed_names),
         Target("image", writer(images), read_an_image),
+        Target("index of shards", writer(lambda: [("index", shards()[0])]), read_damaged_shards),
+        Target("kept lists", writer(lambda: [("index", shards()[0])]), kept_lists),
+        Target("features", writer(feature_files), read_features),
     )
 }

@@ -165,7 +165,7 @@ def test_what_is_no_table_ends_at_once_and_is_not_repeated(tmp_path):
         assert "DATASETS.FILE" in message(read, tmp_path, file=str(tmp_path / name))
     with pytest.raises(UserError):
         read_image_list(tmp_path / "pipe.csv")
-    (tmp_path / "secret").write_text("hunter2:x:0:0\nswordfish\n")
+    (tmp_path / "secret").write_text("hunter2:x:0:0\nswordfish,1,2\n")
     text = message(read, tmp_path / "secret")
     assert "hunter2" not in text and "swordfish" not in text and "no column 'path'" in text
     (tmp_path / "nul.csv").write_bytes(HEADER.encode() + b"\na\0.jpg,1,1,train\n")
