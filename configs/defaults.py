@@ -337,6 +337,10 @@ TEST = {
     "EVAL": Key(False, "upstream's switch for evaluation"),
     "REPORT": Key(False, "write report.html: figures with intervals, curves, ranked galleries, pictures; off, as it "
                   "reads some images again"),
+    "OPEN_SET": Key(False, "take some of the queries' identities out of the gallery and report how often the others "
+                    "are found while these are not: in the world the person may not be there"),
+    "OPEN_SHARE": Key(0.5, "share of the queries' identities that OPEN_SET takes out, drawn by DATASETS.SEED; a half "
+                      "gives both rates as many queries as can be", min=0.01, max=0.99),
     "ROC": Key(False, "report verification rates (TAR at FAR) too"),
     "MAX_MEMORY_GB": Key(0.0, "memory for distances in evaluation, in GB (10^9 bytes); 0: a quarter of what is free "
                          "when it starts", min=0),

@@ -32,6 +32,9 @@ from utils.files import write_atomically
 from utils.metrics import evaluate_features, evaluate_retrieval, evaluate_roc
 from utils.reranking import query_expansion
 from utils.scoring.blocks import free_memory
+from utils.scoring.matching import PairBlock
+from utils.scoring.open_set import NearestImage, drawn_out, open_set
+from utils.scoring.watching import Watcher
 
 log = logging.getLogger("lineup")
 
@@ -44,7 +47,8 @@ PROTOCOLS = ("market1501", "cuhk03", "vehicleid", "retrieval")
 class Settings:
     """How features are scored; fields are the keys of the same names under ``TEST``. max_memory: bytes.
 
-    report: record what a report shows of the rankings.
+    report: record what a report shows of the rankings. open_share: share of the queries' identities that is taken out
+    of the gallery for open-set figures; 0: those of identities that are absent by themselves.
     """
 
     flip: bool = False
@@ -59,6 +63,7 @@ class Settings:
     seed: int = 0
     max_memory: int | None = None
     report: bool = False
+    open_share: float = 0.0
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode) -> Settings:
@@ -83,6 +88,7 @@ class Settings:
             seed=cfg.DATASETS.SEED,
             max_memory=int(cfg.TEST.MAX_MEMORY_GB * 1e9) or None,
             report=cfg.TEST.REPORT,
+            open_share=cfg.TEST.OPEN_SHARE if cfg.TEST.OPEN_SET else 0.0,
         )
 
 
@@ -160,11 +166,12 @@ def ranking(test: TestSet, qf: Tensor, gf: Tensor, settings: Settings, query: Re
     labels = (query.pids, gallery.pids, query.camids, gallery.camids)
     q_seqs, g_seqs = (None, None) if query.seqs is None or gallery.seqs is None else (query.seqs, gallery.seqs)
     watch = RankingRecorder(query, gallery, test.same_list, settings.ap) if settings.report else None
+    nearest = open_set_watcher(query, gallery, settings)
     result = evaluate_features(
         qf, gf, *labels, metric=settings.metric, normalize=settings.normalize, rerank=settings.rerank, ap=settings.ap,
         protocol="cuhk03" if test.protocol == "cuhk03" else "market1501", max_rank=settings.max_rank,
         seed=settings.seed, repeats=settings.repeats, q_seqs=q_seqs, g_seqs=g_seqs, same_list=test.same_list,
-        max_memory=settings.max_memory, watch=watch,
+        max_memory=settings.max_memory, watch=together(watch, nearest),
     )  # fmt: skip
     metrics = {"mAP": float(result.mAP), "mINP": float(result.mINP)}
     metrics |= {f"Rank-{k}": float(result.cmc[k - 1]) for k in SHOWN_RANKS}
@@ -172,7 +179,32 @@ def ranking(test: TestSet, qf: Tensor, gf: Tensor, settings: Settings, query: Re
     if settings.roc:
         tars = evaluate_roc(qf, gf, *labels, same_list=test.same_list, max_memory=settings.max_memory)
         metrics |= {f"TAR@FAR={far:g}": float(tar) for far, tar in tars.items()}
+    if nearest is not None and (found := open_set(nearest)) is not None:
+        metrics |= {f"DIR@FPIR={fpir:g}": rate for fpir, rate in found.rates.items()} | {"AUROC": found.auroc}
+        metrics |= {"absent_queries": found.absent}
     return Scored(metrics, query, result.per_query, watch.ranked(qf, gf, result.cmc) if watch else None)
+
+
+def open_set_watcher(query: Records, gallery: Records, settings: Settings) -> NearestImage | None:
+    """Returns what records the nearest images; None where all queries are in the gallery and none is taken out."""
+    if settings.open_share:
+        out = drawn_out(query.pids, gallery.pids, settings.open_share, settings.seed)
+    elif np.isin(query.pids, gallery.pids).all():
+        return None
+    else:
+        out = np.zeros(len(gallery), bool)
+    return NearestImage(len(query), out)
+
+
+def together(*watchers: Watcher | None) -> Watcher | None:
+    """Returns one watcher in place of several; None for none."""
+    used = [watcher for watcher in watchers if watcher is not None]
+
+    def watch(start: int, block: Tensor, pairs: PairBlock) -> None:
+        for watcher in used:
+            watcher(start, block, pairs)
+
+    return watch if used else None
 
 
 def drawn_gallery(test: TestSet, feats: Tensor, settings: Settings) -> Scored:

@@ -46,7 +46,7 @@ FREE_KEYS = (
 PLACES = ("DATASETS.ROOT_DIR", "DATASETS.FILE", "DATASETS.IMAGE_DIR", "DATASETS.VIEW_DIR")
 """Keys that say where data are: free between a run and its continuation if the training lists are the same."""
 
-COUNTS = ("queries", "valid_queries")
+COUNTS = ("queries", "valid_queries", "absent_queries")
 """Figures of a test set that are numbers of images; all others are shares of 1."""
 
 AGAIN = "remove it, and train or test again to have it written"

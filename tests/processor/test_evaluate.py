@@ -65,6 +65,28 @@ def test_scores_of_single_queries_are_those_of_the_ranking():
             assert int(row["first_match_rank"]) == expected.per_query["first_match_rank"][i]
 
 
+def test_queries_that_nobody_in_the_gallery_shows_give_open_set_figures():
+    test, feats = example()
+    metrics = score(test, feats, Settings()).metrics  # query 3's identity is absent by itself
+    assert metrics["absent_queries"] == 1 and 0 <= metrics["DIR@FPIR=0.01"] <= metrics["DIR@FPIR=0.1"] <= 1
+    taken_out = score(test, feats, Settings(open_share=0.5)).metrics
+    assert taken_out["absent_queries"] > 1 and 0 <= taken_out["AUROC"] <= 1
+    assert taken_out["mAP"] == metrics["mAP"]  # the ranking itself is of the whole gallery
+    test.query.pids[3] = test.gallery.pids[0]
+    assert "AUROC" not in score(test, feats, Settings()).metrics
+
+
+def test_a_test_run_reports_the_open_set(tmp_path):
+    root = write_market(tmp_path / "data", ids=6)
+    folder = tmp_path / "run"
+    assert call("train", options(root, folder, SOLVER__MAX_EPOCHS=1)) == 0
+    weight = folder / "transformer_1.pth"
+    assert call("test", options(root, folder, TEST__WEIGHT=weight, TEST__OPEN_SET=True, TEST__REPORT=True)) == 0
+    metrics = json.loads((folder / "test_metrics.json").read_text())["results"]["market1501"]
+    assert metrics["absent_queries"] == 6 and {"DIR@FPIR=0.01", "AUROC"} <= metrics.keys()
+    assert "DIR@FPIR=0.01" in (folder / "report.html").read_text()
+
+
 def test_one_list_with_cameras_leaves_out_the_image_itself_only():
     test, feats = example(same_list=True)
     plain = evaluate_features(feats, feats, test.query.pids, test.query.pids, same_list=True)
@@ -220,7 +242,7 @@ def test_images_of_the_query_s_own_sequence_do_not_count():
     [
         ("TEST__RERANK", (0, 6, 0.3), r"TEST.RERANK: .* \(0, 6, 0.3\)"),
         ("TEST__RERANK", (20, 6, 1.5), r"TEST.RERANK: .* \(20, 6, 1.5\)"),
-        ("TEST__QUERY_EXPANSION", (1, 2), r"TEST.QUERY_EXPANSION: expected \(\) or \(times, k, alpha\), not \(1, 2\)"),
+        ("TEST__QUERY_EXPANSION", (1, 2), r"TEST.QUERY_EXPANSION: expected \(\) or \(times, k, alpha\), not \(1.0, 2.0\)"),
         ("TEST__QUERY_EXPANSION", (1, 0, 3.0), "TEST.QUERY_EXPANSION"),
     ],
 )
