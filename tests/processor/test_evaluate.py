@@ -242,7 +242,7 @@ def test_images_of_the_query_s_own_sequence_do_not_count():
     [
         ("TEST__RERANK", (0, 6, 0.3), r"TEST.RERANK: .* \(0, 6, 0.3\)"),
         ("TEST__RERANK", (20, 6, 1.5), r"TEST.RERANK: .* \(20, 6, 1.5\)"),
-        ("TEST__QUERY_EXPANSION", (1, 2), r"TEST.QUERY_EXPANSION: expected \(\) or \(times, k, alpha\), not \(1.0, 2.0\)"),
+        ("TEST__QUERY_EXPANSION", (1, 2), r"expected \(\) or \(times, k, alpha\), not \(1.0, 2.0\)"),
         ("TEST__QUERY_EXPANSION", (1, 0, 3.0), "TEST.QUERY_EXPANSION"),
     ],
 )
