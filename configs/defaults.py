@@ -128,15 +128,15 @@ MODEL = {
 _OF_PIXELS = "it is of pixels from 0 to 1; divide one of pixels from 0 to 255 by 255"
 
 INPUT = {
-    "SIZE_TRAIN": Key([384, 128], "height and width of training images", min=1),
-    "SIZE_TEST": Key([384, 128], "height and width of test images", min=1),
+    "SIZE_TRAIN": Key([384, 128], "height and width of training images", min=1, max=8192),
+    "SIZE_TEST": Key([384, 128], "height and width of test images", min=1, max=8192),
     "PROB": Key(0.5, "probability of the horizontal flip", min=0, max=1),
     "RE_PROB": Key(0.5, "probability of random erasing", min=0, max=1),
     "RE_MAX_AREA": Key(1 / 3, "largest share of the image that random erasing takes; 1/3 as in timm's", min=0.02,
                        max=1),
     "RE_MODE": Key("pixel", "random erasing: pixel (noise) or const (cluster contrast's: one colour, more elongated)",
                    choices=("pixel", "const")),
-    "PADDING": Key(10, "pixels added on each side before the random crop", min=0),
+    "PADDING": Key(10, "pixels added on each side before the random crop", min=0, max=1024),
     "ENLARGE_PROB": Key(0.0, "probability of enlarging to 9/8 and cropping, in place of PADDING; 0: never",
                         min=0, max=1),
     "PIPELINE": Key("reid", "augmentation: reid (resize, flip, pad and crop, erase), imagenet (random resized crop, "
@@ -150,7 +150,7 @@ INPUT = {
                   "(OpenCV's, no antialiasing), pil_bilinear, pil_bicubic",
                   choices=("auto", "cv2_bilinear", "pil_bilinear", "pil_bicubic")),
     "RESIZE_MARGIN": Key(0, "pixels by which images are resized larger, both sides at once, and then cropped: anywhere "
-                         "in training, in the centre in test", min=0),
+                         "in training, in the centre in test", min=0, max=1024),
     "ROTATE": Key(0.0, "largest rotation of training images either way, in degrees", min=0, max=180),
     "ROTATE_VIEWS": Key((), "views that are rotated; empty: all", type=int, min=0),
     "ROTATION": Key(0.0, "largest rotation either way after crop and flip, in degrees, nearest pixel, black corners; "
@@ -228,7 +228,8 @@ DATALOADER = {
                    "multiple_gallery (cluster contrast), multiple_gallery_nocam (SSDViT's)"),
     "NUM_INSTANCE": Key(16, "images per identity in a batch (K)", min=1),
     "REMOVE_TAIL": Key(0, "upstream's threshold for rare identities"),
-    "CACHE_GB": Key(0.0, "memory for training images, in GB (10^9 bytes), shared by all workers; 0: none", min=0),
+    "CACHE_GB": Key(0.0, "memory for training images, in GB (10^9 bytes), shared by all workers; 0: none", min=0,
+                    max=100_000),
     "CACHE": Key("files", "what that memory holds: files, or pixels, which need no decoding and five to ten times the "
                  "room", choices=("files", "pixels")),
     "DECODER": Key("pillow", "what decodes JPEG files of training: pillow, or torchvision: faster, but not bound to "
@@ -343,7 +344,7 @@ TEST = {
                       "gives both rates as many queries as can be", min=0.01, max=0.99),
     "ROC": Key(False, "report verification rates (TAR at FAR) too"),
     "MAX_MEMORY_GB": Key(0.0, "memory for distances in evaluation, in GB (10^9 bytes); 0: a quarter of what is free "
-                         "when it starts", min=0),
+                         "when it starts", min=0, max=100_000),
     "MAX_RANK": Key(50, "length of the CMC curve", min=1),
     "PROTOCOL": Key("", "market1501, cuhk03, vehicleid or retrieval; empty: the dataset's",
                     choices=("", "market1501", "cuhk03", "vehicleid", "retrieval")),

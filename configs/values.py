@@ -15,6 +15,8 @@ from utils.errors import LONGEST_WORD, UserError, cut, nearest
 
 LARGEST_INTEGER = 2**31 - 1
 """No count, size or seed is larger; torch and NumPy would take it for another number, or fail."""
+LARGEST_NUMBER = 3.4e38
+"""What torch's float32 holds."""
 
 
 class ConfigError(UserError):
@@ -79,8 +81,9 @@ def _refuse_out_of_bounds(name: str, value: Any, where: str) -> None:
         raise ConfigError(f"{name}: {shown(value)} must be at least {key.min}{hint} ({where})")
     if key.max is not None and not value <= key.max:
         raise ConfigError(f"{name}: {shown(value)} must be at most {key.max}{hint} ({where})")
-    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
-        raise ConfigError(f"{name}: {shown(value)} must be at most {LARGEST_INTEGER} ({where})")
+    largest = LARGEST_INTEGER if isinstance(value, int) else LARGEST_NUMBER
+    if abs(value) > largest:
+        raise ConfigError(f"{name}: {shown(value)} must be at most {largest} ({where})")
 
 
 def _sequence(value: Any, key: Key) -> list:

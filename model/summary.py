@@ -8,6 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from utils.checkpoint import rules_of
+from utils.errors import UserError, reason_of
 
 
 def count(model: nn.Module, image_size: tuple[int, int]) -> tuple[int, int, int]:
@@ -25,6 +26,24 @@ def count(model: nn.Module, image_size: tuple[int, int]) -> tuple[int, int, int]
     model.train(training)
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     return sum(p.numel() for p in parameters), trained, counter.get_total_flops() // 2
+
+
+def require_size(model: nn.Module, key: str, size: tuple[int, int]) -> None:
+    """Raises ``UserError`` if the network cannot take images of a size. key: its name in the message.
+
+    The sizes in use, multiples of 16 and not small, are taken by every network here and not tried.
+    """
+    if min(size) >= 64 and not any(side % 16 for side in size):
+        return
+    try:
+        count(model, size)
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"{key}: the network cannot take images of {size[0]} x {size[1]}, which may be too small or leave part of a "
+            f"patch over ({reason_of(error)})"
+        ) from None
 
 
 def classifier_products(model: nn.Module) -> int:

@@ -20,7 +20,7 @@ from datasets.loaders import Data, make_dataloader
 from datasets.options import names_of
 from model import RetrievalModel, make_model
 from model.pretrained import load_initial_weights
-from model.summary import summary
+from model.summary import require_size, summary
 from processor.evaluate import Settings, evaluate, generalisation_report, mean_of, means
 from processor.finished import CONFIG, FREE_KEYS, LAST, METRICS, TEST_CONFIG, TEST_METRICS, FinishedRun, Results
 from processor.last import RunProgress
@@ -199,6 +199,8 @@ def refuse_keep_best(cfg: CfgNode, data: Data) -> None:
 def make_initial_model(cfg: CfgNode, data: Data, folder: Path) -> RetrievalModel:
     """Builds the network, with its initial weights unless the run resumes."""
     model = make_model(cfg, data.num_classes, data.num_cameras, data.num_views, data.kind)
+    for key in ("SIZE_TEST", "SIZE_TRAIN"):
+        require_size(model, f"INPUT.{key}", (cfg.INPUT[key][0], cfg.INPUT[key][1]))
     log.info("model: %s", summary(model, (cfg.INPUT.SIZE_TEST[0], cfg.INPUT.SIZE_TEST[1])))
     if cfg.SOLVER.RESUME != "auto" or not (folder / LAST).exists():
         load_initial_weights(cfg, model)

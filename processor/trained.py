@@ -8,6 +8,7 @@ from yacs.config import CfgNode
 
 from datasets.loaders import Data
 from model import RetrievalModel, make_model
+from model.summary import require_size
 from utils.checkpoint import load_complete
 from utils.errors import UserError
 
@@ -21,6 +22,7 @@ def tested_model(cfg: CfgNode, data: Data) -> RetrievalModel:
     """Returns the model of TEST.WEIGHT. Raises ``UserError`` if the file is missing or belongs to another model."""
     model = make_model(cfg, data.num_classes, data.num_cameras, data.num_views, data.kind)
     load_complete(model, weight_file(cfg), key=cfg.MODEL.WEIGHT_KEY)
+    require_size(model, "INPUT.SIZE_TEST", (cfg.INPUT.SIZE_TEST[0], cfg.INPUT.SIZE_TEST[1]))
     return model
 
 
