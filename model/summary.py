@@ -41,8 +41,8 @@ def require_size(model: nn.Module, key: str, size: tuple[int, int]) -> None:
         raise
     except (RuntimeError, ValueError, AssertionError) as error:
         raise UserError(
-            f"{key}: the network cannot take images of {size[0]} x {size[1]}, which may be too small or leave part of a "
-            f"patch over ({reason_of(error)})"
+            f"{key}: the network cannot take images of {size[0]} x {size[1]}, which may be too small or leave part of "
+            f"a patch over ({reason_of(error)})"
         ) from None
 
 
