@@ -6,7 +6,7 @@ PACKAGES := configs datasets model loss solver processor tools utils
 # Workers share the cores: one torch thread each (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest -q -n auto --dist worksteal
 
-.PHONY: quickstart test lint parity lowest fuzz gpu clean
+.PHONY: quickstart test lint parity lowest fuzz kills gpu clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python train.py --config_file configs/quickstart.yml
@@ -36,6 +36,10 @@ lowest: .venv-lowest/.installed
 FUZZ_SECONDS ?= 3600
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
+
+# Twenty kills of runs of every method at random moments; all must end as if nothing had happened. About ten minutes.
+kills: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.kills
 
 # The CUDA tests and the benchmarks that a GPU changes; the figures go to results/gpu.csv. Under five minutes.
 gpu: $(VENV)/.installed-dev

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import re
 import zipfile
 import zlib
@@ -25,8 +24,10 @@ from typing import Any, Self
 import numpy as np
 import yaml
 
+from configs.yaml_reader import parse_yaml
 from utils.errors import UserError
 from utils.files import write_atomically
+from utils.safe_zip import check_archive
 from utils.scoring.judgements import JUNK, RIGHT
 from utils.trees import flat
 
@@ -50,6 +51,9 @@ COUNTS = ("queries", "valid_queries", "absent_queries")
 """Figures of a test set that are numbers of images; all others are shares of 1."""
 
 AGAIN = "remove it, and train or test again to have it written"
+
+LONGEST = 1000
+"""Letters of a name or path in a file of a run."""
 
 SLACK = 1e-6
 """By how much a share may leave [0, 1] through rounding."""
@@ -89,11 +93,11 @@ class Metrics:
         return {
             "results": entries.results("results"),
             "mean": entries.figures("mean", entries.get("mean", dict, {})),
-            "commit": entries.get("commit", str, ""),
-            "config_file": entries.get("config_file", str, ""),
-            "environment": entries.get("environment", dict, {}),
-            "weight": entries.get("weight", str, ""),
-            "finished": entries.get("finished", str, ""),
+            "commit": entries.text("commit"),
+            "config_file": entries.text("config_file"),
+            "environment": entries.environment("environment"),
+            "weight": entries.text("weight"),
+            "finished": entries.text("finished"),
         }
 
 
@@ -111,10 +115,10 @@ class TrainingMetrics(Metrics):
     def _entries(cls, entries: _Entries) -> dict[str, Any]:
         return super()._entries(entries) | {
             "history": entries.history("history"),
-            "method": entries.get("method", str, ""),
+            "method": entries.text("method"),
             "seed": entries.get("seed", int, None),
-            "seconds": entries.get("seconds", (int, float), None),
-            "machine": entries.get("machine", str, ""),
+            "seconds": entries.seconds("seconds"),
+            "machine": entries.text("machine"),
         }
 
 
@@ -131,30 +135,62 @@ class _Entries:
             raise self.damaged(name, value)
         return value
 
+    def text(self, name: str) -> str:
+        value = self.get(name, str, "")
+        if len(value) > LONGEST:
+            raise self.damaged(name, value)
+        return value
+
+    def seconds(self, name: str) -> float | None:
+        value = self.get(name, (int, float), None)
+        if value is not None and not (is_finite(value) and 0 <= value < 1e12):
+            raise self.damaged(name, value)
+        return value
+
+    def environment(self, name: str) -> dict[str, Any]:
+        entries = self.get(name, dict, {})
+        for key, value in entries.items():
+            if not isinstance(value, str) or len(value) > LONGEST or len(key) > LONGEST:
+                raise self.damaged(f"{key} in {name}", value)
+        return entries
+
     def results(self, name: str) -> Results:
         if name not in self.content:
             raise UserError(f"{self.path}: damaged, it has no {name!r}; {AGAIN}")
         sets = self.get(name, dict, None)
+        if not isinstance(sets, dict) or not all(0 < len(test) <= LONGEST and test.isprintable() for test in sets):
+            raise self.damaged(name, sets)
         return {test: self.figures(f"{name} of {test}", row) for test, row in sets.items()}
 
     def figures(self, name: str, row: Any) -> dict[str, float]:
         if not isinstance(row, dict):
             raise self.damaged(name, row)
         for figure, value in row.items():
-            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-            if not number or value < -SLACK or (figure not in COUNTS and value > 1 + SLACK):
+            share = is_finite(value) and -SLACK <= value <= (2**53 if figure in COUNTS else 1 + SLACK)
+            if not share or len(figure) > LONGEST:
                 raise self.damaged(f"{figure} in {name}", value)
         return dict(row)
 
     def history(self, name: str) -> list[dict[str, Any]]:
         entries = self.get(name, list, [])
         for entry in entries:
-            if not isinstance(entry, dict) or not isinstance(entry.get("epoch", 0), int):
+            if not isinstance(entry, dict) or not isinstance(entry.get("stage"), str):
                 raise self.damaged(name, entry)
+            epoch = entry.get("epoch")
+            if not isinstance(epoch, int) or isinstance(epoch, bool) or not 0 <= epoch < 10**9:
+                raise self.damaged(f"an epoch in {name}", epoch)
+            self.figures(name, {k: v for k, v in entry.items() if k not in ("stage", "epoch", "weights")})
         return entries
 
     def damaged(self, name: str, value: object) -> UserError:
         return UserError(f"{self.path}: damaged, {name} is {str(value)[:60]!r}; {AGAIN}")
+
+
+def is_finite(value: object) -> bool:
+    """Returns whether a value is a number, no truth value, that a float can hold."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= 1e300  # false for NaN
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -207,7 +243,7 @@ class Queries:
             )
             if not rows or ((queries.first > 0) != queries.valid).any():
                 raise ValueError("no rows, or a rank that does not fit 'valid'")
-        except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
+        except (OSError, KeyError, ValueError, TypeError, OverflowError, csv.Error) as error:
             reason = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({_one_line(error)})"
             raise UserError(f"{path}: {reason}; test the model again to have it written") from None
         return queries
@@ -244,8 +280,8 @@ def _numbers_or_text(rows: list[dict[str, str]], name: str) -> np.ndarray:
     values = [_text(row[name]) for row in rows]
     try:
         return np.array([int(value) for value in values], np.int64)
-    except ValueError:
-        return np.array(values)
+    except (ValueError, OverflowError):
+        return np.array(values, dtype=object if max(map(len, values)) > LONGEST else None)  # not Q times the longest
 
 
 def _text(value: str | None) -> str:
@@ -259,6 +295,13 @@ def _shares(rows: list[dict[str, str]], name: str) -> np.ndarray:
     if ((values < 0) | (values > 1)).any() or np.isinf(values).any():
         raise ValueError(f"{name} outside of 0 to 1")
     return values
+
+
+DAMAGE = (
+    OSError, ValueError, KeyError, IndexError, EOFError, TypeError, AttributeError, OverflowError, SyntaxError,
+    NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What NumPy and zipfile raise for damaged files."""
 
 
 @dataclass(frozen=True)
@@ -300,13 +343,14 @@ class Ranked:
     @classmethod
     def load(cls, path: Path) -> Ranked:
         """Raises ``UserError`` if the file is damaged or of another version."""
+        check_archive(path)
         try:
             with np.load(path, allow_pickle=False) as stored:
                 arrays = {f.name: stored[f.name] for f in fields(cls)}
             paths = arrays["paths"].tobytes().decode(errors="surrogateescape").split("\0")
             ranked = cls(**arrays | {"paths": paths})
             ranked._check()
-        except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (MemoryError, *DAMAGE) as error:
             raise UserError(
                 f"{path}: damaged or of another version ({_one_line(error)}); test the model again to have it written"
             ) from None
@@ -320,17 +364,23 @@ class Ranked:
             "judged": (queries, places), "distances": (queries, places), "q_boxes": (queries, 4), "pids": (images,),
             "camids": (images,), "boxes": (images, 4), "camera_map": cameras, "camera_count": cameras,
             "map_xy": (points, 2), "map_pids": (points,), "map_camids": (points,), "map_query": (points,),
-            "cmc": (self.cmc.size,),
+            "cmc": (self.cmc.size,), "q_cameras": (cameras[0],), "g_cameras": (cameras[1],),
         }  # fmt: skip
         for name, shape in shapes.items():
             array = getattr(self, name)
             if array.shape != shape:
                 raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
-            if array.dtype.kind not in ("biufU" if name.endswith(("pids", "camids", "_cameras")) else "biuf"):
+            names = name.endswith(("pids", "camids", "_cameras"))
+            numbers = "biu" if name in ("judged", "boxes", "q_boxes", "map_query") else "biuf"
+            if array.dtype.kind not in ("biufU" if names else numbers):
                 raise ValueError(f"{name} holds {array.dtype}")
+        if self.lists.dtype.kind not in "iu":
+            raise ValueError(f"lists holds {self.lists.dtype}")
         within = {
             "lists": (self.lists, 0, images - 1), "judged": (self.judged, JUNK, RIGHT), "cmc": (self.cmc, 0, 1 + SLACK),
             "distances": (self.distances, -np.inf, np.inf), "map_xy": (self.map_xy, -SLACK, 1 + SLACK),
+            "camera_map": (self.camera_map[~np.isnan(self.camera_map)], -SLACK, 1 + SLACK),
+            "camera_count": (self.camera_count, 0, 2**53),
         }  # fmt: skip
         for name, (array, low, high) in within.items():
             if array.size and not ((array >= low) & (array <= high)).all():  # a NaN is outside too
@@ -412,7 +462,7 @@ class FinishedRun:
         """Returns the name and text of the YAML of the last evaluation; '' if the file is missing."""
         name = TEST_CONFIG if self.tested else CONFIG
         path = self.folder / name
-        return name, path.read_text(encoding="utf-8") if path.exists() else ""
+        return name, path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -443,8 +493,8 @@ def _flat_yaml(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({_one_line(error)})") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: damaged, expected sections of settings")

@@ -22,7 +22,7 @@ from model import RetrievalModel, make_model
 from model.pretrained import load_initial_weights
 from model.summary import require_size, summary
 from processor.evaluate import Settings, evaluate, generalisation_report, mean_of, means
-from processor.finished import CONFIG, FREE_KEYS, LAST, METRICS, TEST_CONFIG, TEST_METRICS, FinishedRun, Results
+from processor.finished import CONFIG, FREE_KEYS, LAST, METRICS, TEST_CONFIG, TEST_METRICS, Results, TrainingMetrics
 from processor.last import RunProgress
 from processor.stage import Stage
 from processor.trained import output_folder, tested_model, weight_file
@@ -75,9 +75,7 @@ def _train(cfg: CfgNode, config_file: str, context: RunContext, after: After | N
     progress = make_trainer(cfg, context, dtype, evaluator, writer).fit(stages)
     if not evaluator.results and progress.history:  # finished before this start
         if (folder / METRICS).exists():
-            training = FinishedRun.load(folder).training
-            assert training is not None, "the file exists"
-            return training.content
+            return TrainingMetrics.read(folder / METRICS).content
         evaluator(stages[-1].evaluated().to(device))  # the run was killed before it could write the file
     metrics = training_metrics(cfg, config_file, device, data, progress, evaluator.results)
     if is_main():

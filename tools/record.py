@@ -7,13 +7,14 @@ between ``<!-- results METHOD -->`` and ``<!-- end -->``; ``--tables`` makes the
 from __future__ import annotations
 
 import csv
+import html
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from processor.finished import METRICS, FinishedRun
 from utils.commands import make_parser, run_command
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 from utils.files import write_csv, write_text
 
 COLUMNS = (
@@ -22,6 +23,7 @@ COLUMNS = (
 )  # fmt: skip
 SHOWN_COLUMNS = ("config", "data", "seed", "mAP_untrained", "mAP", "Rank-1", "minutes", "machine", "commit")
 FIGURES = ("mAP", "Rank-1", "Rank-5", "Rank-10")
+METHOD = re.compile(r"\w[\w-]{0,59}")
 ROOT = Path(__file__).resolve().parents[1]
 MARKS = re.compile(r"(<!-- results (?P<method>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -34,6 +36,8 @@ def rows_of(folder: Path, data: str = "") -> list[dict[str, str]]:
     run = FinishedRun.load(folder).training
     if run is None or not run.method or run.seconds is None:
         raise UserError(f"{folder}: no {METRICS} of a finished training run")
+    if not METHOD.fullmatch(run.method):  # it names the file
+        raise UserError(f"{folder / METRICS}: the method {run.method!r} is no name of letters, digits, '_' and '-'")
     shared = {
         "method": run.method, "config": Path(run.config_file).as_posix(), "seed": str(run.seed),
         "minutes": f"{run.seconds / 60:.1f}", "commit": run.commit[:10], "machine": run.machine,
@@ -66,9 +70,17 @@ def read(path: Path) -> list[dict[str, str]]:
 def markdown_table(rows: list[dict[str, str]]) -> str:
     """Returns a Markdown table of a method's rows."""
     cells = [[name.replace("_", " ") for name in SHOWN_COLUMNS], ["---"] * len(SHOWN_COLUMNS)]
-    cells += [[f"`{r[k]}`" if k in ("config", "commit") else r[k] for k in SHOWN_COLUMNS] for r in rows]
+    cells += [[cell(r.get(k) or "", k in ("config", "commit")) for k in SHOWN_COLUMNS] for r in rows]
     lines = [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join(lines) + "\n"
+
+
+def cell(text: str, code: bool = False) -> str:
+    """Returns a text as a cell of a Markdown table: one line, without HTML, in which nothing ends the cell."""
+    text = one_line(text).replace("|", "\\|")
+    if code and text:
+        return f"`{text.replace('`', '')}`"
+    return html.escape(text, quote=False).replace("`", "\\`")
 
 
 def fill_tables(results: Path, pages: list[Path]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
+from PIL import Image
 
 from datasets.storage.pixels import PixelRules
 from processor.finished import COUNTS, FinishedRun, Queries, Ranked
@@ -26,13 +28,14 @@ from tools.pages.page import embedded, write_page
 from tools.pages.shots import gallery_shots, load_thumbnails, query_shot
 from utils.bootstrap import bootstrap_means, interval
 from utils.commands import make_parser, run_command
-from utils.errors import UserError
+from utils.errors import UserError, cut, reason_of
 from utils.folder_lock import sole_user
 
 log = logging.getLogger("lineup")
 
 NAME = "report.html"
 PICTURES, PICTURE_INDEX = "pictures", "index.json"
+PICTURE_FIELDS = ("kind", "file", "title", "caption", "alt")
 WORST, BEST, KEPT = 16, 8, 10
 """Queries on the page, and images of each list that are not junk."""
 IDENTITIES = 30
@@ -115,7 +118,7 @@ def charts_of(queries: Queries, ranked: Ranked | None) -> list[dict[str, Any]]:
     if ranked is not None and len(ranked.map_xy):
         _, group = np.unique(ranked.map_pids, return_inverse=True)
         titles = [
-            f"identity {p}, camera {c}, {'query' if q else 'gallery'}"
+            f"identity {cut(str(p), 60)}, camera {cut(str(c), 60)}, {'query' if q else 'gallery'}"
             for p, c, q in zip(ranked.map_pids, ranked.map_camids, ranked.map_query, strict=True)
         ]
         svg = scatter(ranked.map_xy, group, ranked.map_query, titles, "Map of features")
@@ -172,11 +175,15 @@ def scalars(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logging.getLogger("tensorboard").setLevel(logging.ERROR)
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    try:
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    except Exception as error:  # noqa: BLE001 - of protobuf, crc32c and others, for damaged files
+        log.warning("%s: damaged (%s); the page has no curves of it", folder, reason_of(error))
+        return {}
     curves = {}
     for tag in sorted(events.Tags()["scalars"], key=lambda t: (t.rsplit("/", 1)[0], t)):
         if tag.rsplit("/", 1)[-1] in CURVES:
-            points = {event.step: event.value for event in events.Scalars(tag)}
+            points = {event.step: event.value for event in events.Scalars(tag) if math.isfinite(event.value)}
             steps = np.array(sorted(points))
             if len(steps) > 1:
                 curves[tag] = steps, np.array([points[step] for step in steps])
@@ -189,10 +196,26 @@ def pictures_of(folder: Path) -> list[dict[str, str]]:
     if not index.exists():
         return []
     try:
-        pictures = [entry for entry in json.loads(index.read_text()) if entry["kind"] != "map"]  # the page has its own
-        return [{**entry, "data": embedded(index.parent / entry["file"])} for entry in pictures]
-    except (OSError, ValueError, TypeError, KeyError):
+        entries = [{name: text_of(entry, name) for name in PICTURE_FIELDS} for entry in json.loads(index.read_text())]
+        pictures = [entry for entry in entries if entry["kind"] != "map"]  # the page has its own
+        return [{**entry, "data": embedded(inside(index.parent, entry["file"]))} for entry in pictures]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, Image.DecompressionBombError):
         raise UserError(f"{index}: damaged; remove {index.parent}, or run python -m tools.pictures again") from None
+
+
+def text_of(entry: dict[str, Any], name: str) -> str:
+    """Returns a text of an entry. Raises ``TypeError`` for another kind of value."""
+    if not isinstance(entry[name], str):
+        raise TypeError(f"{name} is no text")
+    return entry[name]
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Returns the path of a file in a folder. Raises ``ValueError`` for a name that leads out of it, links included."""
+    path = (folder / name).resolve()
+    if path.parent != folder.resolve():
+        raise ValueError(f"{name} is not in {folder}")
+    return path
 
 
 def facts_of(run: FinishedRun) -> list[tuple[str, str]]:

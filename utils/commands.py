@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -73,6 +74,9 @@ def run_command(main: Callable[[], object]) -> None:
 @contextmanager
 def reported_errors() -> Iterator[None]:
     """Turns a user's mistake into one line on standard error and exit code 2, inside the context."""
+    for stream in (sys.stdout, sys.stderr):  # a path may have bytes that no text has
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
     except UserError as error:

@@ -11,7 +11,7 @@ from utils.errors import UserError
 
 METRICS = {
     "results": {"market1501": {"mAP": 0.5, "Rank-1": 0.75, "Rank-5": 0.9, "Rank-10": 1.0}},
-    "history": [{"epoch": 0, "mAP": 0.125}, {"epoch": 2, "mAP": 0.5}],
+    "history": [{"stage": "s", "epoch": 0, "mAP": 0.125}, {"stage": "s", "epoch": 2, "mAP": 0.5}],
     "method": "supervised", "config_file": "configs/a.yml", "seed": 1, "seconds": 90.0, "commit": "0123456789abcdef+",
     "machine": "1 x 2 cores x86_64",
 }  # fmt: skip
