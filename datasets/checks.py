@@ -162,6 +162,11 @@ def image_keys(records: Records) -> list:
     return list(zip(records.paths, map(tuple, records.boxes.tolist()), strict=True))
 
 
+def same_images(query: Records, gallery: Records) -> bool:
+    """Returns whether two lists are of the same images in the same order, as those of ``test`` rows of a table."""
+    return len(query) == len(gallery) and query.paths == gallery.paths and image_keys(query) == image_keys(gallery)
+
+
 def first_repeated(images: list) -> str:
     """Returns the path of the first image that comes a second time; empty when none does."""
     seen: set = set()

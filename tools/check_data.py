@@ -22,7 +22,7 @@ import numpy as np
 from configs import load_config
 from datasets import quality as image_quality
 from datasets.catalogue.spec import Counts
-from datasets.checks import findings
+from datasets.checks import findings, same_images
 from datasets.dataset import ReIDDataset, make_dataset
 from datasets.options import options_of_run
 from datasets.records import SPLITS, Records
@@ -231,7 +231,9 @@ def report(
         print(f"notice: {note}")
     for finding in findings(dataset):
         print(f"{'warning' if finding.serious else 'notice'}: {finding.text}")
-    lists = {split: dataset.split(split) for split in SPLITS if not (split == "gallery" and dataset.same_list)}
+    lists = {split: dataset.split(split) for split in SPLITS}
+    if dataset.same_list or same_images(dataset.query, dataset.gallery):
+        del lists["gallery"]
     chosen, sampled = sample_of(lists, sample), Sampled()
     faults: list[str] = []
     digests: dict[str, list[bytes]] = {}

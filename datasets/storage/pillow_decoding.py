@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
@@ -27,6 +28,9 @@ from utils.errors import UserError
 
 if TYPE_CHECKING:  # pages of finished runs show images and need no torch
     from torch import Tensor
+
+
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ``PixelRules`` refuses such images, in one line
 
 
 class BadImage(UserError):

@@ -21,7 +21,7 @@ class ByteStore:
         for path in paths:
             try:
                 raw = read_bytes(path)
-            except OSError:
+            except (OSError, ValueError):
                 raw = b""  # reported when the loader reaches it
             if len(block) + len(raw) > budget:
                 break

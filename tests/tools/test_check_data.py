@@ -348,3 +348,16 @@ def test_endings_that_are_left_out_are_counted(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "6 files are left out, as their endings are no image's: .xyz 3, no ending 3" in out
     assert "files: 18 read" in out and end.value.code == 0
+
+
+def test_images_of_test_rows_with_cameras_are_looked_at_once(tmp_path, capsys):
+    rows = []
+    for pid in range(4):
+        for cam in range(2):
+            Image.new("RGB", (9, 9), (60 * pid, 99 * cam, 0)).save(tmp_path / f"{pid}_{cam}.png")
+            rows.append(f"{pid}_{cam}.png,{pid},{cam},test")
+    (tmp_path / "dataset.csv").write_text("\n".join(["path,pid,camid,split", *rows]))
+    with pytest.raises(SystemExit):
+        check.main(["DATASETS.NAMES", "csv", "DATASETS.ROOT_DIR", str(tmp_path), "OUTPUT_DIR", str(tmp_path / "out")])
+    out = capsys.readouterr().out
+    assert "files: 8 read" in out and "query and gallery at once" not in out and "contents more than once" not in out

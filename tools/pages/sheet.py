@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from datasets.checks import same_images
 from datasets.dataset import ReIDDataset
 from datasets.records import Records
 from datasets.storage.pillow_decoding import BadImage, load_image
@@ -65,7 +66,7 @@ def cells(dataset: ReIDDataset, rows: int, columns: int) -> list[tuple[str, list
     for name, own in some_identities(dataset.query, rows):
         queries = own[: max(1, columns // 3)]
         matches = np.flatnonzero(dataset.gallery.pids == dataset.query.pids[own[0]])
-        if dataset.same_list:
+        if dataset.same_list or same_images(dataset.query, dataset.gallery):
             matches = matches[matches != queries[0]]
         matches = matches[chosen_rows(dataset.gallery.take(matches), columns - len(queries))]
         row = [Cell("query", dataset.query, i) for i in queries.tolist()]
