@@ -26,6 +26,7 @@ from datasets.storage.decoding import decode_by_torchvision
 from datasets.storage.pillow_decoding import decode, load_image, open_image
 from datasets.storage.pixels import kinds_of
 from datasets.storage.shard_index import list_options, read_shards
+from tests.fuzz import run_folders
 from tests.fuzz.mutate_files import TOKENS, WAYS, damaged
 from tests.pictures import PICTURES, UNCLEAR
 from tests.tiny import write_market
@@ -67,6 +68,10 @@ def writer(sound: Callable[[], list[tuple[str, bytes]]], ways: Callable = damage
 def yamls() -> list[tuple[str, bytes]]:
     files = sorted((ROOT / "configs").rglob("*.yml"))
     return [("a.yml", path.read_bytes()) for path in files if b"_BASE_" not in path.read_bytes()]
+
+
+def run_yamls() -> list[tuple[str, bytes]]:
+    return [("config.yml", raw) for _, raw in yamls()]
 
 
 WORDS = [token.decode("utf-8", "replace") for token in TOKENS] + ["0", "1", "-1", "2.5", "[1, 2]", "()", "True", "auto"]
@@ -240,5 +245,9 @@ TARGETS = {
         Target("index of shards", writer(lambda: [("index", shards()[0])]), read_damaged_shards),
         Target("kept lists", writer(lambda: [("index", shards()[0])]), kept_lists),
         Target("features", writer(feature_files), read_features),
+        *(Target(name, writer(sound), read) for name, (sound, read) in run_folders.READERS.items()),
+        Target("settings of a run", writer(run_yamls), run_folders.read_settings),
+        Target("last", writer(run_folders.lasts), run_folders.read_all_of_last),
+        Target("edited last", run_folders.odd_state, run_folders.read_all_of_last),
     )
 }
