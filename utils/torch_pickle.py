@@ -31,6 +31,8 @@ LARGEST_PICKLE = 64 * 2**20
 """Bytes of ``data.pkl``: names and shapes; that of a model with a million modules is smaller."""
 LARGEST_EXPANDED = 2**24
 """Most numbers of a tensor that has more than its storage (stride 0): an expanded mask or a row of positions."""
+NUMBER_TYPE = re.compile(r"[?bBhHiIlLqQefdg]|[<>|=]?[biuf][0-9]{1,2}")
+"""NumPy's codes of whole numbers, fractions and truth values."""
 LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """How the first pickle of a file of torch before 1.6 ends, after two bytes for the protocol."""
 
@@ -61,16 +63,23 @@ class Storage(Closed):
         return self.numel * self.dtype.itemsize
 
 
-class Scalar:
-    """A NumPy scalar, or its dtype."""
+class Dtype:
+    """The dtype of a NumPy scalar; one of bytes or text may be of any size."""
 
-    def __init__(self, *args: Any):
-        if not all(isinstance(arg, (str, bytes, bool, int, Scalar)) for arg in args):
-            raise UnsafePickle("a NumPy scalar is not described by plain values")
+    def __init__(self, code: Any, *args: Any):
+        if not (
+            isinstance(code, str) and NUMBER_TYPE.fullmatch(code) and all(isinstance(arg, (bool, int)) for arg in args)
+        ):
+            raise UnsafePickle("a NumPy scalar is not a number")
 
     def __setstate__(self, state: Any) -> None:
         if not (isinstance(state, tuple) and all(isinstance(s, (str, int, type(None))) for s in state)):
             raise UnsafePickle("a NumPy dtype is not described by plain values")
+
+
+def rebuild_scalar(dtype: Any, raw: Any) -> None:
+    if not isinstance(dtype, Dtype) or not isinstance(raw, (str, bytes)):
+        raise UnsafePickle("a NumPy scalar is not described by its type and bytes")
 
 
 class Namespace:
@@ -237,7 +246,7 @@ class Names(dict):
             dtype = getattr(torch, name, None)
             return dtype if isinstance(dtype, torch.dtype) else None
         if module == "numpy.dtypes" and re.fullmatch(r"[A-Za-z0-9]+DType", name):
-            return Scalar
+            return Dtype
         return None
 
 
@@ -247,7 +256,7 @@ def names_of_torch() -> Names:
     names[("torch.storage", "UntypedStorage")] = torch.uint8
     names |= {("torch._utils", name): rebuild_tensor for name in ("_rebuild_tensor", "_rebuild_tensor_v2")}
     names |= {("torch._utils", f"_rebuild_parameter{end}"): rebuild_parameter for end in ("", "_with_state")}
-    names |= {(f"numpy.{core}.multiarray", "scalar"): Scalar for core in ("core", "_core")}
+    names |= {(f"numpy.{core}.multiarray", "scalar"): rebuild_scalar for core in ("core", "_core")}
     for builtins in ("builtins", "__builtin__"):
         names |= {(builtins, "bytearray"): plain_bytes, (builtins, "set"): plain_set, (builtins, "complex"): complex}
     names |= {
@@ -260,7 +269,7 @@ def names_of_torch() -> Names:
         ("collections", "OrderedDict"): OrderedDict,
         ("collections", "Counter"): Counter,
         ("_codecs", "encode"): plain_bytes,
-        ("numpy", "dtype"): Scalar,
+        ("numpy", "dtype"): Dtype,
         ("argparse", "Namespace"): Namespace,
     }
     return names

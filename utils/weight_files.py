@@ -72,7 +72,7 @@ def foreign(path: Path) -> UserError:
         if handle.read(1) != pickle.PROTO:
             return unreadable(path)
         handle.seek(0)
-        raw = handle.read(LARGEST_PICKLE)
+        raw = handle.read(min(path.stat().st_size, LARGEST_PICKLE))
     try:
         load_restricted(raw, {})
     except UnsafePickle as error:
