@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from utils.distributed import is_main
-from utils.errors import UserError
+from utils.errors import UserError, reason_of
 
 
 class _AboveProgressBar(logging.StreamHandler):
@@ -18,6 +19,21 @@ class _AboveProgressBar(logging.StreamHandler):
 
         tqdm.write(self.format(record), file=self.stream)
         self.flush()
+
+
+class _LogFile(logging.FileHandler):
+    """Ends with one line when the disk refuses it: training goes on, and a save that fails says what to do."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        error = sys.exc_info()[1]
+        logging.getLogger("lineup").removeHandler(self)
+        self.close()
+        reason = reason_of(error) if error else "unknown"
+        print(f"warning: {self.baseFilename}: no more log, it cannot be written ({reason})", file=sys.stderr)
+
+    def close(self) -> None:
+        with suppress(OSError):  # the rest of a line that did not fit
+            super().close()
 
 
 def set_up_logging(folder: str | Path, name: str = "log.txt") -> logging.Logger:
@@ -32,7 +48,7 @@ def set_up_logging(folder: str | Path, name: str = "log.txt") -> logging.Logger:
     if is_main():
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            file = logging.FileHandler(Path(folder) / name)
+            file = _LogFile(Path(folder) / name)
         except OSError as error:
             raise UserError(
                 f"OUTPUT_DIR: {folder} cannot be written ({error.strerror}); set OUTPUT_DIR elsewhere"
