@@ -4,14 +4,15 @@ Tests a model on identities that it was not trained on (the test set, or those o
 ``calibration.json``: for each wanted false accept rate (FAR) a threshold with its 95 % interval, and the probability
 that two images at a distance show one identity, at the share of true matches that ``--prior`` expects. ``--page`` draws
 the scores, the thresholds, how the probabilities hold and what each rate costs. The probabilities' error is measured on
-identities that were left out of a fit.
+identities that were left out of a fit. ``--check FILE --features FOLDER`` says without labels whether new images still
+look like those of the calibration.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from tools.pages.page import write_page
 from utils.calibration import Calibration
 from utils.commands import make_parser, run_command
 from utils.errors import UserError
+from utils.feature_files import Features
 from utils.provenance import commit
 from utils.scoring.calibration import Probability, Reliability, bin_centres, reliability, smallest_far, thresholds
 from utils.scoring.pair_counts import PAIRS, PairCounts, count_pairs
@@ -140,7 +142,24 @@ def calibrate(
         figures={} if held_out is None else {"ece": held_out.ece, "brier": held_out.brier},
         commit=commit(),
     )
-    return calibration, pairs, held_out
+    return replace(calibration, random_pairs=calibration.random_distances(feats.numpy())), pairs, held_out
+
+
+def check(path: Path, folder: Path | None) -> None:
+    """Prints whether the features of a folder still look like those that the calibration was fitted on."""
+    if folder is None:
+        raise UserError("--check: name the new features too, --features FOLDER (of tools.extract)")
+    calibration, features = Calibration.read(path), Features(folder)
+    calibration.refuse_other(features.meta.get("model_hash", ""), calibration.metric, calibration.normalize, path)
+    result = calibration.drift(features.array)
+    median = f"the median distance of random pairs is {result.now:.3f}, and was {result.before:.3f} (p {result.p:.2g})"
+    if result.fits:
+        print(f"{folder}: fits {path}; {median}")
+    else:
+        print(
+            f"{folder}: does not fit {path}; {median}; at the distance that a tenth of the pairs were within, "
+            f"{result.ratio:.2g} times as many are: calibrate again on such images"
+        )
 
 
 def shown_fars(pairs: PairCounts) -> list[float]:
@@ -216,8 +235,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pairs", choices=PAIRS, default="across", help="cameras of the pairs that count (across)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="OUTPUT_DIR/calibration.json")
     parser.add_argument("--page", type=Path, metavar="PAGE", help="write a page with the charts, .html")
+    parser.add_argument("--check", type=Path, metavar="FILE", help="do new features still fit this calibration?")
+    parser.add_argument("--features", type=Path, metavar="FOLDER", help="of tools.extract, for --check")
     options, settings = split_settings(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(options)
+    if args.check:
+        check(args.check, args.features)
+        return
     cfg = load_config(args.config_file, [*args.opts, *settings])
     if args.page and args.page.suffix != ".html":
         raise UserError(f"--page: expected a name that ends in .html, got {args.page}")

@@ -14,6 +14,7 @@ import numpy as np
 from utils.errors import UserError
 from utils.files import write_json
 from utils.scoring.calibration import Probability, Threshold
+from utils.scoring.drift import LEAST_PAIRS, Drift, disjoint_pairs, drift
 
 VERSION = 1
 LARGEST_FILE = 16 * 2**20
@@ -26,7 +27,8 @@ class Calibration:
 
     model_hash: of the extractor whose features were compared. metric, normalize: of the distances. pairs: which ones
     counted (``utils.scoring.pair_counts.PAIRS``). identities, genuine_pairs, impostor_pairs: how many. figures: ``ece``
-    and ``brier`` at the prior, on identities that were left out of the fit.
+    and ``brier`` at the prior, on identities that were left out of the fit. random_pairs: (R,) distances of pairs drawn
+    without regard to labels, each image in one, to see whether other images still look like these.
     """
 
     model_hash: str
@@ -40,6 +42,7 @@ class Calibration:
     thresholds: list[Threshold]
     probability: Probability
     figures: dict[str, float] = field(default_factory=dict)
+    random_pairs: np.ndarray = field(default_factory=lambda: np.zeros(0))
     commit: str = ""
 
     def threshold(self, far: float | None = None) -> Threshold:
@@ -61,6 +64,24 @@ class Calibration:
                 f"{path}: is of TEST.METRIC {self.metric!r} with TEST.FEAT_NORM {self.normalize}, not of {metric!r} "
                 f"with {normalize}"
             )
+
+    def drift(self, feats: np.ndarray, seed: int = 0) -> Drift:
+        """Compares random pairs of new images' features (N, D) with those of the calibration, without labels.
+
+        Raises ``UserError`` where there are too few images to say anything.
+        """
+        now = self.random_distances(feats, seed)
+        if min(len(now), len(self.random_pairs)) < LEAST_PAIRS:
+            raise UserError(
+                f"drift shows in {2 * LEAST_PAIRS} images at least; the calibration has {2 * len(self.random_pairs)}, "
+                f"the features are of {len(feats)}"
+            )
+        return drift(self.random_pairs, now)
+
+    def random_distances(self, feats: np.ndarray, seed: int = 0) -> np.ndarray:
+        """Returns the distances of random pairs of features (N, D), each row in one pair at most: (R,)."""
+        pairs = zip(*disjoint_pairs(len(feats), seed), strict=True)
+        return np.array([self.distances(feats[[a]], feats[[b]])[0, 0] for a, b in pairs])
 
     def distances(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Returns the distances (n, m) between features (n, D) and (m, D) that thresholds and probabilities are of."""
@@ -92,6 +113,7 @@ class Calibration:
         """Writes the file as JSON."""
         content = {f.name: getattr(self, f.name) for f in fields(self)}
         content["thresholds"] = [asdict(row) for row in self.thresholds]
+        content["random_pairs"] = [round(float(value), 6) for value in self.random_pairs]
         odds = [None if np.isinf(odds) else float(odds) for odds in self.probability.odds]  # JSON has no infinity
         content["probability"] = {
             "prior": self.probability.prior, "distances": self.probability.distances.tolist(), "odds": odds,
@@ -128,6 +150,7 @@ class Calibration:
                 raise ValueError(f"{name} is not of type {kind.__name__}")
         content["thresholds"] = [Threshold(**{k: _number(v) for k, v in row.items()}) for row in content["thresholds"]]
         content["figures"] = {str(k): _number(v) for k, v in content["figures"].items()}
+        content["random_pairs"] = np.array([_number(value) for value in content["random_pairs"]])
         content["probability"] = _probability(content["probability"])
         if not content["thresholds"] or not all(0 < row.far < 1 for row in content["thresholds"]):
             raise ValueError("no threshold, or a rate outside of 0 to 1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tools import extract, search
 from tools.calibrate import main
 from utils.calibration import Calibration
 from utils.errors import UserError
+from utils.scoring.drift import disjoint_pairs, drift
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +170,38 @@ def test_a_search_says_who_is_known(decided, trained, tmp_path, capsys):
         search.main([*arguments, "--far", "0.2", *map(str, settings)])
     with pytest.raises(UserError, match="is of TEST.METRIC 'euclidean'"):
         search.main([*arguments, "--metric", "cosine", "--calibration", str(path), *map(str, settings)])
+
+
+def test_new_images_are_compared_without_labels(decided, tmp_path, capsys):
+    path, _, gallery, _ = decided
+    main(["--check", str(path), "--features", str(gallery)])
+    assert f"{gallery}: fits {path}" in capsys.readouterr().out
+    calibration = Calibration.read(path)
+    rng = np.random.default_rng(0)
+    narrow = rng.standard_normal(16) + 0.1 * rng.standard_normal((200, 16))  # all look like one another
+    found = calibration.drift(narrow)
+    assert not found.fits and found.ratio > 5 and found.now < found.before
+    with pytest.raises(UserError, match="drift shows in 40 images at least"):
+        calibration.drift(narrow[:30])
+    with pytest.raises(UserError, match="--features FOLDER"):
+        main(["--check", str(path)])
+    meta = json.loads((gallery / "meta.json").read_text())
+    other = tmp_path / "other"
+    shutil.copytree(gallery, other)
+    (other / "meta.json").write_text(json.dumps(meta | {"model_hash": "f" * 64}))
+    with pytest.raises(UserError, match="is of another model"):
+        main(["--check", str(path), "--features", str(other)])
+
+
+def test_the_p_value_of_drift_is_one_over_images():
+    """Of samples of one distribution, one in a hundred is called drift, however many pairs share an image."""
+    rng, calls = np.random.default_rng(0), 0
+    for _ in range(200):
+        one, other = (rng.standard_normal((120, 6)) for _ in range(2))
+        pairs = [disjoint_pairs(120) for _ in (one, other)]
+        samples = [((feats[a] - feats[b]) ** 2).sum(1) for feats, (a, b) in zip((one, other), pairs, strict=True)]
+        calls += not drift(*samples).fits
+    assert calls <= 8
 
 
 DAMAGE = {
