@@ -8,6 +8,7 @@ over images.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import ks_2samp
@@ -50,5 +51,5 @@ def drift(before: np.ndarray, now: np.ndarray) -> Drift:
     """Compares distances of random pairs, (P,) before and (R,) now."""
     limit = np.quantile(before, 0.1)
     ratio = float((now <= limit).mean() / (before <= limit).mean())
-    _, p = ks_2samp(before, now)
-    return Drift(float(p), float(np.median(before)), float(np.median(now)), ratio)
+    tested: Any = ks_2samp(before, now)
+    return Drift(float(tested.pvalue), float(np.median(before)), float(np.median(now)), ratio)
