@@ -29,7 +29,7 @@ from yacs.config import CfgNode
 
 from configs import load_config
 from datasets.images import ImageList
-from datasets.loaders import TestSet, make_dataloader
+from datasets.loaders import Data, TestSet, make_dataloader
 from datasets.transforms.resizing import make_resizer, to_pixels
 from model.deployed import Deployed, Preprocess, make_deployed
 from processor.evaluate import Settings, evaluate, score
@@ -215,7 +215,7 @@ def export(cfg: CfgNode, out: Path) -> dict[str, Any]:
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is a file, not a folder")
-    data = make_dataloader(cfg, training=False)
+    data = data_for_the_check(cfg)
     tests = [test for test in data.tests if test.protocol != "classification"]
     model, settings = tested_model(cfg, data), Settings.from_cfg(cfg)
     deployed = make_deployed(cfg, model)
@@ -249,6 +249,17 @@ def export(cfg: CfgNode, out: Path) -> dict[str, Any]:
             shutil.copyfile(folder / file, out / f".{file}")
             (out / f".{file}").replace(out / file)
     return report
+
+
+def data_for_the_check(cfg: CfgNode) -> Data:
+    """Returns the data of the configuration. Raises ``UserError`` that says what it is for, and what else will do."""
+    try:
+        return make_dataloader(cfg, training=False)
+    except UserError as error:
+        raise UserError(
+            f"{error} - export needs images only to check its file: DATASETS.NAMES and DATASETS.ROOT_DIR may name any "
+            "that are there, DATASETS.NAMES synthetic draws some"
+        ) from None
 
 
 class Resize(nn.Module):

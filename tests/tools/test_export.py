@@ -118,3 +118,14 @@ def test_mistakes_are_one_line(trained, tmp_path):
 
     with pytest.raises(UserError, match="the network cannot be exported: "):
         write_onnx(Untraceable(), tmp_path / "x.onnx")
+
+
+def test_without_its_images_export_says_what_they_are_for_and_what_else_will_do(tmp_path):
+    weight = tmp_path / "resnet10.pth"
+    changes = {"MODEL__NAME": "resnet10", "TEST__WEIGHT": str(weight)}
+    torch.save(make_model(config(tmp_path, tmp_path, **changes), 4).state_dict(), weight)
+    with pytest.raises(UserError, match=r"nowhere.* - export needs images only to check its file: DATASETS\.NAMES"):
+        export(config(tmp_path / "nowhere", tmp_path, **changes), tmp_path / "out")
+    drawn = config(tmp_path / "drawn", tmp_path, **changes, DATASETS__NAMES="synthetic", DATASETS__SYNTHETIC__IDS=4)
+    export(drawn, tmp_path / "out")
+    assert (tmp_path / "out" / "model.onnx").exists()
