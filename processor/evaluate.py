@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from yacs.config import CfgNode
 
+from datasets.checks import same_images
 from datasets.loaders import TestLoader, TestSet
 from datasets.readers.folders import draw_one_each
 from datasets.records import Records
@@ -172,6 +173,7 @@ def ranking(test: TestSet, qf: Tensor, gf: Tensor, settings: Settings, query: Re
         protocol="cuhk03" if test.protocol == "cuhk03" else "market1501", max_rank=settings.max_rank,
         seed=settings.seed, repeats=settings.repeats, q_seqs=q_seqs, g_seqs=g_seqs, same_list=test.same_list,
         max_memory=settings.max_memory, watch=together(watch, nearest),
+        one_list=test.same_list or same_images(query, gallery),
     )  # fmt: skip
     metrics = {"mAP": float(result.mAP), "mINP": float(result.mINP)}
     metrics |= {f"Rank-{k}": float(result.cmc[k - 1]) for k in SHOWN_RANKS}

@@ -172,7 +172,7 @@ def is_unclear(image: Image.Image) -> bool:
 def opaque(image: Image.Image, stored: str, rules: PixelRules) -> Image.Image:
     """Returns a decoded image as RGB, not turned. stored: its raw mode, '' if unknown."""
     if is_unclear(image):
-        what = "floats" if image.mode == "F" else "32-bit integers"
+        what = "floats" if image.mode == "F" else "integers of 32 bits or with a sign"
         raise UnclearPixels(
             f"its pixels are {what}, whose range the file does not state: scale them to 0 to 255 and save 8 bits, or "
             "to 0 to 65535 and save a 16-bit PNG"

@@ -41,6 +41,7 @@ def evaluate_features(
     same_list: bool = False,
     max_memory: int | None = None,
     watch: Watcher | None = None,
+    one_list: bool = False,
 ) -> RankResult:
     """Returns CMC, mAP and mINP of features, as ``evaluate_rank`` does, whose arguments the other ones are.
 
@@ -49,7 +50,8 @@ def evaluate_features(
     max(length, 1e-12) first. rerank: None, or (k1, k2, lambda) of k-reciprocal re-ranking (``utils.reranking``), which
     has its own, squared Euclidean distance. block_size: queries per block; max_memory: bytes that the distances in
     work may take, None for at most 512 MB. Neither changes a result. watch: called with every block of
-    distances (``utils.scoring.watching``).
+    distances (``utils.scoring.watching``). one_list: query i is gallery image i, whatever is filtered: re-ranking then
+    counts each image as a neighbour once.
 
     Raises ``ValueError`` as ``evaluate_rank`` does, and for NaN or infinite features and k1 or k2 below 1.
     """
@@ -60,7 +62,7 @@ def evaluate_features(
     if rerank is None:
         dist = Distances(qf, gf, metric, max_memory)
     else:
-        dist = ReRanking(qf, gf, *rerank, block_size=block_size, max_memory=max_memory)
+        dist = ReRanking(qf, gf, *rerank, block_size=block_size, max_memory=max_memory, one_list=one_list)
     return rank_blocks(
         dist.rows, matching, max_rank, protocol, ap, seed, repeats, block_size=block_size, strip=dist.strip,
         threads=dist.on_cpu, max_memory=max_memory, watch=watch,

@@ -54,7 +54,10 @@ def re_ranking(
 
 
 class ReRanking:
-    """Computes re-ranked distances of features (tensors) on one device in blocks of queries; see ``re_ranking``."""
+    """Computes re-ranked distances of features (tensors) on one device in blocks of queries; see ``re_ranking``.
+
+    one_list: query i is gallery image i, so that each image is a neighbour once and not twice.
+    """
 
     def __init__(
         self,
@@ -65,19 +68,23 @@ class ReRanking:
         lambda_value: float,
         block_size: int | None = None,
         max_memory: int | None = None,
+        one_list: bool = False,
     ):
         k1, k2 = whole_number("k1", k1), whole_number("k2", k2)
         if not 0 <= lambda_value <= 1:
             raise UserError(f"lambda: expected a value between 0 and 1, got {lambda_value!r}")
-        feats = torch.cat([qf, gf])
+        if one_list and len(qf) != len(gf):
+            raise UserError(f"one_list: query and gallery are one list, but have {len(qf)} and {len(gf)} features")
+        feats = gf if one_list else torch.cat([qf, gf])
+        first = 0 if one_list else len(qf)
         _warn_of_short_lists(len(feats), k1 + 1, k2)
         ranks, _, farthest = nearest_rows(Distances(feats, feats, max_memory=max_memory), max(k1 + 1, k2), block_size)
         codes = _encode(feats, ranks, k1 + 1, k2, half=round(k1 / 2) + 1, farthest=farthest)
         self.num_q, self.lambda_value = len(qf), np.float32(lambda_value)
-        self.queries, self.overlaps = codes[: self.num_q], Overlaps(codes[self.num_q :])
+        self.queries, self.overlaps = codes[: self.num_q], Overlaps(codes[first:])
         farthest = farthest[: self.num_q, None]
         self.farthest = np.where(farthest > 0, farthest, 1)  # 0: all distances of the row are 0
-        self.dist = Distances(feats[: self.num_q], feats[self.num_q :], max_memory=max_memory)
+        self.dist = Distances(feats[: self.num_q], feats[first:], max_memory=max_memory)
         self.strip, self.on_cpu = self.dist.strip, self.dist.on_cpu
 
     def rows(self, start: int, stop: int) -> Tensor:

@@ -299,3 +299,14 @@ def test_a_mistake_is_told_in_one_line(call, words):
     with pytest.raises(UserError, match=words) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def test_images_of_one_list_are_neighbours_once():
+    feats = torch.nn.functional.normalize(torch.randn(30, 6, generator=torch.Generator().manual_seed(0)), dim=1)
+    found = reranking.ReRanking(feats, feats, 7, 3, 0.3, one_list=True).rows(0, 30).numpy()
+    for cut in (1, 12, 29):  # any division of the list in two has the same neighbours
+        np.testing.assert_allclose(found[:cut, cut:], re_ranking(feats[:cut], feats[cut:], 7, 3, 0.3), atol=1e-6)
+    twice = re_ranking(feats, feats, 7, 3, 0.3)
+    assert np.abs(twice - found).max() > 0.01
+    with pytest.raises(UserError, match="one_list"):
+        reranking.ReRanking(feats[:3], feats, 7, 3, 0.3, one_list=True)
