@@ -8,6 +8,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
+from configs.values import lookup
 from utils.errors import conflict
 from utils.methods import Method
 
@@ -116,7 +117,4 @@ def refuse_training_conflicts(cfg: CfgNode, method: Method) -> None:
 
 
 def _shown(cfg: CfgNode, key: str) -> str:
-    value = cfg
-    for word in key.split("."):
-        value = value[word]
-    return f"{key} {value!r}"
+    return f"{key} {lookup(cfg, key)!r}"

@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 from configs.conflicts import refuse_conflicts
 from configs.defaults import INERT, KEYS, SECTIONS, get_cfg_defaults
 from configs.paths import BadPath, expanded
-from configs.values import ConfigError, coerce, shown
+from configs.values import ConfigError, coerce, lookup, shown
 from configs.yaml_reader import LARGEST_FILE, YAMLMistake, parse_yaml
 from utils.errors import NAME, nearest
 from utils.methods import METHODS, owners_of, vit_small_of
@@ -221,14 +221,6 @@ def notes(cfg: CfgNode, set_keys: Iterable[str]) -> list[str]:
     if cfg.SOLVER.TRP_L2 and cfg.MODEL.JPM:
         lines.append("SOLVER.TRP_L2 has no effect with MODEL.JPM, as upstream")
     return lines
-
-
-def lookup(cfg: CfgNode, name: str) -> Any:
-    """Returns the value of a dotted key."""
-    node = cfg
-    for word in name.split("."):
-        node = node[word]
-    return node
 
 
 def _plain(value: Any) -> Any:

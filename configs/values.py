@@ -9,6 +9,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from yacs.config import CfgNode
+
 from configs.defaults import KEYS, Key
 from configs.paths import BadPath, expanded
 from utils.errors import LONGEST_WORD, UserError, cut, nearest
@@ -52,6 +54,14 @@ def _typed(name: str, value: Any, where: str) -> Any:
         return _scalar(value, key.type or type(default), default)
     except TypeError:
         raise ConfigError(f"{name}: expected {expected(key)}, not {shown(value)} ({where})") from None
+
+
+def lookup(cfg: CfgNode, name: str) -> Any:
+    """Returns the value of a dotted key."""
+    node = cfg
+    for word in name.split("."):
+        node = node[word]
+    return node
 
 
 def shown(value: Any) -> str:

@@ -114,6 +114,7 @@ class PlainBackbone(Backbone):
     def __init__(self, network: nn.Module):
         super().__init__()
         self._parameters, self._buffers, self._modules = network._parameters, network._buffers, network._modules
+        self._non_persistent_buffers_set = network._non_persistent_buffers_set
         self.__dict__["network"] = network  # not as a sub-module, which would name everything twice
         foreign: Any = network
         self.width = foreign.width

@@ -14,7 +14,7 @@ from model.backbones.clip import LIBRARY, clip_config, openai_name
 from model.backbones.osnet import OSNET_TYPES
 from model.backbones.vit import VIT_SMALL
 from model.base import RetrievalModel
-from model.networks.torchreid import PREFIX
+from model.networks.torchreid import FINE_RESNETS, PREFIX
 from utils.checkpoint import load_pretrained, load_weights
 from utils.errors import UserError
 from utils.methods import method_of
@@ -43,6 +43,7 @@ ELSEWHERE = {
     "msvit_l": "msvit_l.pth, published by the MSViT repository, or one made with configs/msvit/imagenet_l.yml",
     "resnet50_ibn_a": "resnet50_ibn_a.pth.tar, published by the IBN-Net repository",
     **{f"{PREFIX}{name}": f"{name}_imagenet.pth, published in torchreid's model zoo" for name in OSNET_TYPES},
+    f"{PREFIX}mobilenetv2_x1_0": "the ImageNet weights of mobilenetv2_x1_0, published in torchreid's model zoo",
     f"{PREFIX}mobilenetv2_x1_4": "mobilenetv2_1.4-bc1cc36b.pth, published in torchreid's model zoo",
     "resnet101_ibn_a": "resnet101_ibn_a.pth.tar, published by the IBN-Net repository",
 }
@@ -58,6 +59,7 @@ def fetch_imagenet(name: str, transformer_type: str) -> dict[str, Any]:
     """
     network = transformer_type if name in ("transformer", "ssdvit") else name
     name = name.removeprefix(PREFIX)
+    name = FINE_RESNETS.get(name, name)  # torchreid starts it from the same file
     try:
         if name in TORCHVISION_SOURCES:
             import torchvision

@@ -78,6 +78,11 @@ class Method:
         return any(key == name or (name.endswith(".") and key.startswith(name)) for name in self.keys)
 
 
+VIEWS = ("one", "paired", "crops", "weak_strong")
+BATCH_KEYS = ("SOLVER.IMS_PER_BATCH", "SOLVER.STAGE1.IMS_PER_BATCH", "SOLVER.STAGE2.IMS_PER_BATCH")
+VIT_SMALLS = ("transreid", "deit")
+"""Values of the traits of these names."""
+
 PROMPT_KEYS = (
     "SOLVER.STAGE1.", "SOLVER.STAGE2.", "MODEL.USE_SSL", "MODEL.USE_SSL_STAGE1", "MODEL.SSL_TYPE", "MODEL.SSL_HIDDEN",
     "MODEL.PROMPT_NOUN",
@@ -138,11 +143,17 @@ def register_method(name: str, **traits: Any) -> Callable[[Builder], Builder]:
     """Returns a decorator that adds a method, so that ``PROCESSOR.NAME: name`` runs the stages the function builds.
 
     traits: fields of ``Method``; those left out have their defaults, which fit a supervised method. Raises
-    ``TypeError`` for an unknown trait.
+    ``TypeError`` for an unknown trait and ``UserError`` for a value that is none of a trait's.
     """
+    row = Method(name, **traits)
+    for trait, value, known in (
+        ("views", row.views, VIEWS), ("batch_key", row.batch_key, BATCH_KEYS), ("vit_small", row.vit_small, VIT_SMALLS),
+    ):  # fmt: skip
+        if value not in known:
+            raise UserError(f"register_method({name!r}): {trait} {value!r} is unknown. Known: {', '.join(known)}")
 
     def add(build: Builder) -> Builder:
-        METHODS[name] = Method(name, stages=build, **traits)
+        METHODS[name] = replace(row, stages=build)
         return build
 
     return add

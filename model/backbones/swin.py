@@ -78,6 +78,8 @@ class Swin(Backbone):
     image_size: (H, W), for which windows and their bias tables are made. drop_path grows linearly over all blocks.
     """
 
+    channels_last = True
+
     def __init__(
         self, spec: SwinSpec, image_size: tuple[int, int], drop_path: float = 0.1, grad_checkpoint: bool = False
     ):

@@ -10,7 +10,7 @@ from model.backbones.mobilenet import MOBILENET_TYPES, MobileNetV2
 from model.backbones.osnet import OSNET_TYPES, OSNet
 from model.backbones.resnet import RESNET_TYPES, ResNetSpec
 from model.backbones.torchreid_resnet import TorchreidResNet
-from model.base import RetrievalModel, Trunk
+from model.base import RetrievalModel, Trunk, with_base
 from model.layers.heads import ClassLinear
 from utils.errors import UserError, nearest
 from utils.output import ReIDOutput
@@ -24,9 +24,6 @@ FINE_RESNETS = {"resnet50_fc512": "resnet50"}
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", *FINE_RESNETS)
 
 TRUNKS = (*RESNETS, *OSNET_TYPES, *MOBILENET_TYPES)
-
-FC_HEADS = ("feat", "fc", "none")
-"""Words of MODEL.FC_HEAD."""
 
 HEAD_KEYS = ("feat.", "feat_bn.", "fc.", "feat_fc_multi.", "feat_matcher_list.", "classifier.")
 """Prefixes of the published names that belong to the model and not to its trunk."""
@@ -200,8 +197,7 @@ class TorchreidModel(RetrievalModel):
         starts all of them from its shared one.
         """
         state = {key.replace(".BN_T.", "."): value for key, value in state.items() if ".BN_S." not in key}
-        if not any(key.startswith("base.") for key in state):
-            state = {key if key.startswith(HEAD_KEYS) else f"base.{key}": value for key, value in state.items()}
+        state = with_base(state, HEAD_KEYS)
         for i, layer in ((0, "feat."), (1, "feat_bn.")):
             shared = {key.removeprefix(layer): value for key, value in state.items() if key.startswith(layer)}
             for domain in range(len(self.feat_fc_multi)):
@@ -213,10 +209,13 @@ class TorchreidModel(RetrievalModel):
         """Returns the keys of the network and the head of a file of this family, as far as they differ from ours."""
         words, (head, dim) = [], head_of(state, self.dim)
         trunks = trunks_of(state)
-        if len(trunks) > 1:  # ResNets of equal shapes: the one with a head is the finer one
+        own = all(key in state and state[key].shape == p.shape for key, p in self.base.named_parameters(prefix="base"))
+        if own and head == self.head:
+            trunks = []  # whatever does not fit, it is not the trunk
+        elif len(trunks) > 1:  # ResNets of equal shapes: the one with a head is the finer one
             trunks = [name for name in trunks if (name.removeprefix(PREFIX) in FINE_RESNETS) == (head == "fc")]
-        elif all(key in state and state[key].shape == p.shape for key, p in self.base.named_parameters(prefix="base")):
-            trunks = []  # the model's own
+        elif own:
+            trunks = []
         words += [f"MODEL.NAME {name}" for name in trunks[:1]]
         if head != self.head:
             words.append(f"MODEL.FC_HEAD {head}")

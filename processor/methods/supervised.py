@@ -122,7 +122,7 @@ class Supervised(Stage):
         self.frozen = epoch <= self.freeze_epochs
         if self.frozen and step == 0:
             for name, child in self.model.named_children():
-                child.train(name.startswith("classifier"))
+                child.train(name.startswith(self.model.classifier_keys))
 
     def mixed(self, batch: Batch) -> tuple[Batch, Tensor]:
         """Returns the batch and its targets, with mixed images where there is a mixup."""
@@ -154,7 +154,7 @@ class Supervised(Stage):
     def before_step(self) -> None:
         if self.frozen:
             for name, parameter in self.model.named_parameters():
-                if not name.startswith("classifier"):
+                if not name.startswith(self.model.classifier_keys):
                     parameter.grad = None  # the optimizer skips it: no decay, no momentum
         if self.centers:
             self.centers.rescale_gradient()

@@ -341,6 +341,9 @@ def test_a_method_that_is_registered_after_loading_has_default_traits_until_then
     assert with_traits(forced) is forced
     with pytest.raises(TypeError):
         register_method("mine", labelled=True)(lambda cfg, data, model: [])
+    for trait, value in (("views", "two"), ("batch_key", "IMS_PER_BATCH"), ("vit_small", "small")):
+        with pytest.raises(UserError, match=f"{trait} '{value}' is unknown. Known: "):
+            register_method("mine", **{trait: value})
 
 
 # ---------------------------------------------------------------- settings that exclude each other

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from loss import make_loss
 from model import Backbone, ReIDOutput, RetrievalModel, make_model, register_backbone
-from model.base import PlainBackbone, TokenLayout
+from model.base import PlainBackbone, TokenLayout, as_backbone
 from model.make_model import NETWORKS
 from solver import make_optimizer
 from tests.model.families import MODELS, OF_METHODS
@@ -71,7 +71,7 @@ def test_every_family_answers_every_question(name, recwarn):
         assert features.shape == model.embed(images, cam_label=None, view_label=None)[:3].shape
     layout = model.token_layout()
     assert layout is None or isinstance(layout, TokenLayout)
-    assert model.maps_channels_last() is (name == "timm swin")
+    assert model.maps_channels_last() is (name in ("swin", "timm swin"))
     backbone, part = model.backbone_module(), model.pretrained_part()
     assert backbone is None or isinstance(backbone, Backbone)
     assert part is None or part is model or part in set(model.modules())
@@ -160,6 +160,22 @@ def registered(request):
     register_backbone(request.param)(lambda cfg, camera_num, view_num: Plain())
     yield request.param
     del BACKBONES[request.param]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["resnet50", "transformer", "msvit_s", "torchreid_osnet_x1_0", "ViT-B-16", "RN50", "timm:mine", "open_clip:mine"],
+)
+def test_the_name_of_a_network_of_ours_cannot_be_registered(name):
+    with pytest.raises(UserError, match="is a network here already"):
+        register_backbone(name)
+    assert name not in BACKBONES
+
+
+def test_the_buffers_that_a_registered_backbone_does_not_save_are_not_saved():
+    network = Plain()
+    network.register_buffer("scratch", torch.zeros(2), persistent=False)
+    assert network.state_dict().keys() == as_backbone(network).state_dict().keys()
 
 
 @pytest.mark.parametrize("method", ["supervised", "cluster", "self_distill", "dino"])
