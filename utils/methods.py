@@ -143,7 +143,7 @@ def register_method(name: str, **traits: Any) -> Callable[[Builder], Builder]:
     """Returns a decorator that adds a method, so that ``PROCESSOR.NAME: name`` runs the stages the function builds.
 
     traits: fields of ``Method``; those left out have their defaults, which fit a supervised method. Raises
-    ``TypeError`` for an unknown trait and ``UserError`` for a value that is none of a trait's.
+    ``TypeError`` for an unknown trait and ``UserError`` for a value that the trait does not have.
     """
     row = Method(name, **traits)
     for trait, value, known in (
