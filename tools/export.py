@@ -33,6 +33,7 @@ from datasets.loaders import Data, TestSet, make_dataloader
 from datasets.transforms.resizing import make_resizer, to_pixels
 from model.deployed import Deployed, Preprocess, make_deployed
 from processor.evaluate import Settings, evaluate, score
+from processor.extractor import make_extractor
 from processor.trained import tested_model
 from utils.commands import make_parser, run_command
 from utils.errors import UserError
@@ -208,6 +209,15 @@ def model_card(cfg: CfgNode, deployed: Deployed, width: int, folder: Path) -> di
     }
 
 
+def calibration_of(cfg: CfgNode) -> dict[str, Any]:
+    """Returns the entry of TEST.CALIBRATION in ``model.json``, none without it.
+
+    Raises ``UserError`` if it is of another model.
+    """
+    calibration = make_extractor(cfg).calibration if cfg.TEST.CALIBRATION else None
+    return {} if calibration is None else {"calibration": calibration.content()}
+
+
 def export(cfg: CfgNode, out: Path) -> dict[str, Any]:
     """Checks and writes the files; returns the differences, the scores of both and the ratio of speeds.
 
@@ -215,6 +225,7 @@ def export(cfg: CfgNode, out: Path) -> dict[str, Any]:
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is a file, not a folder")
+    decisions = calibration_of(cfg)
     data = data_for_the_check(cfg)
     tests = [test for test in data.tests if test.protocol != "classification"]
     model, settings = tested_model(cfg, data), Settings.from_cfg(cfg)
@@ -243,7 +254,7 @@ def export(cfg: CfgNode, out: Path) -> dict[str, Any]:
         }  # fmt: skip
         width = int(runner.get_outputs()[0].shape[1])
         write_tensors(folder / "model.safetensors", deployed.model.state_dict())
-        write_json(folder / "model.json", model_card(cfg, deployed, width, folder) | report)
+        write_json(folder / "model.json", model_card(cfg, deployed, width, folder) | decisions | report)
         out.mkdir(parents=True, exist_ok=True)
         for file in ("model.onnx", "model.safetensors", "model.json"):
             shutil.copyfile(folder / file, out / f".{file}")

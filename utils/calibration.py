@@ -111,6 +111,10 @@ class Calibration:
 
     def write(self, path: str | Path) -> None:
         """Writes the file as JSON."""
+        write_json(path, self.content())
+
+    def content(self) -> dict[str, Any]:
+        """Returns what the file holds, in JSON's types."""
         content = {f.name: getattr(self, f.name) for f in fields(self)}
         content["thresholds"] = [asdict(row) for row in self.thresholds]
         content["random_pairs"] = [round(float(value), 6) for value in self.random_pairs]
@@ -118,7 +122,7 @@ class Calibration:
         content["probability"] = {
             "prior": self.probability.prior, "distances": self.probability.distances.tolist(), "odds": odds,
         }  # fmt: skip
-        write_json(path, {"version": VERSION, **content})
+        return {"version": VERSION, **content}
 
     @classmethod
     def read(cls, path: str | Path) -> Calibration:

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import load_config
 from processor.extractor import Extractor
 from tests.runs import call
 from tests.tiny import options, words, write_market
 from tools import extract, search
 from tools.calibrate import main
+from tools.export import calibration_of
 from utils.calibration import Calibration
 from utils.errors import UserError
 from utils.scoring.drift import disjoint_pairs, drift
@@ -170,6 +172,16 @@ def test_a_search_says_who_is_known(decided, trained, tmp_path, capsys):
         search.main([*arguments, "--far", "0.2", *map(str, settings)])
     with pytest.raises(UserError, match="is of TEST.METRIC 'euclidean'"):
         search.main([*arguments, "--metric", "cosine", "--calibration", str(path), *map(str, settings)])
+
+
+def test_an_exported_model_carries_its_calibration(decided, trained, tmp_path):
+    path, _, _, _ = decided
+    settings, _ = trained
+    cfg = load_config("", [*settings, "TEST.CALIBRATION", str(path)])
+    assert calibration_of(cfg) == {"calibration": json.loads(path.read_text())}
+    assert calibration_of(load_config("", settings)) == {}
+    with pytest.raises(UserError, match="TEST.CALIBRATION .* is of another model"):
+        calibration_of(load_config("", [*settings, "TEST.CALIBRATION", str(path), "TEST.FLIP", True]))
 
 
 def test_new_images_are_compared_without_labels(decided, tmp_path, capsys):
