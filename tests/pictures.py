@@ -94,7 +94,7 @@ def deep_files() -> dict[str, tuple[bytes, np.ndarray]]:
         "16-bit TIFF": (file_of(Image.fromarray(one), "TIFF"), shown),
         "16-bit TIFF, other end": (file_of(big, "TIFF"), shown),
         "16-bit TIFF, deflated": (file_of(Image.fromarray(one), "TIFF", compression="tiff_adobe_deflate"), shown),
-        "16-bit PGM": (file_of(Image.fromarray(one), "PPM"), shown),
+        "16-bit PGM": (b"P5\n%d %d\n65535\n" % (WIDTH, HEIGHT) + one.astype(">u2").tobytes(), shown),
         "16-bit PNG in colour": (png(DEEP, 16, 2), (DEEP >> 8).astype(np.uint8)),
         "16-bit JPEG 2000": (file_of(Image.fromarray(one), "JPEG2000"), shown),
     }

@@ -88,7 +88,9 @@ def test_the_lock_is_free_after_an_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"{}", b'{"host": 1}', b"\xff" * 5000, b"[" * 1900, b'{"host":"a\\n","pid":"x"}']
+    "content",
+    [b"", b"{", b"[]", b"{}", b'{"host": 1}', b"\xff" * 5000, b"[" * 1900, b'{"host":"a\\n","pid":"x"}'],
+    ids=range(8),
 )
 def test_a_damaged_lock_file_names_nobody_and_hinders_nobody(tmp_path, content):
     (tmp_path / NAME).write_bytes(content)
@@ -98,15 +100,17 @@ def test_a_damaged_lock_file_names_nobody_and_hinders_nobody(tmp_path, content):
     enter(tmp_path)
 
 
-@pytest.mark.parametrize(("pid", "refused"), [(os.getpid(), True), (2**22 + 1, False)])
-def test_without_support_for_locks_the_process_in_the_file_decides(tmp_path, monkeypatch, pid, refused):
+@pytest.mark.parametrize("alive", [True, False])
+def test_without_support_for_locks_the_process_in_the_file_decides(tmp_path, monkeypatch, alive):
+    pid = os.getpid() if alive else 2**22 + 1
+
     def unsupported(*args):
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr("fcntl.lockf", unsupported)
     text = f'{{"host": "{host_name()}", "pid": {pid}, "command": "train.py", "since": "2026-01-01"}}'
     (tmp_path / NAME).write_text(text)
-    assert in_a_child(lambda: enter(tmp_path)) == (2 if refused else 0)
+    assert in_a_child(lambda: enter(tmp_path)) == (2 if alive else 0)
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
