@@ -210,8 +210,8 @@ def eight_bits(colour: Any, stored: str) -> tuple[int, ...]:
     levels = colour if isinstance(colour, tuple) else (colour, colour, colour)
     if "16" in stored:
         return tuple(level >> 8 for level in levels)
-    scale = {"L;2": 85, "L;4": 17}.get(stored, 1)
-    return tuple(level * scale for level in levels)
+    scale = {"1": 255, "L;2": 85, "L;4": 17}.get(stored, 1)
+    return tuple(min(level * scale, 255) for level in levels)  # Pillow 13 gives 255 for white of one bit, 12 gives 1
 
 
 def differs(pixels: np.ndarray, colour: tuple[int, ...]) -> np.ndarray:

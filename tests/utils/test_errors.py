@@ -104,6 +104,7 @@ class Slow(MetaPathFinder):
             print("importing", flush=True)
             time.sleep(60)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background ignores it
 sys.meta_path.insert(0, Slow())
 import runpy
 """

@@ -125,8 +125,9 @@ class _Counter:
         self.dist, self.matching, self.cameras, self.which = dist, matching, cameras, which
         self.q_rows, self.g_rows, self.num = rows[: dist.shape[0]], rows[dist.shape[0] :], identities
         low, cut, high = self._range(far, seed)
-        self.edges = np.linspace(low, max(high, np.nextafter(low, np.inf)), BINS - 1)
-        self.tail_edges = np.linspace(low, max(cut, np.nextafter(low, np.inf)), TAIL_BINS)
+        least = low + 1e-7 * max(abs(low), 1)  # where all distances are equal, the bins have a width all the same
+        self.edges = np.linspace(low, max(high, least), BINS - 1)
+        self.tail_edges = np.linspace(low, max(cut, least), TAIL_BINS)
         self.counts, self.tails = np.zeros((2, BINS), np.int64), np.zeros((identities, TAIL_BINS), np.int64)
         self.pairs_of, self.far = np.zeros(identities, np.int64), far
         self.genuine: list[tuple[np.ndarray, np.ndarray]] = []
