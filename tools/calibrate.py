@@ -22,6 +22,7 @@ from yacs.config import CfgNode
 
 from configs import load_config
 from configs.defaults import KEYS
+from datasets.checks import same_images
 from datasets.loaders import Data, TestSet, make_dataloader
 from datasets.options import names_of
 from processor.evaluate import Settings, extract_features
@@ -54,9 +55,10 @@ class Labelled:
 
     @classmethod
     def of(cls, test: TestSet, feats: Tensor) -> Labelled:
-        lists = [test.query] if test.same_list else [test.query, test.gallery]
+        one_list = test.same_list or same_images(test.query, test.gallery)  # an image is no pair with itself
+        lists = [test.query] if one_list else [test.query, test.gallery]
         pids, camids = (np.concatenate([getattr(rows, name) for rows in lists]) for name in ("pids", "camids"))
-        return cls(test.name, feats, pids, camids, len(test.query), test.same_list)
+        return cls(test.name, feats[: len(pids)], pids, camids, len(test.query), one_list)
 
     def counted(self, settings: Settings, which: str, far: float, identities: np.ndarray | None = None) -> PairCounts:
         """Counts the pairs of query and gallery. identities: of these alone; None for all."""

@@ -9,14 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from configs import load_config
+from datasets.loaders import TestSet
+from datasets.records import Records
+from processor.evaluate import Settings
 from processor.extractor import Extractor
 from tests.runs import call
 from tests.tiny import options, words, write_market
 from tools import extract, search
-from tools.calibrate import main
+from tools.calibrate import Labelled, main
 from tools.export import calibration_of
 from utils.calibration import Calibration
 from utils.errors import UserError
@@ -73,6 +77,15 @@ def test_what_cannot_be_calibrated_is_refused(trained, tmp_path):
         main(["--prior", "2", *map(str, settings)])
     with pytest.raises(UserError, match="TEST.WEIGHT is empty"):
         main([*map(str, settings[:-2])])
+
+
+def test_an_image_is_no_pair_with_itself_where_both_lists_are_the_same_images():
+    records = Records.of([f"{i}.jpg" for i in range(8)], np.arange(8) // 2, np.arange(8) % 2)
+    feats = torch.from_numpy(np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32))
+    test = TestSet("rows", "market1501", records, records, None)
+    labelled = Labelled.of(test, torch.cat([feats, feats]))
+    pairs = labelled.counted(Settings(), "all", 0.5)
+    assert len(pairs.genuine) == 8 and pairs.genuine.min() > 1e-3 and pairs.impostors == 48
 
 
 def test_identities_of_training_are_refused(trained, tmp_path):
