@@ -33,7 +33,7 @@ SAMPLE = 2000
 class PairCounts:
     """The pairs of two lists by distance; I identities occur in them.
 
-    identities: (I,) numbers. genuine: (P,) distances, ascending. genuine_of: (P,) their identities' rows. nearest: (K,)
+    identities: (I,) numbers. genuine: (P,) distances, ascending. nearest: (K,)
     the K smallest impostor distances, ascending. impostors: their number in all. edges: (B + 1,) of the bins of all
     distances, the first -inf and the last inf; genuine_counts, impostor_counts: (B,). tail_edges: (T + 1,) of the
     impostors' tail, the first -inf; tail_counts: (I, T) impostor pairs by each of their two identities; pairs_of: (I,)
@@ -43,7 +43,6 @@ class PairCounts:
     which: str
     identities: np.ndarray
     genuine: np.ndarray
-    genuine_of: np.ndarray
     nearest: np.ndarray
     impostors: int
     edges: np.ndarray
@@ -130,7 +129,7 @@ class _Counter:
         self.tail_edges = np.linspace(low, max(cut, least), TAIL_BINS)
         self.counts, self.tails = np.zeros((2, BINS), np.int64), np.zeros((identities, TAIL_BINS), np.int64)
         self.pairs_of, self.far = np.zeros(identities, np.int64), far
-        self.genuine: list[tuple[np.ndarray, np.ndarray]] = []
+        self.genuine: list[np.ndarray] = []
         self.nearest: list[np.ndarray] = []
         self.lock = threading.Lock()
 
@@ -156,7 +155,6 @@ class _Counter:
         counts = np.ones(block.shape, bool) if self.cameras is None else self._kept(slice(start, stop), slice(None))
         genuine = counts[pairs.query, pairs.gallery] & pairs.positive
         same = block[pairs.query[genuine], pairs.gallery[genuine]]
-        of = self.q_rows[start:stop][pairs.query[genuine]]
         counts[pairs.query, pairs.gallery] = False
         impostors = block[counts]
         hist = _histogram(impostors, self.edges)
@@ -175,7 +173,7 @@ class _Counter:
             self.counts[1] += hist
             self.tails += by_identity
             self.pairs_of += total.astype(np.int64)
-            self.genuine.append((same, of))
+            self.genuine.append(same)
             self.nearest.append(values)
 
     def _kept(self, queries: slice | np.ndarray, images: slice | np.ndarray) -> np.ndarray:
@@ -185,18 +183,17 @@ class _Counter:
         return one if self.which == "within" else ~one
 
     def result(self, identities: np.ndarray) -> PairCounts:
-        genuine, of = (np.concatenate(arrays) for arrays in zip(*self.genuine, strict=True))
+        genuine = np.sort(np.concatenate(self.genuine))
         impostors = int(self.counts[1].sum())
         if not len(genuine) or not impostors:
             kind = "genuine" if not len(genuine) else "impostor"
             raise UserError(f"no {kind} pair {self.which} cameras" if self.which != "all" else f"no {kind} pair")
-        order, keep = np.argsort(genuine, kind="stable"), min(int(np.ceil(self.far * impostors)) + 1, impostors)
+        keep = min(int(np.ceil(self.far * impostors)) + 1, impostors)
         nearest = np.sort(np.concatenate(self.nearest))
         return PairCounts(
             which=self.which,
             identities=identities,
-            genuine=genuine[order],
-            genuine_of=of[order],
+            genuine=genuine,
             nearest=nearest[:keep],
             impostors=impostors,
             edges=np.concatenate([[-np.inf], self.edges, [np.inf]]),
