@@ -18,8 +18,8 @@ from datasets.dataset import ReIDDataset
 from datasets.options import names_of
 from datasets.readers.scan import is_image
 from datasets.records import LONG, SPLITS, Records
-from datasets.storage.pillow_decoding import open_image, read_image
-from datasets.storage.pixels import KINDS, kinds_of
+from datasets.storage.pillow_decoding import decode, open_image, read_image
+from datasets.storage.pixels import KINDS, kinds_of, unused_depth, used_levels
 from utils.errors import UserError
 from utils.methods import Method
 from utils.scoring.matching import Matching
@@ -72,14 +72,25 @@ def log_findings(dataset: ReIDDataset) -> None:
 
 
 def log_kinds(name: str, split: str, records: Records, looked_at: int = 32) -> None:
-    """Logs what some images of a list need beyond decoding, by their headers. name: of the dataset."""
+    """Logs what some images of a list need beyond decoding. name: of the dataset.
+
+    By their headers alone, but for images of 16 bits, which may use few of them.
+    """
     rows = np.unique(np.linspace(0, len(records) - 1, min(looked_at, len(records))).astype(int))
     counts: Counter[str] = Counter()
+    levels = []
     for row in rows.tolist():
         with suppress(Exception):  # what cannot be read is reported when the loader reaches it
-            counts.update(kinds_of(open_image(read_image(records.paths[row]))))
+            path = records.paths[row]
+            raw = read_image(path)
+            kinds = kinds_of(open_image(raw))
+            counts.update(kinds)
+            if "deep" in kinds:
+                levels.append(used_levels(decode(raw, path)))
     for kind, count in counts.items():
         log.warning("%s: of %d images of the %s list, %d: %s", name, len(rows), split, count, KINDS[kind])
+    if line := unused_depth(levels):
+        log.warning("%s: of %d images of the %s list, %s", name, len(rows), split, line)
 
 
 def refuse_missing(dataset: ReIDDataset, splits: Sequence[str], skip: bool) -> None:
@@ -127,6 +138,9 @@ def findings(dataset: ReIDDataset) -> list[Finding]:
     if single and dataset.num_classes > 1:
         text = f"{single} training identities have a single image; samplers of P x K images repeat it"
         notices.append(Finding(text, serious=False))
+    if lonely := seen_by_one_camera(dataset.train):
+        text = f"{lonely} of {dataset.num_classes} training identities have all their images from one camera"
+        notices.append(Finding(text, serious=False))
     without = int((dataset.train.pids < 0).sum())
     if without and dataset.num_classes:
         notices.append(Finding(f"{without:,} training images have no identity"))
@@ -151,6 +165,15 @@ def findings(dataset: ReIDDataset) -> list[Finding]:
     if not dataset.same_list:
         notices += [Finding(text) for text in copies_of_queries(dataset.query, dataset.gallery)]
     return notices
+
+
+def seen_by_one_camera(train: Records) -> int:
+    """Returns how many identities have several images, all of one camera; 0 if there is only one camera."""
+    pids, camids = (column[train.pids >= 0] for column in (train.pids, train.camids))
+    if len(np.unique(camids)) < 2:
+        return 0
+    cameras = np.bincount(np.unique(np.stack([pids, camids]), axis=1)[0])
+    return int(((cameras == 1) & (np.bincount(pids) > 1)).sum())
 
 
 def image_keys(records: Records) -> list:

@@ -18,7 +18,10 @@ MISSING = frozenset(
      "NULL", "NaN", "None", "n/a", "nan", "null")
 )  # fmt: skip
 """What pandas reads as a missing value, and writes for one when asked to."""
-MISSING_IN_ANY_CASE = frozenset(("nan", "nat", "none", "null", "n/a", "#n/a", "<na>"))
+MISSING_IN_ANY_CASE = frozenset(
+    ("nan", "nat", "none", "null", "n/a", "#n/a", "<na>", "inf", "+inf", "-inf", "infinity", "+infinity", "-infinity")
+)
+"""Infinities, which JSON spells too, come from a division by zero and number nobody."""
 
 WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0+)?")
 AROUND = "\u200b\u200c\u200d\u2060\ufeff"

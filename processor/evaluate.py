@@ -160,9 +160,10 @@ def score(test: TestSet, feats: Tensor, settings: Settings) -> Scored:
 
 def ranking(test: TestSet, qf: Tensor, gf: Tensor, settings: Settings, query: Records, gallery: Records) -> Scored:
     """Returns CMC, mAP and mINP of query against gallery, with query expansion and re-ranking if they are set."""
+    one_list = test.same_list or same_images(query, gallery)
     if settings.expansion:
         times, k, alpha = settings.expansion
-        expanded = query_expansion(qf, gf, int(times), int(k), float(alpha))
+        expanded = query_expansion(qf, gf, int(times), int(k), float(alpha), one_list=one_list)
         qf, gf = (torch.as_tensor(feats) for feats in expanded)
     labels = (query.pids, gallery.pids, query.camids, gallery.camids)
     q_seqs, g_seqs = (None, None) if query.seqs is None or gallery.seqs is None else (query.seqs, gallery.seqs)
@@ -173,7 +174,7 @@ def ranking(test: TestSet, qf: Tensor, gf: Tensor, settings: Settings, query: Re
         protocol="cuhk03" if test.protocol == "cuhk03" else "market1501", max_rank=settings.max_rank,
         seed=settings.seed, repeats=settings.repeats, q_seqs=q_seqs, g_seqs=g_seqs, same_list=test.same_list,
         max_memory=settings.max_memory, watch=together(watch, nearest),
-        one_list=test.same_list or same_images(query, gallery),
+        one_list=one_list,
     )  # fmt: skip
     metrics = {"mAP": float(result.mAP), "mINP": float(result.mINP)}
     metrics |= {f"Rank-{k}": float(result.cmc[k - 1]) for k in SHOWN_RANKS}

@@ -28,7 +28,7 @@ from datasets.options import options_of_run
 from datasets.records import SPLITS, Records
 from datasets.storage.files import read_bytes
 from datasets.storage.pillow_decoding import BadImage, cropped, decode
-from datasets.storage.pixels import KINDS, PLAIN, PixelRules
+from datasets.storage.pixels import KINDS, PLAIN, PixelRules, unused_depth, used_levels
 from tools.pages.sheet import Cell, contact_sheet
 from utils.commands import make_parser, run_command
 
@@ -52,6 +52,7 @@ class Examined:
     """What one file holds: a fault, or the digest of its bytes, its size and the moments of its channels in [0, 1].
 
     quality: its blur and thumbnail, for images of the sample. kinds: of ``KINDS``.
+    levels: the lowest and the highest of an image of 16 bits, scaled to 8.
     """
 
     fault: str = ""
@@ -61,6 +62,7 @@ class Examined:
     square: np.ndarray | None = None
     quality: image_quality.ImageQuality | None = None
     kinds: frozenset[str] = frozenset()
+    levels: tuple[int, int] | None = None
 
 
 def examine(path: str, box: Box | None, sampled: bool, rules: PixelRules = PLAIN) -> Examined:
@@ -90,6 +92,7 @@ def examine(path: str, box: Box | None, sampled: bool, rules: PixelRules = PLAIN
         square=(pixels**2).mean(0),
         quality=image_quality.examine(image) if sampled else None,
         kinds=frozenset(kinds),
+        levels=used_levels(whole) if "deep" in kinds else None,
     )
 
 
@@ -212,6 +215,62 @@ def sample_of(lists: dict[str, Records], sample: int) -> dict[str, np.ndarray]:
     return dict(zip(lists, np.split(chosen, np.cumsum(sizes)[:-1]), strict=True))
 
 
+@dataclass
+class Contents:
+    """What the files of a dataset hold. means, squares: moments of the channels, (3,) each, of measured images."""
+
+    faults: list[str] = field(default_factory=list)
+    digests: dict[str, list[bytes]] = field(default_factory=lambda: defaultdict(list))
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    means: list[np.ndarray] = field(default_factory=list)
+    squares: list[np.ndarray] = field(default_factory=list)
+    kinds: Counter[str] = field(default_factory=Counter)
+    levels: list[tuple[int, int]] = field(default_factory=list)
+    sampled: Sampled = field(default_factory=Sampled)
+
+    def add(self, image: Examined, split: str, records: Records, row: int, measured: bool) -> None:
+        """Adds one image of a list. measured: its colours count."""
+        self.digests[split].append(image.digest)
+        self.kinds.update(image.kinds)
+        if image.fault:
+            self.faults.append(f"{records.paths[row]}: {image.fault}")
+            return
+        self.sizes.append(image.size)
+        self.levels += [image.levels] if image.levels is not None else []
+        if measured and image.mean is not None and image.square is not None:
+            self.means.append(image.mean)
+            self.squares.append(image.square)
+        if image.quality is not None:
+            self.sampled.cells.append(Cell(split, records, row))
+            self.sampled.qualities.append(image.quality)
+            self.sampled.digests.append(image.digest)
+
+    def lines(self) -> list[str]:
+        """Returns the lines on missing, damaged and special files."""
+        missing, total = sum(fault.endswith(": missing") for fault in self.faults), len(self.faults)
+        lines = [f"files: {len(self.sizes):,} read, {missing:,} missing, {total - missing:,} damaged"]
+        lines += [f"  {fault}" for fault in self.faults[:SHOWN]]
+        lines += [f"  ... and {total - SHOWN:,} more"] if total > SHOWN else []
+        for kind, meaning in COUNTED.items():
+            if self.kinds[kind]:
+                lines.append(f"notice: {self.kinds[kind]:,} images: {meaning}")
+        dark = unused_depth(self.levels)
+        return [*lines, f"warning: {dark}"] if dark else lines
+
+    def size_and_colour_lines(self) -> list[str]:
+        """Returns the lines on the images' sizes, and on mean and standard deviation per channel."""
+        lines = []
+        if self.sizes:
+            widths, heights = (np.array(sides) for sides in zip(*self.sizes, strict=True))
+            lines.append(f"width {spread(widths)}, height {spread(heights)} (least/median/most)")
+        if self.means:
+            mean = np.array(self.means, np.float64).mean(0)
+            std = np.sqrt(np.maximum(np.array(self.squares, np.float64).mean(0) - mean**2, 0))
+            mean_text, std_text = (", ".join(f"{v:.4f}" for v in row.tolist()) for row in (mean, std))
+            lines.append(f'INPUT.PIXEL_MEAN "[{mean_text}]" INPUT.PIXEL_STD "[{std_text}]"')
+        return lines
+
+
 def report(
     dataset: ReIDDataset,
     published: Counts,
@@ -234,52 +293,21 @@ def report(
     lists = {split: dataset.split(split) for split in SPLITS}
     if dataset.same_list or same_images(dataset.query, dataset.gallery):
         del lists["gallery"]
-    chosen, sampled = sample_of(lists, sample), Sampled()
-    faults: list[str] = []
-    digests: dict[str, list[bytes]] = {}
-    sizes, means, squares = [], [], []
-    kinds: Counter[str] = Counter()
+    contents, chosen = Contents(), sample_of(lists, sample)
     for split, records in lists.items():
-        digests[split] = []
         for row, image in enumerate(examine_all(records, chosen[split], workers, rules)):
-            digests[split].append(image.digest)
-            kinds.update(image.kinds)
-            if image.fault:
-                faults.append(f"{records.paths[row]}: {image.fault}")
-                continue
-            sizes.append(image.size)
-            if split == "train" or not len(dataset.train):
-                means.append(image.mean)
-                squares.append(image.square)
-            if image.quality is not None:
-                sampled.cells.append(Cell(split, records, row))
-                sampled.qualities.append(image.quality)
-                sampled.digests.append(image.digest)
-    missing = sum(fault.endswith(": missing") for fault in faults)
-    print(f"files: {len(sizes):,} read, {missing:,} missing, {len(faults) - missing:,} damaged")
-    for fault in faults[:SHOWN]:
-        print(f"  {fault}")
-    if len(faults) > SHOWN:
-        print(f"  ... and {len(faults) - SHOWN:,} more")
-    for kind, meaning in COUNTED.items():
-        if kinds[kind]:
-            print(f"notice: {kinds[kind]:,} images: {meaning}")
-    for line in copies(digests, lists):
+            contents.add(image, split, records, row, measured=split == "train" or not len(dataset.train))
+    print("\n".join(contents.lines()))
+    for line in copies(contents.digests, lists):
         print(f"warning: {line}")
-    blurred, similar = sampled.blurred(), sampled.near_duplicates()
-    print("\n".join(quality_lines(sampled, len(sizes), blurred, similar)))
-    if sizes:
-        widths, heights = (np.array(sides) for sides in zip(*sizes, strict=True))
-        print(f"width {spread(widths)}, height {spread(heights)} (least/median/most)")
-    if means:
-        mean = np.array(means, np.float64).mean(0)
-        std = np.sqrt(np.maximum(np.array(squares, np.float64).mean(0) - mean**2, 0))
-        mean_text, std_text = (", ".join(f"{v:.4f}" for v in row.tolist()) for row in (mean, std))
-        print(f'INPUT.PIXEL_MEAN "[{mean_text}]" INPUT.PIXEL_STD "[{std_text}]"')
+    blurred, similar = contents.sampled.blurred(), contents.sampled.near_duplicates()
+    print("\n".join(quality_lines(contents.sampled, len(contents.sizes), blurred, similar)))
+    for line in contents.size_and_colour_lines():
+        print(line)
     extra = {"blurred": blurred, "similar": [cell for pair in similar for cell in pair]}
     if sheet is not None and contact_sheet(dataset, sheet, extra=extra, rules=rules):
         print(f"contact sheet: {sheet}")
-    return len(faults)
+    return len(contents.faults)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -6,7 +6,7 @@ picture everywhere. Colour profiles (ICC) are left alone, as in every published 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -39,6 +39,8 @@ SPECIAL = frozenset(
 )
 """Entries of ``Image.info`` with which an RGB image may still need turning or composing."""
 
+MOST_UNUSED = 14
+"""Bits of 16 up to which images count as dark: no pixel is brighter than a quarter."""
 DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
 TRANSPARENT = ("RGBA", "RGBa", "LA", "La", "PA")
 MIN_IS_WHITE, PHOTOMETRIC, BITS = 0, 262, 258
@@ -145,6 +147,31 @@ KINDS = {
     "animated": "animated, of which the first frame is read",
 }
 """Kinds of images that need more than decoding, and what happens to them."""
+
+
+def used_levels(image: Image.Image) -> tuple[int, int]:
+    """Returns the lowest and the highest level of an RGB image, 0 to 255."""
+    pixels = np.asarray(image)
+    return int(pixels.min()), int(pixels.max())
+
+
+def unused_depth(levels: Sequence[tuple[int, int]]) -> str:
+    """Returns a line if 16-bit images use so few of their bits that they stay dark, else ''.
+
+    Cameras of 10, 12 or 14 bits are often saved so. Nothing is scaled by what an image happens to hold: its brightness
+    would depend on its content. levels: ``used_levels`` of each image.
+    """
+    if not levels:
+        return ""
+    highest = max(high for _, high in levels)
+    highest = min(highest, 255 - min(low for low, _ in levels))  # 0 may be white
+    bits = 8 + highest.bit_length()
+    if bits > MOST_UNUSED:
+        return ""
+    return (
+        f"{len(levels):,} images of 16 bits use only the lower {bits} of them, so they are almost black: if the camera "
+        f"gives {bits} bits, multiply the values by {2 ** (16 - bits)} and save them again"
+    )
 
 
 def raw_mode(image: Image.Image) -> str:

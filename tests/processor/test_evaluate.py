@@ -95,6 +95,23 @@ def test_one_list_with_cameras_leaves_out_the_image_itself_only():
     assert any(name.startswith("TAR@FAR") for name in scored.metrics)
 
 
+def test_expansion_counts_an_image_of_one_list_once():
+    test, feats = example(same_list=True)
+    expanded = torch.empty_like(feats)
+    for row in range(len(feats)):
+        cosines = torch.cosine_similarity(feats[row][None], feats)
+        near = sorted(range(len(feats)), key=lambda i, cosines=cosines: (-float(cosines[i]), i))[:4]
+        expanded[row] = sum(cosines[i] ** 3 * feats[i] for i in near) / 4
+    pids, settings = test.query.pids, Settings(expansion=(1, 4, 3.0))
+    plain = evaluate_features(expanded, expanded, pids, pids, same_list=True)
+    assert score(test, feats, settings).metrics["mAP"] == pytest.approx(plain.mAP, abs=1e-6)
+    with_cameras = replace(test, same_list=False)  # as ``test`` rows of a table with cameras
+    camids = test.query.camids
+    filtered = evaluate_features(expanded, expanded, pids, pids, camids, camids)
+    found = score(with_cameras, torch.cat([feats, feats]), settings).metrics["mAP"]
+    assert found == pytest.approx(filtered.mAP, abs=1e-6)
+
+
 def test_a_drawn_gallery_shows_the_queries_of_the_first_draw():
     test, feats = example("vehicleid")
     scored = score(test, feats, Settings(repeats=3, seed=4))

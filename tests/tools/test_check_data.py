@@ -15,6 +15,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from datasets import make_dataset, quality
+from datasets.checks import log_kinds
 from datasets.paths import Paths, chain
 from datasets.readers.scan import walk_images
 from datasets.records import Records
@@ -335,6 +336,35 @@ def test_each_kind_of_image_and_of_id_is_counted(tmp_path, capsys):
         "the gallery is empty, and the query has 1 images",
     ):  # fmt: skip
         assert line in out, line
+
+
+def deep_files(folder: Path, top: int, white: bool = False) -> list[str]:
+    """Writes four 16-bit images with values up to ``top``; white: TIFFs whose 0 is white."""
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        values = rng.integers(0, top + 1, (16, 8)).astype(np.uint16)
+        values[0, 0] = top
+        more = {"tiffinfo": {262: 0}} if white else {}
+        Image.fromarray(values).save(folder / f"{i}.png", "TIFF" if white else "PNG", **more)
+    return [f"{i}.png,{i // 2},{i % 2},train" for i in range(4)]
+
+
+@pytest.mark.parametrize(("top", "white", "words"), [
+    (4095, False, "only the lower 12 of them, so they are almost black: if the camera gives 12 bits, multiply"),
+    (16383, False, "the lower 14"), (1023, False, "by 64"), (255, False, "the lower 8"), (4095, True, "the lower 12"),
+    (16384, False, ""), (65535, False, ""), (65535, True, ""),
+])  # fmt: skip
+def test_images_of_16_bits_that_use_few_of_them_are_named(top, white, words, tmp_path, capsys, caplog):
+    rows = deep_files(tmp_path, top, white)
+    (tmp_path / "dataset.csv").write_text("\n".join(["path,pid,camid,split", *rows]))
+    words_of_run = ["DATASETS.NAMES", "csv", "DATASETS.ROOT_DIR", str(tmp_path), "OUTPUT_DIR", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        check.main(words_of_run)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "16 bits use" in line]
+    with caplog.at_level("WARNING", logger="lineup"):
+        log_kinds("csv", "train", make_dataset("csv", tmp_path).train)
+    lines += [record.getMessage() for record in caplog.records if "16 bits use" in record.getMessage()]
+    assert len(lines) == (2 if words else 0) and all("4 images of 16 bits" in line and words in line for line in lines)
 
 
 def test_endings_that_are_left_out_are_counted(tmp_path, capsys):

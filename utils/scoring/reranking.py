@@ -259,23 +259,28 @@ def _pair_distances(feats: Tensor, rows: np.ndarray, columns: np.ndarray) -> np.
 
 
 def query_expansion(
-    qf: object, gf: object, times: int = 1, k: int = 5, alpha: float = 3.0
+    qf: object, gf: object, times: int = 1, k: int = 5, alpha: float = 3.0, one_list: bool = False
 ) -> tuple[Tensor, Tensor] | tuple[np.ndarray, np.ndarray]:
     """Returns features after weighted average query expansion (alpha-QE, Radenovic et al., TPAMI 2019) in both lists.
 
     qf: (Q, D), gf: (G, D). ``times`` rounds; in each, every feature becomes 1/k of the sum over its k nearest by
     cosine, itself among them, of cosine ** alpha times the feature as it was before the round. alpha 0 is the plain
     mean; a negative cosine keeps its sign under an odd alpha and counts as 0 under a fractional one. k beyond N is N.
+    one_list: query i is gallery image i. Each image is then counted once; in two lists it would be its own neighbour
+    twice, and so would every other.
 
     Returns the new (Q, D) and (G, D), not normalised: tensors when given tensors, else arrays. Raises ``ValueError``
-    for NaN features, widths that differ, ``times`` or ``k`` below 1 and a negative alpha.
+    for NaN features, widths that differ, ``times`` or ``k`` below 1, a negative alpha, and lists of
+    different lengths with ``one_list``.
     """
     times, k = whole_number("times", times), whole_number("k", k)
     if alpha < 0:
         raise UserError(f"alpha: expected at least 0, got {alpha!r}")
     as_arrays = not isinstance(qf, Tensor) and not isinstance(gf, Tensor)
     qf, gf = on_one_device(as_features(qf, "query"), as_features(gf, "gallery"))
-    feats = torch.cat([qf, gf])
+    if one_list and len(qf) != len(gf):
+        raise UserError(f"one_list: expected as many queries as gallery images, got {len(qf)} and {len(gf)}")
+    feats = gf if one_list else torch.cat([qf, gf])
     for _ in range(times):
         unit = unit_length(feats)
         ranks, cosines, _ = nearest_rows(Distances(unit, unit, "dot"), k)
@@ -286,5 +291,5 @@ def query_expansion(
         step = max(GATHERED // (ranks.shape[1] * feats.shape[1]), 1)
         chunks = zip(weights.split(step), ranks.split(step), strict=True)
         feats = torch.cat([(w[:, :, None] * feats[r.long()]).sum(1) for w, r in chunks])
-    qf, gf = feats[: len(qf)], feats[len(qf) :]
+    qf, gf = feats[: len(qf)], feats[0 if one_list else len(qf) :]
     return (qf.numpy(), gf.numpy()) if as_arrays else (qf, gf)

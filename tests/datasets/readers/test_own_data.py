@@ -222,7 +222,9 @@ def texts(tmp_path, table: str, **options) -> list[str]:
 
 @pytest.mark.parametrize(("table", "words"), [
     ("a,1,train,1\nb,1,train,1\nc,1,query,1\nd,1,gallery,2", "1 identities are in training and in the test"),
-    ("a,1,train,1\nb,1,train,1\nc,2,train,2\nq,5,query,1\ng,5,gallery,2", "1 training identities have a single image"),
+    ("a,1,train,1\nb,1,train,1\nc,2,train,1\nd,2,train,2\nq,5,query,1\ng,5,gallery,2",
+     "1 of 2 training identities have all their images from one camera"),
+    ("a,1,train,1\nb,1,train,2\nc,2,train,2\nq,5,query,1\ng,5,gallery,2", "1 training identities have a single image"),
     ("q,5,query,1\ng,5,gallery,2\nr,6,query,1", "1 of 2 queries have an identity that is absent from the gallery"),
     ("q,5,query,1\ng,5,gallery,2\nr,6,query,1\nh,6,gallery,1", "1 of 2 queries are found under their own camera only"),
     ("q,5,query,1\nq,5,gallery,2", "1 images are query and gallery at once"),

@@ -61,7 +61,7 @@ def test_nobody_is_left_out(junk, tmp_path):
     assert len(found.train) == 4 and len(found.gallery) == 2 and found.num_classes == 2
 
 
-@pytest.mark.parametrize("word", ["nan", "NaN", "N/A", "NULL", "None", "<NA>", "#N/A", ""])
+@pytest.mark.parametrize("word", ["nan", "NaN", "N/A", "NULL", "None", "<NA>", "#N/A", "inf", "-inf", ""])
 def test_missing_values(word, tmp_path):
     for split in ("query", "gallery", "test"):
         rows = [row for row in ROWS if row[3] == "train"] + [("t.jpg", word, "1", split)]
@@ -69,6 +69,21 @@ def test_missing_values(word, tmp_path):
     assert "line 10: camid must not be empty" in message(read, write(tmp_path, [*ROWS, ("t.jpg", "9", word, "train")]))
     found = read(write(tmp_path, [*ROWS, ("t.jpg", word, "1", "train")]))
     assert (found.train.pids == -1).sum() == 1 and found.num_classes == 2
+
+
+@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_numbers_of_json_that_are_none_are_missing_values(word, tmp_path):
+    def line(split: str, pid: str, camid: str = "1") -> str:
+        return f'{{"path": "a.jpg", "pid": {pid}, "camid": {camid}, "split": "{split}"}}\n'
+
+    table = tmp_path / "t.jsonl"
+    for split in ("query", "gallery", "test"):
+        table.write_text(line("train", "1") + line(split, word))
+        assert "line 2: pid must not be empty" in message(read, table)
+    table.write_text(line("train", "1", camid=word))
+    assert "line 1: camid must not be empty" in message(read, table)
+    table.write_text(line("train", "1") + line("train", word))
+    assert read(table).train.pids.tolist() == [0, -1]
 
 
 @pytest.mark.parametrize("value", [[1], {"a": 1}, True, "\ud800"])

@@ -265,6 +265,16 @@ def test_query_expansion_matches_the_slow_version(times, k, alpha, small_tiles):
     np.testing.assert_array_equal(torch.cat(tensors).numpy(), np.concatenate(ours))
 
 
+@pytest.mark.parametrize(("times", "k", "alpha"), [(1, 5, 3.0), (2, 4, 1.0), (1, 1, 3.0), (1, 999, 2.5)])
+def test_expansion_of_one_list_counts_each_image_once(times, k, alpha, small_tiles):
+    feats = 3 * clusters(7, 40, width=6)
+    queries, gallery = query_expansion(feats, feats, times, k, alpha, one_list=True)
+    np.testing.assert_allclose(gallery, slow_expansion(feats, times, k, alpha), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(queries, gallery)
+    if 1 < k < 40:
+        assert np.abs(query_expansion(feats, feats, times, k, alpha)[1] - gallery).max() > 0.01
+
+
 def test_inputs_are_left_alone():
     feats = clusters(8, 40)
     before = feats.copy()
@@ -293,6 +303,7 @@ FEATS = np.eye(6, dtype=np.float32)
         (lambda: query_expansion(FEATS, FEATS, k=0), "k: expected .* got 0$"),
         (lambda: query_expansion(FEATS, FEATS, times=0), "times: expected .* got 0$"),
         (lambda: query_expansion(FEATS, FEATS, alpha=-1), "alpha: expected at least 0, got -1"),
+        (lambda: query_expansion(FEATS[:3], FEATS, one_list=True), "one_list: expected .* got 3 and 6$"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(call, words):
