@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PACKAGES := configs datasets model loss solver processor tools utils
 # Workers share the cores: one torch thread each (tests/conftest.py).
-PYTEST := $(BIN)/python -m pytest -q -n auto --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
 
 .PHONY: quickstart test lint parity lowest fuzz kills gpu clean
 
@@ -30,7 +30,7 @@ parity: $(VENV)/.installed-dev
 
 # The fast tests with the lowest versions that requirements.txt allows, in an environment of their own.
 lowest: .venv-lowest/.installed
-	.venv-lowest/bin/python -m pytest -q -n auto --dist worksteal -p no:cacheprovider tests/loss tests/solver tests/model tests/configs tests/datasets tests/utils
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -q -n auto --dist worksteal -p no:cacheprovider tests/loss tests/solver tests/model tests/configs tests/datasets tests/utils
 
 # Damaged files for every reader, for an hour (FUZZ_SECONDS=120 for two minutes); counts how each sample ends.
 FUZZ_SECONDS ?= 3600

@@ -1,10 +1,14 @@
-"""Fixtures for all tests. They run on the CPU with one thread, so that they share a small machine."""
+"""Fixtures for all tests. They run on the CPU with one thread, so that they share a small machine.
+
+One thread whatever the environment says: sums over several differ in their last bits, and tests compare a process of
+their own with this one.
+"""
 
 from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 if not os.environ.get("LINEUP_GPU_TESTS"):  # make gpu
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
