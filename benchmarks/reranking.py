@@ -1,4 +1,4 @@
-"""Time and memory of k-reciprocal re-ranking with scoring, beside the dense textbook way and the bare products.
+"""Time and memory of re-ranking with scoring and of NFC, beside the dense textbook way and the bare products.
 
     python -m benchmarks.reranking [--size small|market|msmt17] [--threads 1] [--repeats 1]
 
@@ -80,6 +80,18 @@ def both(qf, gf, *ids) -> None:
     product(qf, gf)
 
 
+def each_square(qf, gf, *ids) -> None:
+    product(qf, qf)
+    product(gf, gf)
+
+
+def centralise(qf, gf, *ids) -> None:
+    from utils.reranking import neighbour_centralisation
+
+    for feats in (qf, gf):
+        neighbour_centralisation(feats, normalize=True)
+
+
 if __name__ == "__main__":
     base = "products N x N, Q x G"
     runs, rows = {base: both}, {base: ""}
@@ -87,4 +99,7 @@ if __name__ == "__main__":
         label = "/".join(map(str, setting))
         runs |= {f"dense {label}": dense(*setting), f"ours {label}": ours(*setting)}
         rows |= {f"dense {label}": "", f"ours {label}": f"{base}; dense {label}"}
+    lists = "products Q x Q, G x G"
+    runs |= {lists: each_square, "NFC 2/2": centralise}
+    rows |= {lists: "", "NFC 2/2": lists}
     main("benchmarks.reranking", runs, rows, repeats=1)

@@ -334,6 +334,13 @@ TEST = {
     "RE_RANKING": Key(False, "k-reciprocal re-ranking; upstream never does it"),
     "RERANK": Key((20, 6, 0.3), "k1, k2 and lambda of the re-ranking; the paper's"),
     "QUERY_EXPANSION": Key((), "average query expansion: (times, k, alpha); (): none", type=float, min=0),
+    "NFC": Key(False, "neighbour feature centralisation: each feature takes in those of its mutual nearest neighbours; "
+               "off, as a query is then no longer scored by itself"),
+    "NFC_K": Key((2, 2), "length of its lists (k1, k2): an image takes in those of its k1 nearest that have it among "
+                 "their k2 nearest; the paper's", min=1),
+    "NFC_OF": Key("both", "lists that it changes, each by its own images alone: both, query or gallery; gallery suits "
+                  "queries that arrive one by one", choices=("both", "query", "gallery")),
+    "IPG": Key(False, "Pose2ID's features of generated images"),
     "DIST_MAT": Key("dist_mat.npy", "upstream's file for the distance matrix", path=True),
     "EVAL": Key(False, "upstream's switch for evaluation"),
     "REPORT": Key(False, "write report.html: figures with intervals, curves, ranked galleries, pictures; off, as it "
@@ -476,6 +483,7 @@ INERT: dict[str, str] = {
     "DATASETS.ROOT_VAL_DIR": "it belongs to a dataset class that was never released; use DATASETS.ROOT_DIR",
     "DINO.PATCH_SIZE": "the patch is part of the name in MODEL.TRANSFORMER_TYPE",
     "TEST.DIST_MAT": "no upstream code reads it; the distance matrix is never held whole",
+    "TEST.IPG": "no image generator is part of this toolbox; TEST.NFC, the other half of Pose2ID, is",
     "TEST.EVAL": "no upstream code reads it; test.py always evaluates",
     "SOLVER.WARMUP_LR_INIT": "the single-stage tree has it and reads it nowhere; the warm-up starts at 0.01 * BASE_LR",
     "SOLVER.LR_MIN": "the single-stage tree has it and reads it nowhere; the floor is 0.002 * BASE_LR",

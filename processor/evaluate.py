@@ -31,7 +31,7 @@ from utils.errors import UserError
 from utils.features import mean_with_mirrored
 from utils.files import write_atomically
 from utils.metrics import evaluate_features, evaluate_retrieval, evaluate_roc
-from utils.reranking import query_expansion
+from utils.reranking import neighbour_centralisation, query_expansion
 from utils.scoring.blocks import free_memory
 from utils.scoring.matching import PairBlock
 from utils.scoring.open_set import NearestImage, drawn_out, open_set
@@ -49,7 +49,8 @@ class Settings:
     """How features are scored; fields are the keys of the same names under ``TEST``. max_memory: bytes.
 
     report: record what a report shows of the rankings. open_share: share of the queries' identities that is taken out
-    of the gallery for open-set figures; 0: those of identities that are absent by themselves.
+    of the gallery for open-set figures; 0: those of identities that are absent by themselves. centralisation: k1 and k2
+    of neighbour feature centralisation, None for none; centralised: the lists it changes, both, query or gallery.
     """
 
     flip: bool = False
@@ -57,6 +58,8 @@ class Settings:
     metric: str = "euclidean"
     rerank: tuple[int, int, float] | None = None
     expansion: tuple = ()
+    centralisation: tuple[int, int] | None = None
+    centralised: str = "both"
     roc: bool = False
     ap: str = "rectangle"
     max_rank: int = 50
@@ -82,6 +85,8 @@ class Settings:
             metric=cfg.TEST.METRIC,
             rerank=(int(k1), int(k2), float(weight)) if cfg.TEST.RE_RANKING else None,
             expansion=expansion,
+            centralisation=(cfg.TEST.NFC_K[0], cfg.TEST.NFC_K[1]) if cfg.TEST.NFC else None,
+            centralised=cfg.TEST.NFC_OF,
             roc=cfg.TEST.ROC,
             ap=cfg.TEST.AP,
             max_rank=max(cfg.TEST.MAX_RANK, max(SHOWN_RANKS)),
@@ -158,9 +163,32 @@ def score(test: TestSet, feats: Tensor, settings: Settings) -> Scored:
     return ranking(test, qf, gf, settings, test.query, test.gallery)
 
 
+def centralise(qf: Tensor, gf: Tensor, settings: Settings, one_list: bool) -> tuple[Tensor, Tensor]:
+    """Returns query and gallery features after neighbour feature centralisation, if it is set.
+
+    Each list is changed by itself; where query and gallery are one list, that one is.
+    """
+    if settings.centralisation is None:
+        return qf, gf
+    k1, k2 = settings.centralisation
+
+    def changed(feats: Tensor) -> Tensor:
+        return torch.as_tensor(neighbour_centralisation(feats, k1, k2, settings.normalize, settings.max_memory))
+
+    if one_list:
+        feats = changed(gf)
+        return feats, feats
+    of_query, of_gallery = (settings.centralised in ("both", name) for name in ("query", "gallery"))
+    return changed(qf) if of_query else qf, changed(gf) if of_gallery else gf
+
+
 def ranking(test: TestSet, qf: Tensor, gf: Tensor, settings: Settings, query: Records, gallery: Records) -> Scored:
-    """Returns CMC, mAP and mINP of query against gallery, with query expansion and re-ranking if they are set."""
+    """Returns CMC, mAP and mINP of query against gallery.
+
+    Neighbour feature centralisation, query expansion and re-ranking come first, in this order, if they are set.
+    """
     one_list = test.same_list or same_images(query, gallery)
+    qf, gf = centralise(qf, gf, settings, one_list)
     if settings.expansion:
         times, k, alpha = settings.expansion
         expanded = query_expansion(qf, gf, int(times), int(k), float(alpha), one_list=one_list)
@@ -239,6 +267,7 @@ def retrieval(test: TestSet, qf: Tensor, gf: Tensor, settings: Settings) -> Scor
 
     A share of the gallery as K is rounded to whole images, at least one.
     """
+    qf, gf = centralise(qf, gf, settings, test.same_list)
     ks = [k if isinstance(k, int) else max(1, round(len(gf) * float(k.rstrip("%")) / 100)) for k in test.ks]
     watch = RankingRecorder(test.query, test.gallery, test.same_list) if settings.report else None
     gallery = (None, None) if test.same_list else (gf, test.gallery.pids)

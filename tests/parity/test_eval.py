@@ -15,7 +15,7 @@ import torch
 
 from tests.parity import cases
 from utils.metrics import evaluate_features, evaluate_rank, evaluate_retrieval, nmi, roc
-from utils.reranking import jaccard_distance, query_expansion, re_ranking
+from utils.reranking import jaccard_distance, neighbour_centralisation, query_expansion, re_ranking
 from utils.scoring.distances import Distances
 from utils.scoring.matching import Matching
 from utils.scoring.neighbours import nearest_rows
@@ -23,7 +23,7 @@ from utils.scoring.neighbours import nearest_rows
 pytestmark = pytest.mark.parity
 
 IDS = ("q_pids", "g_pids", "q_camids", "g_camids")
-PREFIXES = ("eval_", "mtda_rank", "ssdvit_rank", "msvit_ap", "msvit_recall", "ssl_jaccard")
+PREFIXES = ("eval_", "mtda_rank", "ssdvit_rank", "msvit_ap", "msvit_recall", "ssl_jaccard", "nfc_")
 
 
 @dataclass(frozen=True)
@@ -213,6 +213,14 @@ def check_query_expansion(case):
         key = case.params["key"].format(times=times, k=k, alpha=alpha)
         for letter, feats in zip("qg", ours, strict=True):
             close(case, feats, letter + key[1:])
+
+
+@kind(r"\w+\.qf", r"\w+\.gf")
+def check_centralisation(case):
+    inputs = case.inputs()
+    for variant, settings in case.params["variants"].items():
+        for name in ("qf", "gf"):
+            close(case, neighbour_centralisation(inputs[name], **settings), f"{variant}.{name}")
 
 
 @kind("tar_at_far", may=("num_genuine", "num_impostor", "genuine_sorted", "fastreid_tpr_at_fpr", "auc"))

@@ -45,10 +45,10 @@ def test_the_resolved_yaml_of_a_run_trains_the_same_again(trained, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_a_flip_reranking_and_expansion_run_on_request(trained, tmp_path):
+def test_flip_and_everything_that_changes_features_or_distances_run_on_request(trained, tmp_path):
     root, folder = trained
     changes = {"TEST__FLIP": True, "TEST__RE_RANKING": True, "TEST__RERANK": (4, 2, 0.3), "TEST__ROC": True}
-    changes |= {"TEST__QUERY_EXPANSION": (1, 2, 3.0), "TEST__WEIGHT": folder / "transformer_1.pth"}
+    changes |= {"TEST__QUERY_EXPANSION": (1, 2, 3.0), "TEST__NFC": True, "TEST__WEIGHT": folder / "transformer_1.pth"}
     assert call("test", options(root, tmp_path, **changes)) == 0
     assert any(k.startswith("TAR@FAR") for k in json.loads((tmp_path / "test_metrics.json").read_text())["mean"])
 

@@ -20,6 +20,7 @@ from tests.runs import call
 from tests.tiny import config, options, write_market
 from utils.errors import UserError
 from utils.metrics import evaluate_features, evaluate_retrieval
+from utils.reranking import neighbour_centralisation, query_expansion
 from utils.scoring.blocks import free_memory
 
 COLUMNS = ["path", "pid", "camid", "AP", "INP", "first_match_rank", "valid"]
@@ -236,6 +237,45 @@ def test_memory_comes_from_the_key_or_is_a_quarter_of_what_is_free(tmp_path, mon
         Settings.from_cfg(config(tmp_path, tmp_path, TEST__MAX_MEMORY_GB=-1.0))
 
 
+def centralised(tmp_path, **changes):
+    return Settings.from_cfg(config(tmp_path, tmp_path, TEST__NFC=True, TEST__NFC_K=(4, 3), **changes))
+
+
+@pytest.mark.parametrize("of", ["both", "query", "gallery"])
+@pytest.mark.parametrize("norm", ["yes", "no"])
+def test_neighbour_centralisation_changes_each_list_by_itself(tmp_path, of, norm):
+    test, feats = example()
+    qf, gf = feats[:12], feats[12:]
+    ids = test.query.pids, test.gallery.pids, test.query.camids, test.gallery.camids
+    qf = neighbour_centralisation(qf, 4, 3, norm == "yes") if of != "gallery" else qf
+    gf = neighbour_centralisation(gf, 4, 3, norm == "yes") if of != "query" else gf
+    found = score(test, feats, centralised(tmp_path, TEST__NFC_OF=of, TEST__FEAT_NORM=norm))
+    assert found.metrics["mAP"] == evaluate_features(qf, gf, *ids, normalize=norm == "yes").mAP
+    assert found.metrics["mAP"] != score(test, feats, Settings(normalize=norm == "yes")).metrics["mAP"]
+
+
+def test_neighbour_centralisation_comes_before_expansion_and_re_ranking(tmp_path):
+    test, feats = example()
+    ids = test.query.pids, test.gallery.pids, test.query.camids, test.gallery.camids
+    lists = [neighbour_centralisation(some, 4, 3, True) for some in (feats[:12], feats[12:])]
+    settings = {"TEST__RE_RANKING": True, "TEST__RERANK": (4, 2, 0.3), "TEST__QUERY_EXPANSION": (1, 2, 3.0)}
+    expected = evaluate_features(*query_expansion(*lists, 1, 2, 3.0), *ids, rerank=(4, 2, 0.3))
+    assert score(test, feats, centralised(tmp_path, **settings)).metrics["mAP"] == expected.mAP
+
+
+@pytest.mark.parametrize("of", ["both", "query", "gallery"])
+@pytest.mark.parametrize("protocol", ["market1501", "retrieval"])
+def test_one_list_is_centralised_once_whatever_its_halves_are_called(tmp_path, protocol, of):
+    halves, feats = example(protocol)
+    every = records("all", *(np.concatenate([getattr(halves.query, name), getattr(halves.gallery, name)])
+                             for name in ("pids", "camids")))  # fmt: skip
+    test = TestSet("all", protocol, every, every, None, same_list=True)
+    changed = neighbour_centralisation(feats, 4, 3, normalize=True)
+    found = score(test, feats, centralised(tmp_path, TEST__NFC_OF=of)).metrics
+    assert found == score(test, changed, Settings()).metrics
+    assert found != score(test, feats, Settings()).metrics
+
+
 def test_an_unknown_protocol_is_told():
     test, feats = example("market")
     with pytest.raises(UserError, match="TEST.PROTOCOL: unknown 'market'. Known: market1501, cuhk03"):
@@ -261,6 +301,8 @@ def test_images_of_the_query_s_own_sequence_do_not_count():
         ("TEST__RERANK", (20, 6, 1.5), r"TEST.RERANK: .* \(20, 6, 1.5\)"),
         ("TEST__QUERY_EXPANSION", (1, 2), r"expected \(\) or \(times, k, alpha\), not \(1.0, 2.0\)"),
         ("TEST__QUERY_EXPANSION", (1, 0, 3.0), "TEST.QUERY_EXPANSION"),
+        ("TEST__NFC_K", (0, 2), "TEST.NFC_K: 0 must be at least 1"),
+        ("TEST__NFC_OF", "queries", "TEST.NFC_OF: .*'queries'.*gallery"),
     ],
 )
 def test_scoring_settings_are_checked_before_any_work(tmp_path, key, value, line):
