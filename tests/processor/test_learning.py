@@ -94,6 +94,6 @@ def test_adaptation_beats_the_source_alone_on_the_target(adapted):
 @pytest.mark.slow
 def test_a_student_without_labels_learns_from_its_teacher(data, adapted, tmp_path):
     changes = {"PROCESSOR__NAME": "mtda_kd", "KD__TEACHER__NAME": "resnet10", "KD__TEACHER__WEIGHTS": [adapted[1]]}
-    changes |= {"SOLVER__MAX_EPOCHS": 24, "SOLVER__BASE_LR": 3e-3}
+    changes |= {"SOLVER__MAX_EPOCHS": 12, "SOLVER__BASE_LR": 1e-3}
     before, after = run.train(config(data, tmp_path, **(ADAPTED | changes)))["history"]
     assert after["mAP"] - before["mAP"] > 0.05, f"mAP {before['mAP']:.3f} before, {after['mAP']:.3f} after"
