@@ -25,7 +25,7 @@ from datasets.storage.stores import ByteStore, PixelStore
 from utils.distributed import gather_objects, rank, world_size
 from utils.errors import UserError
 from utils.stop_signals import SIGNALS
-from utils.workers import end_worker
+from utils.workers import end_worker, lost_workers_named, require_room
 
 log = logging.getLogger("lineup")
 
@@ -79,7 +79,7 @@ class TrainLoader:
         Left to the garbage collector, they would not end: it closes their queues first, and the request to stop is
         lost.
         """
-        self.loader = self._make(generator=torch.Generator())
+        self.loader, self.running = self._make(generator=torch.Generator()), False
 
     def relabel(self, pids: np.ndarray) -> None:
         """Draws batches by other classes from the next epoch on. pids: (N,), -1 for an image to leave out."""
@@ -108,7 +108,8 @@ class EpochBatches:
         self.owner.sampler.first = count
         skipped: set[str] = set()
         try:
-            for batch in self.owner.loader:
+            running, self.owner.running = self.owner.running, True
+            for batch in batches_of(self.owner.loader, self.owner.sampler.per_rank, running):
                 self._refuse(batch)
                 skipped |= set(batch.broken)
                 yield batch
@@ -125,6 +126,22 @@ class EpochBatches:
             raise UserError(f"{batch.broken[0]}; DATALOADER.BAD_IMAGES 'skip' trains without such images")
         if not len(batch):
             raise UserError(f"{batch.broken[0]}; nor can any other of the {len(self.owner.records)} images be read")
+
+
+def batches_of(loader: DataLoader, batch_size: int, running: bool = False) -> Iterator[Batch]:
+    """Yields a loader's batches of at most ``batch_size`` images; what its workers lack ends in one line.
+
+    running: its workers are there already.
+    """
+    images = loader.dataset
+    assert isinstance(images, ImageList)
+    if not loader.num_workers:
+        yield from loader
+        return
+    if not running:
+        require_room(loader.num_workers, len(loader), images.bytes_of(min(batch_size, len(images))))
+    with lost_workers_named():
+        yield from loader
 
 
 # Every loader has a generator of its own: starting workers must not draw from the one that training resumes.
@@ -169,7 +186,7 @@ class TestLoader:
         timeout: float = 0.0,
     ):
         images = ImageList(records, transform, decoder=decoder)
-        self.records, self.decoder = records, decoder
+        self.records, self.decoder, self.batch_size = records, decoder, batch_size
         share = np.array_split(np.arange(len(records)), world_size())[rank()].tolist()
         self.loader = DataLoader(
             images,
@@ -187,7 +204,7 @@ class TestLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self.loader:
+        for batch in batches_of(self.loader, self.batch_size):
             if batch.broken:
                 raise UserError(batch.broken[0])
             yield batch

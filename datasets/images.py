@@ -117,9 +117,8 @@ class ImageList(Dataset):
 
     def __getitems__(self, keys: list) -> Batch | list[Item]:
         """Returns a whole batch, each image written in place; a list if the transform does not announce its size."""
-        size: Size | None = getattr(self.transform, "size", None)
-        sizes: list[Size] | None = getattr(self.transform, "sizes", None)  # of an image and its views, a block each
-        shapes = sizes or ([size] if size is not None else [])
+        sizes: list[Size] | None = getattr(self.transform, "sizes", None)
+        shapes = self.shapes()
         if not shapes:
             return [self[key] for key in keys]
         blocks = [torch.empty(len(keys), 3, *shape) for shape in shapes]
@@ -134,6 +133,16 @@ class ImageList(Dataset):
                     self.transform_of(row)(image, out=out if sizes else out[0])
                 rows.append(row)
         return self.batch([block[: len(rows)] for block in blocks], rows, broken)
+
+    def shapes(self) -> list[Size]:
+        """Returns (height, width) of an image and its views after the transform; empty if it does not announce them."""
+        size: Size | None = getattr(self.transform, "size", None)
+        sizes: list[Size] | None = getattr(self.transform, "sizes", None)
+        return list(sizes or ([size] if size is not None else []))
+
+    def bytes_of(self, count: int) -> int:
+        """Returns the bytes of a batch of ``count`` images, 0 if the transform does not announce its size."""
+        return count * sum(4 * 3 * height * width for height, width in self.shapes())
 
     def readable(self, row: int) -> tuple[Pixels | None, int, list[str]]:
         """Returns the image of a row or of the one that stands in for it, its row, and a message for each that failed.

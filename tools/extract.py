@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
 from configs import load_config
-from datasets.batches import one_thread
+from datasets.batches import batches_of, one_thread
 from datasets.images import Batch, ImageList
 from datasets.loaders import num_workers, pinned
 from datasets.readers.image_list import CARRIED, Carried, read_image_list
@@ -68,7 +68,7 @@ def loaded(
         images, batch_sampler=[rows.tolist() for rows in batches], num_workers=workers, collate_fn=images.collate,
         pin_memory=pin, worker_init_fn=one_thread, generator=torch.Generator(),
     )  # fmt: skip
-    return zip(batches, loader, strict=True)
+    return zip(batches, batches_of(loader, extractor.batch_size), strict=True)
 
 
 def fill(

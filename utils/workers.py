@@ -13,12 +13,22 @@ import os
 import re
 import resource
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import NoReturn
+
+from utils.errors import UserError
 
 UNKNOWN, NO_ROOM, NO_FILES = 0, 1, 2
 """Causes: no room in shared memory, no file descriptor left."""
 
-SHARED_MEMORY = "/dev/shm"
+SHARED_MEMORY, OPEN_FILES = "/dev/shm", "/proc/self/fd"
+LOCKS = 5 * 4096
+"""Bytes of shared memory that the locks of a worker take, and those of their common queue: a page each."""
+FILES, FILES_OF_WORKER, FILES_OF_BATCH = 8, 4, 5
+"""Open files of the common queue and for passing batches on; of each worker; and of a batch, one for each tensor."""
+FEW_FILES = 256
+"""A limit of open files below which a lost connection to a worker is put down to it."""
 
 _cause = mmap.mmap(-1, 1)  # forked workers share it
 
@@ -53,10 +63,7 @@ def worker_mistake(message: str) -> str:
     if _cause[0] == NO_FILES:
         return too_many_files()
     if _cause[0] == NO_ROOM or "Bus error" in message:
-        return (
-            f"DATALOADER.NUM_WORKERS: batches of the workers do not fit into shared memory: {shared_memory()}. Give "
-            "a container more (docker run --shm-size 2g), or set fewer workers (DATALOADER.NUM_WORKERS 0: none)"
-        )
+        return too_little_room()
     if "Killed" in message:
         return (
             "a process that loads images was killed, most likely by the system for lack of memory: lower "
@@ -67,11 +74,50 @@ def worker_mistake(message: str) -> str:
     return f"a process that loads images {how}; with DATALOADER.NUM_WORKERS 0 there are none, and an error says more"
 
 
-def too_many_files() -> str:
-    """Returns the line for a limit of open files that is too low."""
+def require_room(workers: int, batches: int, batch_bytes: int) -> None:
+    """Raises ``UserError`` if workers that are about to start cannot have the shared memory or the files they need.
+
+    Such workers die in many ways, some of which leave tracebacks. Counted is what they need at least: their locks, and
+    one batch each. batches: how many will be loaded. batch_bytes: size of one, as far as it is known.
+    """
+    held = min(workers, batches)
+    files = FILES + workers * FILES_OF_WORKER + held * FILES_OF_BATCH
+    room = (1 + workers) * LOCKS + held * batch_bytes
+    with suppress(OSError):  # a system without this folder
+        if open_files() < files + len(os.listdir(OPEN_FILES)) - 1:  # the listing itself is one
+            raise UserError(too_many_files(f", and {workers} workers need {files} more"))
+    with suppress(OSError):  # a system that has its shared memory elsewhere
+        if shutil.disk_usage(SHARED_MEMORY).free < room:
+            raise UserError(too_little_room(f", and {workers} workers need {in_words(room)} at least"))
+
+
+@contextmanager
+def lost_workers_named() -> Iterator[None]:
+    """Turns the errors of a connection to workers, or of starting them, into the ``UserError`` with their cause."""
+    try:
+        yield
+    except (ConnectionError, EOFError):
+        line = worker_mistake("DataLoader worker has ended")
+        raise UserError(too_many_files() if open_files() < FEW_FILES else line) from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename:
+            raise
+        raise UserError(too_little_room()) from None
+
+
+def too_little_room(more: str = "") -> str:
+    """Returns the line for shared memory that is too small. more: what is needed."""
     return (
-        f"too many open files: the limit of this shell is {open_files()}; raise it (ulimit -n 4096), or set fewer "
-        "workers (DATALOADER.NUM_WORKERS 0: none)"
+        f"DATALOADER.NUM_WORKERS: batches of the workers do not fit into shared memory: {shared_memory()}{more}. Give "
+        "a container more (docker run --shm-size 2g), or set fewer workers (DATALOADER.NUM_WORKERS 0: none)"
+    )
+
+
+def too_many_files(more: str = "") -> str:
+    """Returns the line for a limit of open files that is too low. more: what is needed."""
+    return (
+        f"too many open files: the limit of this shell is {open_files()}{more}; raise it (ulimit -n 4096), or set "
+        "fewer workers (DATALOADER.NUM_WORKERS 0: none)"
     )
 
 

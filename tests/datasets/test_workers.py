@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from datasets.batches import one_thread
+from datasets.batches import TestLoader, one_thread
 from datasets.loaders import num_workers
+from datasets.records import Records
 from tests.tiny import config, options
+from utils import workers
 from utils.commands import runtime_mistake
+from utils.errors import UserError
 from utils.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,6 +126,54 @@ def test_no_more_workers_start_than_there_are_cores(market, tmp_path, monkeypatc
     assert [num_workers(config(market, tmp_path, DATALOADER__NUM_WORKERS=n)) for n in (0, 4, 8)] == [0, 4, 6]
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert [num_workers(config(market, tmp_path, DATALOADER__NUM_WORKERS=n)) for n in (0, 4, 8)] == [0, 1, 1]
+
+
+@pytest.mark.parametrize(("free", "limit", "words"), [
+    (0, 1024, "has 1.0 MB, 0 kB free, and 2 workers need 861 kB at least. Give a container more"),
+    (800_000, 1024, "2 workers need 861 kB at least"), (900_000, 1024, ""),
+    (900_000, 24, "the limit of this shell is 24, and 2 workers need 26 more; raise it"), (900_000, 36, ""),
+])  # fmt: skip
+def test_workers_without_room_or_files_are_not_started(free, limit, words, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**6, 10**6 - free, free))
+    monkeypatch.setattr("os.listdir", lambda path: ["0"] * 11)
+    monkeypatch.setattr(workers, "open_files", lambda: limit)
+    if words:
+        with pytest.raises(UserError, match=re.escape(words)):
+            workers.require_room(2, batches=9, batch_bytes=400_000)
+    else:
+        workers.require_room(2, batches=9, batch_bytes=400_000)
+
+
+def test_a_loader_looks_for_room_before_its_workers_start(monkeypatch):
+    records, asked, before = Records.of(["a.jpg"] * 6, np.arange(6)), [], {*multiprocessing.active_children()}
+
+    def refuse(*arguments):
+        asked.append(arguments)
+        raise UserError("no room")
+
+    monkeypatch.setattr("datasets.batches.require_room", refuse)
+    with pytest.raises(UserError, match="no room"):
+        list(TestLoader(records, SimpleNamespace(size=(8, 4)), batch_size=4, workers=2))
+    assert asked == [(2, 2, 4 * 3 * 8 * 4 * 4)] and {*multiprocessing.active_children()} <= before
+
+
+@pytest.mark.parametrize(("error", "words"), [
+    (ConnectionResetError(104, "Connection reset by peer"), "a process that loads images has ended"),
+    (EOFError(), "a process that loads images has ended"),
+    (OSError(errno.ENOSPC, "No space left on device"), "do not fit into shared memory"),
+])  # fmt: skip
+def test_connections_to_workers_that_break_are_one_line(error, words, monkeypatch):
+    monkeypatch.setattr(workers, "_cause", bytearray(1))
+    monkeypatch.setattr(workers, "open_files", lambda: 1024)
+    with pytest.raises(UserError, match=words), workers.lost_workers_named():
+        raise error
+    monkeypatch.setattr(workers, "open_files", lambda: 28)
+    if not isinstance(error, OSError) or error.errno != errno.ENOSPC:
+        with pytest.raises(UserError, match="too many open files"), workers.lost_workers_named():
+            raise error
+    with pytest.raises(OSError, match="disk"), workers.lost_workers_named():
+        raise OSError(errno.ENOSPC, "No space left on device", "/disk/full")
 
 
 def test_a_run_with_hardly_any_shared_memory_ends_in_one_line(market, tmp_path):
