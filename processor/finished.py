@@ -25,7 +25,7 @@ import numpy as np
 import yaml
 
 from configs.yaml_reader import parse_yaml
-from utils.errors import UserError
+from utils.errors import UserError, reason_of
 from utils.files import write_atomically
 from utils.safe_zip import check_archive
 from utils.scoring.judgements import JUNK, RIGHT
@@ -197,14 +197,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: damaged ({_one_line(error)}); {AGAIN}") from None
+        raise UserError(f"{path}: damaged ({reason_of(error)}); {AGAIN}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: damaged, expected a JSON object; {AGAIN}")
     return content
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:100] or type(error).__name__
 
 
 # ---------------------------------------------------------------- single queries
@@ -244,7 +240,7 @@ class Queries:
             if not rows or ((queries.first > 0) != queries.valid).any():
                 raise ValueError("no rows, or a rank that does not fit 'valid'")
         except (OSError, KeyError, ValueError, TypeError, OverflowError, csv.Error) as error:
-            reason = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({_one_line(error)})"
+            reason = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({reason_of(error)})"
             raise UserError(f"{path}: {reason}; test the model again to have it written") from None
         return queries
 
@@ -352,7 +348,7 @@ class Ranked:
             ranked._check()
         except (MemoryError, *DAMAGE) as error:
             raise UserError(
-                f"{path}: damaged or of another version ({_one_line(error)}); test the model again to have it written"
+                f"{path}: damaged or of another version ({reason_of(error)}); test the model again to have it written"
             ) from None
         return ranked
 
@@ -495,7 +491,7 @@ def _flat_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{path}: damaged ({_one_line(error)})") from None
+        raise UserError(f"{path}: damaged ({reason_of(error)})") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: damaged, expected sections of settings")
     return flat(tree)

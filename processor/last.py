@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from processor.stage import Stage
 from utils.device import random_states
-from utils.errors import UserError
+from utils.errors import UserError, reason_of
 from utils.weight_files import read_state
 
 
@@ -64,7 +64,7 @@ def blamed_on(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = reason_of(error)
     else:
         return
     raise UserError(f"{path}: damaged ({reason}); SOLVER.RESUME never starts over") from None
@@ -109,12 +109,12 @@ def progress_of(state: Mapping[str, Any], stages: list[Stage]) -> RunProgress:
         require(is_count(saved[name]), f"progress: {name} is {short(saved[name])}")
     require(is_number(saved["seconds"]) and saved["seconds"] >= 0, f"progress: seconds is {short(saved['seconds'])}")
     require(is_number(saved["best"]) and -1 <= saved["best"] <= 1.001, f"progress: best is {short(saved['best'])}")
-    require(isinstance(saved["best_at"], str), "progress: best_at is no text")
+    require(isinstance(saved["best_at"], str), "progress: best_at is not a text")
     progress = RunProgress(**saved)
     require(progress.stage <= len(stages), f"progress: stage {progress.stage} of {len(stages)}")
     epochs = stages[progress.stage].epochs if progress.stage < len(stages) else 1
     require(progress.epoch < epochs, f"progress: epoch {progress.epoch} of {epochs} is done, and the stage is not")
-    require(isinstance(progress.history, list), "progress: history is no list")
+    require(isinstance(progress.history, list), "progress: history is not a list")
     for entry in progress.history:
         require(isinstance(entry, dict), "progress: history holds something else than evaluations")
         require(is_count(entry.get("epoch")), "progress: an evaluation has no epoch")
@@ -125,7 +125,7 @@ def progress_of(state: Mapping[str, Any], stages: list[Stage]) -> RunProgress:
     begun = progress.epoch > 0 or state.get("within") is not None
     for name in ("optimizers", "stage", "average") if begun else ():
         require(name in state, f"it has no {name!r}")
-    require("stage" not in state or isinstance(state["stage"], dict), "stage is no section")
+    require("stage" not in state or isinstance(state["stage"], dict), "stage is not a section")
     return progress
 
 
@@ -140,10 +140,10 @@ def begun_epoch(state: Mapping[str, Any]) -> BegunEpoch | None:
     for name in ("steps", "images"):
         require(is_count(saved[name]), f"within: {name} is {short(saved[name])}")
     require(is_number(within.seconds) and within.seconds >= 0, f"within: seconds is {short(within.seconds)}")
-    require(isinstance(within.stage, dict), "within: stage is no section")
+    require(isinstance(within.stage, dict), "within: stage is not a section")
     for name, kind in (("sums", float), ("counts", int)):
         values = saved[name]
-        require(isinstance(values, dict), f"within: {name} is no section")
+        require(isinstance(values, dict), f"within: {name} is not a section")
         kinds = all(isinstance(key, str) and type(value) is kind for key, value in values.items())
         require(kinds, f"within: {name} has other kinds")
     require(within.sums.keys() == within.counts.keys() and all(n > 0 for n in within.counts.values()), "within: counts")
@@ -182,7 +182,7 @@ def refuse_other_tensors(saved: Mapping[str, Any], module: nn.Module, where: str
 
 def refuse_other_tensor(saved: object, own: Tensor, where: str) -> None:
     """Raises ``Damaged`` unless ``saved`` is a tensor of the shape and type of ``own``."""
-    require(isinstance(saved, Tensor), f"{where} is no tensor")
+    require(isinstance(saved, Tensor), f"{where} is not a tensor")
     assert isinstance(saved, Tensor)
     require(saved.shape == own.shape, f"{where} has shape {tuple(saved.shape)}, expected {tuple(own.shape)}")
     require(saved.dtype == own.dtype, f"{where} holds {saved.dtype}, expected {own.dtype}")
@@ -199,7 +199,7 @@ def load_optimizers(stage: Stage, saved: object) -> None:
 
 def check_optimizer(optimizer: Optimizer, state: Any, where: str) -> None:
     """Raises ``Damaged`` unless a state could be this optimizer's."""
-    require(isinstance(state, dict) and state.keys() >= {"state", "param_groups"}, f"{where} is no state")
+    require(isinstance(state, dict) and state.keys() >= {"state", "param_groups"}, f"{where} is not an optimizer state")
     own = optimizer.state_dict()["param_groups"]
     groups = state["param_groups"]
     require(isinstance(groups, list) and len(groups) == len(own), f"{where}: other groups")
@@ -211,7 +211,7 @@ def check_optimizer(optimizer: Optimizer, state: Any, where: str) -> None:
             else:  # switches that a later torch has come to know
                 require(isinstance(value, bool) or value is None, f"{where}: {name} is missing")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    require(isinstance(state["state"], dict), f"{where}: state is no section")
+    require(isinstance(state["state"], dict), f"{where}: state is not a section")
     for number, entries in state["state"].items():
         require(is_count(number) and number < len(parameters), f"{where}: state of a parameter {short(number)}")
         require(isinstance(entries, dict), f"{where}: state of parameter {number}")
@@ -260,7 +260,7 @@ def load_average(stage: Stage, saved: Any) -> None:
 
 def load_scaler(scaler: torch.amp.GradScaler, saved: Any) -> bool:
     """Loads the gradient scaler's state; returns False if it belongs to a run without one (on another device)."""
-    require(isinstance(saved, dict), "scaler is no section")
+    require(isinstance(saved, dict), "scaler is not a section")
     if not saved:
         return not scaler.is_enabled()
     names = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
@@ -272,7 +272,7 @@ def load_scaler(scaler: torch.amp.GradScaler, saved: Any) -> bool:
 
 def check_random(saved: Any) -> None:
     """Raises ``Damaged`` unless the random states of all processes have the form of this process's."""
-    require(isinstance(saved, list) and saved, "random is no list")
+    require(isinstance(saved, list) and saved, "random is not a list")
     for states in saved:
         same_form(states, random_states(), "random")
         _, keys, position, has_gauss, _ = states["numpy"]

@@ -385,7 +385,7 @@ class Trainer:
             raise UserError(f"SOLVER.RESUME: expected 'auto', 'never' or a file, got {self.resume!r} ({what})")
         state = read_last(path)
         with blamed_on(path):
-            require(isinstance(state["fingerprint"], dict), "fingerprint is no section")
+            require(isinstance(state["fingerprint"], dict), "fingerprint is not a section")
         saved = state["fingerprint"]
         compared = {*saved, *self.fingerprint} - ({*PLACES} if "training_lists" in state else set())
         differing = [k for k in sorted(compared, key=str) if saved.get(k) != self.fingerprint.get(k)]

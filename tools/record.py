@@ -37,7 +37,7 @@ def rows_of(folder: Path, data: str = "") -> list[dict[str, str]]:
     if run is None or not run.method or run.seconds is None:
         raise UserError(f"{folder}: no {METRICS} of a finished training run")
     if not METHOD.fullmatch(run.method):  # it names the file
-        raise UserError(f"{folder / METRICS}: the method {run.method!r} is no name of letters, digits, '_' and '-'")
+        raise UserError(f"{folder / METRICS}: the method {run.method!r} is not a name of letters, digits, '_' and '-'")
     shared = {
         "method": run.method, "config": Path(run.config_file).as_posix(), "seed": str(run.seed),
         "minutes": f"{run.seconds / 60:.1f}", "commit": run.commit[:10], "machine": run.machine,

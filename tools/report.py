@@ -206,7 +206,7 @@ def pictures_of(folder: Path) -> list[dict[str, str]]:
 def text_of(entry: dict[str, Any], name: str) -> str:
     """Returns a text of an entry. Raises ``TypeError`` for another kind of value."""
     if not isinstance(entry[name], str):
-        raise TypeError(f"{name} is no text")
+        raise TypeError(f"{name} is not a text")
     return entry[name]
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TextIO
 
-from utils.errors import UserError
+from utils.errors import UserError, reason_of
 from utils.processes import host_name, is_gone
 
 TEMPORARY = re.compile(r"\..*\.lineup-(?P<host>[\w-]+)-(?P<pid>\d{1,10})-\w{8}", re.DOTALL)
@@ -42,7 +42,7 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> Non
             temporary.unlink(missing_ok=True)
         if not isinstance(error, OSError | RuntimeError) or "DataLoader" in str(error):
             raise  # torch reports a dead worker as a RuntimeError, wherever the process is
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        reason = getattr(error, "strerror", None) or reason_of(error)
         raise UserError(f"{path}: could not be written ({reason}); OUTPUT_DIR needs room and permission") from None
 
 

@@ -163,7 +163,7 @@ def test_record_writes_nowhere_else(sound, tmp_path, method):
     folder = shutil.copytree(sound, tmp_path / "run")
     metrics = json.loads((folder / "metrics.json").read_text())
     (folder / "metrics.json").write_text(json.dumps(metrics | {"method": method}))
-    with pytest.raises(UserError, match=r"metrics\.json: the method .* is no name of letters"):
+    with pytest.raises(UserError, match=r"metrics\.json: the method .* is not a name of letters"):
         record.rows_of(folder)
 
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 import pytest
 import torch
 
+from tests.payloads import PAYLOADS, Writes
 from utils.errors import UserError
 from utils.safe_pickle import UnsafePickle, check_pickle, load_restricted
 from utils.torchscript import is_torchscript, read_torchscript
@@ -26,30 +27,6 @@ class Small(torch.nn.Module):
 
     def forward(self, x):
         return self.body(x)
-
-
-class Writes(torch.nn.Module):
-    """A module whose archive runs code when torch.jit.load reads it: it makes a file."""
-
-    def __init__(self, path: str):
-        super().__init__()
-        self.path = path
-        self.weight = torch.nn.Parameter(torch.ones(2))
-        self.made = torch.zeros(4, dtype=torch.uint8)
-
-    @torch.jit.export
-    def __getstate__(self):
-        return self.path, self.weight, self.training
-
-    @torch.jit.export
-    def __setstate__(self, state: tuple[str, torch.Tensor, bool]):
-        self.path = state[0]
-        self.weight = state[1]
-        self.training = state[2]
-        self.made = torch.from_file(self.path, True, 4, dtype=torch.uint8)
-
-    def forward(self, x):
-        return x * self.weight
 
 
 @pytest.fixture
@@ -100,21 +77,11 @@ def test_a_damaged_archive_is_refused(archive, tmp_path, cut):
         read_torchscript(tmp_path / "cut.pt")
 
 
-@pytest.mark.parametrize(
-    "payload",
-    [
-        b"\x80\x02cos\nsystem\n(S'touch canary'\ntR.",  # reduce
-        b"\x80\x02c__builtin__\neval\n(S'1'\ntR.",
-        b"(S'touch canary'\nios\nsystem\n.",  # inst
-        b"(cos\nsystem\nS'touch canary'\no.",  # obj
-        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x01K\x01K\x01tR.",  # an allowed name, odd arguments
-        b"\x80\x02ccollections\nOrderedDict\n)R}X\x08\x00\x00\x00__init__K\x01sb.",  # build
-    ],
-    ids=["reduce", "eval", "inst", "obj", "odd arguments", "build"],
-)
+@pytest.mark.parametrize("payload", PAYLOADS)
 def test_payloads_in_the_place_of_the_modules_do_nothing(archive, tmp_path, payload, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    changed(archive, tmp_path / "bad.pt", lambda name, raw: payload if name.endswith("/data.pkl") else raw)
+    content = PAYLOADS[payload](str(tmp_path / "canary"))
+    changed(archive, tmp_path / "bad.pt", lambda name, raw: content if name.endswith("/data.pkl") else raw)
     before = dict(os.environ), sorted(os.listdir())
     with pytest.raises(UserError):
         read_torchscript(tmp_path / "bad.pt")

@@ -71,7 +71,7 @@ def embedded(path: Path, most: int = 400_000) -> str:
     """Returns a picture's file as a data URI; as JPEG if it is over ``most`` bytes."""
     raw = path.read_bytes()
     if not raw.startswith(PNG):
-        raise ValueError(f"{path.name} is no PNG file")
+        raise ValueError(f"{path.name} is not a PNG file")
     if len(raw) <= most:
         return data_uri(raw, "png")
     out = io.BytesIO()
