@@ -23,7 +23,8 @@ from datasets.readers.folders import draw_one_each
 from datasets.records import Records
 from datasets.storage.files import own_name
 from model import RetrievalModel
-from processor.finished import COUNTS, PER_QUERY, RANKED, Ranked, Results, file_name
+from processor.metrics_files import COUNTS, Results
+from processor.query_files import PER_QUERY, RANKED, Ranked, file_name
 from processor.rankings import RankingRecorder
 from utils import switch
 from utils.distributed import gather_objects, is_main

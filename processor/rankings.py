@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from datasets.records import Records
-from processor.finished import Ranked
+from processor.query_files import Ranked
 from utils.scoring.embedding import in_plane, rows_to_show
 from utils.scoring.matching import PairBlock
 from utils.scoring.watching import CameraScores, TopLists

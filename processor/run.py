@@ -22,8 +22,9 @@ from model import RetrievalModel, make_model
 from model.pretrained import load_initial_weights
 from model.summary import require_size, summary
 from processor.evaluate import Settings, evaluate, generalisation_report, mean_of, means
-from processor.finished import CONFIG, FREE_KEYS, LAST, METRICS, TEST_CONFIG, TEST_METRICS, Results, TrainingMetrics
+from processor.finished import CONFIG, FREE_KEYS, LAST, TEST_CONFIG
 from processor.last import RunProgress
+from processor.metrics_files import METRICS, TEST_METRICS, Results, TrainingMetrics
 from processor.stage import Stage
 from processor.trained import output_folder, tested_model, weight_file
 from processor.trainer import Trainer

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from processor.finished import COUNTS, FinishedRun, Results
+from processor.finished import FinishedRun
+from processor.metrics_files import COUNTS, Results
 from utils.commands import make_parser, run_command
 from utils.errors import UserError
 

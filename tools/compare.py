@@ -19,7 +19,8 @@ import numpy as np
 
 from datasets.storage.files import own_name
 from datasets.storage.pixels import PixelRules
-from processor.finished import FREE_KEYS, FinishedRun, Queries, Ranked
+from processor.finished import FREE_KEYS, FinishedRun
+from processor.query_files import Queries, Ranked
 from tools.pages.page import write_page
 from tools.pages.shots import gallery_shots, load_thumbnails, query_shot
 from utils.bootstrap import Difference, paired_difference

@@ -12,7 +12,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from processor.finished import METRICS, FinishedRun
+from processor.finished import FinishedRun
+from processor.metrics_files import METRICS
 from utils.commands import make_parser, run_command
 from utils.errors import UserError, one_line
 from utils.files import write_csv, write_text

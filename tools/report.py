@@ -22,7 +22,9 @@ from markupsafe import Markup
 from PIL import Image
 
 from datasets.storage.pixels import PixelRules
-from processor.finished import COUNTS, FinishedRun, Queries, Ranked
+from processor.finished import FinishedRun
+from processor.metrics_files import COUNTS
+from processor.query_files import Queries, Ranked
 from tools.pages.charts import Series, histogram, line_chart, scatter
 from tools.pages.page import embedded, write_page
 from tools.pages.shots import gallery_shots, load_thumbnails, query_shot

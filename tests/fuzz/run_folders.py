@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 from processor import last
-from processor.finished import FinishedRun, Queries, Ranked, TrainingMetrics
+from processor.finished import FinishedRun
 from processor.last import BegunEpoch, RunProgress
+from processor.metrics_files import TrainingMetrics
+from processor.query_files import Queries, Ranked
 from processor.stage import Stage
 from utils.device import random_states
 

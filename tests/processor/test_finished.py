@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from processor import run
-from processor.finished import FinishedRun, Queries, Ranked
+from processor.finished import FinishedRun
+from processor.query_files import Queries, Ranked
 from tests.runs import call
 from tests.tiny import config, options, write_market
 from utils.errors import UserError

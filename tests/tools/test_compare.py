@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from processor.evaluate import Scored, per_query_csv
-from processor.finished import Queries
+from processor.query_files import Queries
 from tests.browser import Browser, Page, needs_browser
 from tests.runs import call
 from tests.tiny import options, write_market

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from model import make_model
-from processor.finished import Queries, Ranked
+from processor.query_files import Queries, Ranked
 from tests.browser import Browser, Page, needs_browser
 from tests.parity.cases import DATA
 from tests.runs import call

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from datasets.readers.filter_list import listed_names
-from processor.finished import Ranked
+from processor.query_files import Ranked
 from tests.payloads import PAYLOADS, Writes
 from utils.checkpoint import load_pretrained, load_weights
 from utils.errors import UserError

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from datasets.storage.pixels import PLAIN, PixelRules
-from processor.finished import Queries, Ranked, kept_places
+from processor.query_files import Queries, Ranked, kept_places
 from tools.pages.page import Box, thumbnail
 from utils.scoring.judgements import JUNK, RIGHT, WRONG
 
