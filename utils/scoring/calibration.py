@@ -40,8 +40,11 @@ class Threshold:
 
 
 def smallest_far(pairs: PairCounts) -> float:
-    """Returns the smallest false accept rate that so many impostor pairs can show (rule of three)."""
-    return RULE_OF_THREE / pairs.impostors
+    """Returns the smallest false accept rate that so many impostor pairs can show (rule of three).
+
+    A pair that was counted in both orders is one trial.
+    """
+    return RULE_OF_THREE / pairs.distinct[1]
 
 
 def threshold_at(pairs: PairCounts, far: float) -> float:
@@ -54,7 +57,7 @@ def threshold_at(pairs: PairCounts, far: float) -> float:
         raise UserError(f"--far: expected a share between 0 and 1, got {far:g}")
     if far < smallest_far(pairs):
         raise UserError(
-            f"--far {far:g}: {pairs.impostors:,} impostor pairs of {len(pairs.identities):,} identities show no rate "
+            f"--far {far:g}: {pairs.distinct[1]:,} impostor pairs of {len(pairs.identities):,} identities show no rate "
             f"below {smallest_far(pairs):.2g} (three in so many pairs); ask for more, or add identities"
         )
     accepted = int(np.floor(far * pairs.impostors * (1 + 1e-12)))

@@ -37,7 +37,8 @@ class PairCounts:
     the K smallest impostor distances, ascending. impostors: their number in all. edges: (B + 1,) of the bins of all
     distances, the first -inf and the last inf; genuine_counts, impostor_counts: (B,). tail_edges: (T + 1,) of the
     impostors' tail, the first -inf; tail_counts: (I, T) impostor pairs by each of their two identities; pairs_of: (I,)
-    all impostor pairs of an identity. which: of ``PAIRS``.
+    all impostor pairs of an identity. which: of ``PAIRS``. orders: how often each pair of images is counted, 2 in one
+    list.
     """
 
     which: str
@@ -51,6 +52,12 @@ class PairCounts:
     tail_edges: np.ndarray
     tail_counts: np.ndarray
     pairs_of: np.ndarray
+    orders: int = 1
+
+    @property
+    def distinct(self) -> tuple[int, int]:
+        """The numbers of genuine and of impostor pairs, each pair of images once."""
+        return len(self.genuine) // self.orders, self.impostors // self.orders
 
 
 def count_pairs(
@@ -202,6 +209,7 @@ class _Counter:
             tail_edges=np.concatenate([[-np.inf], self.tail_edges]),
             tail_counts=self.tails,
             pairs_of=self.pairs_of,
+            orders=2 if self.matching.same_list else 1,
         )
 
 

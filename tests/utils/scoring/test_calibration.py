@@ -137,13 +137,26 @@ def test_brier_and_calibration_error_are_those_of_single_pairs():
 
 def test_what_the_data_cannot_show_is_refused():
     pairs = counted(6)
-    with pytest.raises(UserError, match=r"--far 0.0001: .* identities show no rate below 0.0028"):
+    with pytest.raises(UserError, match=r"--far 0.0001: .* identities show no rate below 0.0056"):
         threshold_at(pairs, 1e-4)
     assert threshold_at(pairs, smallest_far(pairs)) > 0
     with pytest.raises(UserError, match="expected a share between 0 and 1"):
         threshold_at(pairs, 1.5)
     with pytest.raises(UserError, match="more than the pairs were counted for"):
         threshold_at(pairs, 0.5)
+
+
+def test_a_pair_in_both_orders_is_one_trial():
+    feats, pids, cams = images(8, 2)
+    one_list = count_pairs(feats, feats, pids, pids, which="all", same_list=True, far=0.3)
+    pairs = [(i, j) for i in range(len(pids)) for j in range(i)]
+    genuine = sum(pids[i] == pids[j] for i, j in pairs)
+    assert one_list.distinct == (genuine, len(pairs) - genuine)
+    assert smallest_far(one_list) == 3 / (len(pairs) - genuine)
+    half = len(pids) // 2
+    two_lists = count_pairs(feats[:half], feats[half:], pids[:half], pids[half:] - 2, which="all", far=0.3)
+    assert two_lists.distinct == (len(two_lists.genuine), two_lists.impostors)
+    assert smallest_far(two_lists) == 3 / two_lists.impostors
 
 
 def test_what_gives_no_pairs_is_refused():
