@@ -14,7 +14,7 @@ import numpy as np
 
 from configs import load_config
 from datasets.loaders import make_dataloader
-from processor.evaluate import Settings, extract_features
+from processor.evaluate import Settings
 from processor.extractor import make_extractor
 from tools.calibrate import Labelled, calibrated_set
 from utils.scoring.calibration import Probability, reliability, smallest_far, thresholds
@@ -31,8 +31,7 @@ def main() -> None:
     cfg = load_config(args.config_file, args.opts)
     settings, data, extractor = Settings.from_cfg(cfg), make_dataloader(cfg, training=False), make_extractor(cfg)
     test = calibrated_set(cfg, data)
-    feats = extract_features(extractor.model, test.loader, extractor.device, settings.flip)
-    labelled = Labelled.of(test, feats)
+    labelled = Labelled.extracted(extractor, test, settings)
     rows: dict[float, list[tuple[float, bool]]] = {}
     errors = []
     for seed in range(args.splits):

@@ -359,6 +359,9 @@ TEST = {
               choices=("rectangle", "trapezoid")),
     "METRIC": Key("euclidean", "distance: euclidean or cosine", choices=("euclidean", "cosine")),
     "FLIP": Key(False, "add the feature of the mirrored image"),
+    "CAMERA_NORM": Key("off", "take out what cameras do to scores, by the training images of the tested set, without "
+                       "labels: off, as neither gains everywhere; mean (subtract each camera's mean feature); pair "
+                       "(distances in deviations from the mean of their two cameras)", choices=("off", "mean", "pair")),
     "RECALL_KS": Key((), "retrieval: the K of Recall@K, below 1 a share of the gallery; empty: the dataset's, mostly "
                      "1, 2, 4, 8", type=float),
     "NMI": Key(None, "retrieval: cluster the test images and report the mutual information; None: yes, but for sets of "

@@ -38,6 +38,7 @@ from datasets.transforms.pipelines import WithViews, build_transforms, weak_and_
 from utils.distributed import rank, world_size
 from utils.errors import UserError, conflict
 from utils.methods import Method, method_of
+from utils.scoring.camera_norm import LEAST, drawn_of_each
 from utils.workers import usable_cores
 
 log = logging.getLogger("lineup")
@@ -48,7 +49,7 @@ class TestSet:
     """One set to be searched: ``loader`` runs over query and then gallery (the query alone when they are one list).
 
     ks, also: see ``DatasetSpec``. in_mean: False for the source of an adaptation, which is shown beside the targets'
-    mean.
+    mean. reference: images of the same cameras that TEST.CAMERA_NORM is fitted on without labels; None where it is off.
     """
 
     name: str
@@ -60,6 +61,7 @@ class TestSet:
     ks: tuple[int | str, ...] = (1, 2, 4, 8)
     also: tuple[str, ...] = ("NMI",)
     in_mean: bool = True
+    reference: TestLoader | None = None
 
     __test__ = False  # not a test class, whatever its name says to pytest
 
@@ -125,6 +127,7 @@ def make_dataloader(cfg: CfgNode, training: bool = True) -> Data:
     if training and cfg.DATASETS.VAL_SHARE:
         train, query, gallery = hold_out(train, cfg.DATASETS.VAL_SHARE, cfg.SOLVER.SEED)
         validation = make_test_set(cfg, "validation", "market1501", query, gallery)
+        validation.reference = reference_loader(cfg, validation, train)
     data = Data(
         train=None,
         tests=make_tests(cfg, sets, num_cameras),
@@ -261,6 +264,7 @@ def make_tests(cfg: CfgNode, sets: Sets, num_cameras: int) -> list[TestSet]:
         if cfg.TEST.NMI is not None:
             test.also = tuple(n for n in spec.also if n != "NMI") + (("NMI",) if cfg.TEST.NMI else ())
         test.in_mean = not any(dataset is source for source in sets.beside)
+        test.reference = reference_loader(cfg, test, label_as_trained(dataset.train, name, trained))
         tests.append(test)
     return tests
 
@@ -381,6 +385,34 @@ def make_test_set(
     protocol = cfg.TEST.PROTOCOL or protocol
     log.info(filter_line(name, protocol, query, gallery, same_list))
     return TestSet(name, protocol, query, gallery, feature_loader(cfg, records), same_list)
+
+
+def reference_loader(cfg: CfgNode, test: TestSet, train: Records) -> TestLoader | None:
+    """Returns the loader of the images that TEST.CAMERA_NORM is fitted on, None where it is off.
+
+    train: the training images of the tested set, whose labels are not used. Raises ``UserError`` where there are no
+    cameras to tell apart, or no such images.
+    """
+    if cfg.TEST.CAMERA_NORM == "off":
+        return None
+    key = f"TEST.CAMERA_NORM {cfg.TEST.CAMERA_NORM!r}"
+    if test.protocol not in ("market1501", "cuhk03"):
+        raise conflict(key, f"TEST.PROTOCOL {test.protocol!r}", "it compares images without cameras")
+    if not len(train):
+        raise UserError(
+            f"{key}: {test.name} has no training images to fit it on; images of its cameras without identities do, in "
+            "a table (DATASETS.FILE) with the split 'train'"
+        )
+    tested = np.unique(np.concatenate([test.query.camids, test.gallery.camids]))
+    cameras, count = np.unique(train.camids, return_counts=True)
+    if min(len(tested), len(cameras)) == 1:
+        raise UserError(f"{key}: {test.name} has no cameras, or its training or its test images are of one only")
+    for camera in tested:
+        images = int(count[cameras == camera].sum())
+        if images < LEAST:
+            name = camera if test.gallery.cameras is None else test.gallery.cameras[camera]
+            raise UserError(f"{key}: {test.name} has {images} training images of camera {name}; it needs {LEAST}")
+    return feature_loader(cfg, train.take(drawn_of_each(train.camids, cfg.DATASETS.SEED)))
 
 
 def num_workers(cfg: CfgNode) -> int:

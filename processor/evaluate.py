@@ -28,12 +28,13 @@ from processor.query_files import PER_QUERY, RANKED, Ranked, file_name
 from processor.rankings import RankingRecorder
 from utils import switch
 from utils.distributed import gather_objects, is_main
-from utils.errors import UserError
+from utils.errors import UserError, conflict
 from utils.features import mean_with_mirrored
 from utils.files import write_atomically
 from utils.metrics import evaluate_features, evaluate_retrieval, evaluate_roc
 from utils.reranking import neighbour_centralisation, query_expansion
 from utils.scoring.blocks import free_memory
+from utils.scoring.camera_norm import CameraReference
 from utils.scoring.matching import PairBlock
 from utils.scoring.open_set import NearestImage, drawn_out, open_set
 from utils.scoring.watching import Watcher
@@ -69,6 +70,7 @@ class Settings:
     max_memory: int | None = None
     report: bool = False
     open_share: float = 0.0
+    camera_norm: str = "off"
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode) -> Settings:
@@ -80,6 +82,8 @@ class Settings:
         expansion = tuple(cfg.TEST.QUERY_EXPANSION)
         if expansion and (len(expansion) != 3 or min(expansion[:2]) < 1 or expansion[2] < 0):
             raise UserError(f"TEST.QUERY_EXPANSION: expected () or (times, k, alpha), not {expansion}")
+        if cfg.TEST.CAMERA_NORM == "pair" and cfg.TEST.RE_RANKING:
+            raise conflict("TEST.CAMERA_NORM 'pair'", "TEST.RE_RANKING", "re-ranking has a distance of its own")
         return cls(
             flip=cfg.TEST.FLIP,
             normalize=switch("TEST.FEAT_NORM", cfg.TEST.FEAT_NORM),
@@ -96,6 +100,7 @@ class Settings:
             max_memory=int(cfg.TEST.MAX_MEMORY_GB * 1e9) or None,
             report=cfg.TEST.REPORT,
             open_share=cfg.TEST.OPEN_SHARE if cfg.TEST.OPEN_SET else 0.0,
+            camera_norm=cfg.TEST.CAMERA_NORM,
         )
 
 
@@ -149,8 +154,22 @@ class Scored:
     ranked: Ranked | None = None
 
 
-def score(test: TestSet, feats: Tensor, settings: Settings) -> Scored:
-    """Scores one set from the features of its loader's list."""
+def camera_reference(
+    model: nn.Module, test: TestSet, device: torch.device, settings: Settings
+) -> CameraReference | None:
+    """Extracts what TEST.CAMERA_NORM is fitted on, None where it is off."""
+    if settings.camera_norm == "off":
+        return None
+    assert test.reference is not None, "datasets.loaders makes one wherever the key is set"
+    camids = test.reference.records.camids
+    names = f"{len(camids):,} training images of {len(np.unique(camids))} cameras"
+    log.info("%s: TEST.CAMERA_NORM %s, fitted on %s without labels", test.name, settings.camera_norm, names)
+    feats = extract_features(model, test.reference, device, settings.flip)
+    return CameraReference(settings.camera_norm, feats, camids)
+
+
+def score(test: TestSet, feats: Tensor, settings: Settings, reference: CameraReference | None = None) -> Scored:
+    """Scores one set from the features of its loader's list. reference: what a camera norm is fitted on."""
     if test.protocol not in PROTOCOLS:
         raise UserError(f"TEST.PROTOCOL: unknown {test.protocol!r}. Known: {', '.join(PROTOCOLS)}")
     if settings.max_memory is None:
@@ -161,7 +180,7 @@ def score(test: TestSet, feats: Tensor, settings: Settings) -> Scored:
     qf, gf = feats[:count], feats if test.same_list else feats[count:]
     if test.protocol == "retrieval":
         return retrieval(test, qf, gf, settings)
-    return ranking(test, qf, gf, settings, test.query, test.gallery)
+    return ranking(test, qf, gf, settings, test.query, test.gallery, reference)
 
 
 def centralise(qf: Tensor, gf: Tensor, settings: Settings, one_list: bool) -> tuple[Tensor, Tensor]:
@@ -183,11 +202,23 @@ def centralise(qf: Tensor, gf: Tensor, settings: Settings, one_list: bool) -> tu
     return changed(qf) if of_query else qf, changed(gf) if of_gallery else gf
 
 
-def ranking(test: TestSet, qf: Tensor, gf: Tensor, settings: Settings, query: Records, gallery: Records) -> Scored:
+def ranking(
+    test: TestSet,
+    qf: Tensor,
+    gf: Tensor,
+    settings: Settings,
+    query: Records,
+    gallery: Records,
+    reference: CameraReference | None = None,
+) -> Scored:
     """Returns CMC, mAP and mINP of query against gallery.
 
-    Neighbour feature centralisation, query expansion and re-ranking come first, in this order, if they are set.
+    Camera norm, neighbour feature centralisation, query expansion and re-ranking come first, in this order, if they are
+    set.
     """
+    if reference is not None:
+        qf = reference.centred(qf, query.camids, settings.normalize)
+        gf = reference.centred(gf, gallery.camids, settings.normalize)
     one_list = test.same_list or same_images(query, gallery)
     qf, gf = centralise(qf, gf, settings, one_list)
     if settings.expansion:
@@ -203,13 +234,16 @@ def ranking(test: TestSet, qf: Tensor, gf: Tensor, settings: Settings, query: Re
         protocol="cuhk03" if test.protocol == "cuhk03" else "market1501", max_rank=settings.max_rank,
         seed=settings.seed, repeats=settings.repeats, q_seqs=q_seqs, g_seqs=g_seqs, same_list=test.same_list,
         max_memory=settings.max_memory, watch=together(watch, nearest),
-        one_list=one_list,
+        one_list=one_list, camera_pairs=reference and reference.pairs(settings.metric, settings.normalize),
     )  # fmt: skip
     metrics = {"mAP": float(result.mAP), "mINP": float(result.mINP)}
     metrics |= {f"Rank-{k}": float(result.cmc[k - 1]) for k in SHOWN_RANKS}
     metrics |= {"queries": int(len(query)), "valid_queries": int(result.num_valid_q)}
     if settings.roc:
-        tars = evaluate_roc(qf, gf, *labels, same_list=test.same_list, max_memory=settings.max_memory)
+        tars = evaluate_roc(
+            qf, gf, *labels, same_list=test.same_list, max_memory=settings.max_memory,
+            camera_pairs=reference and reference.pairs("cosine", True),
+        )  # fmt: skip
         metrics |= {f"TAR@FAR={far:g}": float(tar) for far, tar in tars.items()}
     if nearest is not None and (found := open_set(nearest)) is not None:
         metrics |= {f"DIR@FPIR={fpir:g}": rate for fpir, rate in found.rates.items()} | {"AUROC": found.auroc}
@@ -314,7 +348,8 @@ def evaluate(
             scored = classification(test, extract_features(model, test.loader, device, call=model.class_scores))
         else:
             feats = extract_features(model, test.loader, device, settings.flip)
-            scored = score(test, feats.to(device) if fits(feats, device) else feats, settings)
+            reference = camera_reference(model, test, device, settings)
+            scored = score(test, feats.to(device) if fits(feats, device) else feats, settings, reference)
         results[test.name] = scored.metrics
         if folder is not None and is_main():
             write_evidence(Path(folder), test.name, len(tests) > 1, scored)

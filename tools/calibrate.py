@@ -25,8 +25,8 @@ from configs.defaults import KEYS
 from datasets.checks import same_images
 from datasets.loaders import Data, TestSet, make_dataloader
 from datasets.options import names_of
-from processor.evaluate import Settings, extract_features
-from processor.extractor import make_extractor
+from processor.evaluate import Settings, camera_reference, extract_features
+from processor.extractor import Extractor, make_extractor
 from processor.trained import output_folder, weight_file
 from tools.pages.charts import Series, line_chart
 from tools.pages.page import write_page
@@ -36,6 +36,7 @@ from utils.errors import UserError
 from utils.feature_files import Features
 from utils.provenance import commit
 from utils.scoring.calibration import Probability, Reliability, bin_centres, reliability, smallest_far, thresholds
+from utils.scoring.camera_norm import CameraPairs, CameraReference
 from utils.scoring.pair_counts import PAIRS, PairCounts, count_pairs
 
 FARS, PRIOR = (1e-2, 1e-3, 1e-4), 0.01
@@ -52,13 +53,26 @@ class Labelled:
     camids: np.ndarray
     queries: int
     same_list: bool
+    camera_pairs: CameraPairs | None = None
 
     @classmethod
-    def of(cls, test: TestSet, feats: Tensor) -> Labelled:
+    def of(
+        cls, test: TestSet, feats: Tensor, settings: Settings, reference: CameraReference | None = None
+    ) -> Labelled:
         one_list = test.same_list or same_images(test.query, test.gallery)  # an image is no pair with itself
         lists = [test.query] if one_list else [test.query, test.gallery]
         pids, camids = (np.concatenate([getattr(rows, name) for rows in lists]) for name in ("pids", "camids"))
-        return cls(test.name, feats[: len(pids)], pids, camids, len(test.query), one_list)
+        feats, pairs = feats[: len(pids)], None
+        if reference is not None:
+            feats = reference.centred(feats, camids, settings.normalize)
+            pairs = reference.pairs(settings.metric, settings.normalize)
+        return cls(test.name, feats, pids, camids, len(test.query), one_list, pairs)
+
+    @classmethod
+    def extracted(cls, extractor: Extractor, test: TestSet, settings: Settings) -> Labelled:
+        """Extracts the features of a test set, and what TEST.CAMERA_NORM is fitted on."""
+        feats = extract_features(extractor.model, test.loader, extractor.device, settings.flip)
+        return cls.of(test, feats, settings, camera_reference(extractor.model, test, extractor.device, settings))
 
     def counted(self, settings: Settings, which: str, far: float, identities: np.ndarray | None = None) -> PairCounts:
         """Counts the pairs of query and gallery. identities: of these alone; None for all."""
@@ -73,7 +87,7 @@ class Labelled:
         return count_pairs(
             self.feats[q], self.feats[g], self.pids[query], self.pids[gallery], self.camids[query],
             self.camids[gallery], which=which, far=far, metric=settings.metric, normalize=settings.normalize,
-            same_list=self.same_list, max_memory=settings.max_memory,
+            same_list=self.same_list, max_memory=settings.max_memory, camera_pairs=self.camera_pairs,
         )  # fmt: skip
 
 
@@ -125,8 +139,7 @@ def calibrate(
     settings, data = Settings.from_cfg(cfg), make_dataloader(cfg, training=bool(cfg.DATASETS.VAL_SHARE))
     test = calibrated_set(cfg, data)
     extractor = make_extractor(cfg)
-    feats = extract_features(extractor.model, test.loader, extractor.device, settings.flip)
-    labelled = Labelled.of(test, feats)
+    labelled = Labelled.extracted(extractor, test, settings)
     pairs = labelled.counted(settings, which, max(fars or FARS))
     probability = Probability.fit(pairs, prior)
     held_out = held_out_reliability(labelled, settings, which, prior)
@@ -134,6 +147,7 @@ def calibrate(
         model_hash=extractor.model_hash,
         metric=settings.metric,
         normalize=settings.normalize,
+        camera_norm=settings.camera_norm,
         dataset=test.name,
         pairs=which,
         identities=len(pairs.identities),
@@ -144,7 +158,9 @@ def calibrate(
         figures={} if held_out is None else {"ece": held_out.ece, "brier": held_out.brier},
         commit=commit(),
     )
-    return replace(calibration, random_pairs=calibration.random_distances(feats.numpy())), pairs, held_out
+    if settings.camera_norm == "off":  # new images of --check come without cameras
+        calibration = replace(calibration, random_pairs=calibration.random_distances(labelled.feats.numpy()))
+    return calibration, pairs, held_out
 
 
 def check(path: Path, folder: Path | None) -> None:
@@ -175,7 +191,8 @@ def lines_of(calibration: Calibration) -> list[str]:
     which = {"across": "of two cameras", "within": "of one camera", "all": "of any cameras"}[calibration.pairs]
     out = [
         f"{calibration.dataset}: {calibration.identities:,} identities, {calibration.genuine_pairs:,} genuine and "
-        f"{calibration.impostor_pairs:,} impostor pairs {which}; TEST.METRIC {calibration.metric}",
+        f"{calibration.impostor_pairs:,} impostor pairs {which}; TEST.METRIC {calibration.metric}"
+        + ("" if calibration.camera_norm == "off" else f", TEST.CAMERA_NORM {calibration.camera_norm}"),
         f"{'FAR':>8s} {'threshold':>10s} {'95 % interval':>18s} {'TAR':>7s} {'FAR of others, 95 %':>20s}",
     ]
     for row in calibration.thresholds:

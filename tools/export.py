@@ -17,7 +17,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -228,7 +228,7 @@ def export(cfg: CfgNode, out: Path) -> dict[str, Any]:
     decisions = calibration_of(cfg)
     data = data_for_the_check(cfg)
     tests = [test for test in data.tests if test.protocol != "classification"]
-    model, settings = tested_model(cfg, data), Settings.from_cfg(cfg)
+    model, settings = tested_model(cfg, data), replace(Settings.from_cfg(cfg), camera_norm="off")  # features alone
     deployed = make_deployed(cfg, model)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -14,9 +14,10 @@ import numpy as np
 from utils.errors import UserError
 from utils.files import write_json
 from utils.scoring.calibration import Probability, Threshold
+from utils.scoring.camera_norm import KINDS
 from utils.scoring.drift import LEAST_PAIRS, Drift, disjoint_pairs, drift
 
-VERSION = 1
+VERSION = 2
 LARGEST_FILE = 16 * 2**20
 """Bytes; a file of 4,096 knots is a hundredth of it."""
 
@@ -25,7 +26,8 @@ LARGEST_FILE = 16 * 2**20
 class Calibration:
     """What was fitted on the pairs of one data set. ``Calibration.read(path)`` reads one.
 
-    model_hash: of the extractor whose features were compared. metric, normalize: of the distances. pairs: which ones
+    model_hash: of the extractor whose features were compared. metric, normalize, camera_norm: of the distances, as the
+    keys of TEST say. pairs: which ones
     counted (``utils.scoring.pair_counts.PAIRS``). identities, genuine_pairs, impostor_pairs: how many. figures: ``ece``
     and ``brier`` at the prior, on identities that were left out of the fit. random_pairs: (R,) distances of pairs drawn
     without regard to labels, each image in one, to see whether other images still look like these.
@@ -34,6 +36,7 @@ class Calibration:
     model_hash: str
     metric: str
     normalize: bool
+    camera_norm: str
     dataset: str
     pairs: str
     identities: int
@@ -56,13 +59,18 @@ class Calibration:
         raise UserError(f"the calibration has no threshold for a false accept rate of {far:g}; it has {known}")
 
     def refuse_other(self, model_hash: str, metric: str, normalize: bool, path: object = "the calibration") -> None:
-        """Raises ``UserError`` unless it is of this model and of these distances."""
+        """Raises ``UserError`` unless it is of this model and of these distances between images without cameras."""
         if self.model_hash != model_hash:
             raise UserError(f"{path}: is of another model or setting; calibrate this one with tools.calibrate")
         if (self.metric, self.normalize) != (metric, normalize):
             raise UserError(
                 f"{path}: is of TEST.METRIC {self.metric!r} with TEST.FEAT_NORM {self.normalize}, not of {metric!r} "
                 f"with {normalize}"
+            )
+        if self.camera_norm != "off":
+            raise UserError(
+                f"{path}: is of TEST.CAMERA_NORM {self.camera_norm!r}, and here images are compared without their "
+                "cameras; calibrate with 'off'"
             )
 
     def drift(self, feats: np.ndarray, seed: int = 0) -> Drift:
@@ -148,6 +156,7 @@ class Calibration:
     @classmethod
     def _of(cls, content: dict[str, Any]) -> Calibration:
         kinds = {"model_hash": str, "metric": str, "normalize": bool, "dataset": str, "pairs": str, "commit": str}
+        kinds |= {"camera_norm": str}
         kinds |= dict.fromkeys(("identities", "genuine_pairs", "impostor_pairs"), int)
         for name, kind in kinds.items():
             if type(content[name]) is not kind:
@@ -156,6 +165,8 @@ class Calibration:
         content["figures"] = {str(k): _number(v) for k, v in content["figures"].items()}
         content["random_pairs"] = np.array([_number(value) for value in content["random_pairs"]])
         content["probability"] = _probability(content["probability"])
+        if content["camera_norm"] not in KINDS:
+            raise ValueError(f"camera_norm is not one of {', '.join(KINDS)}")
         if not content["thresholds"] or not all(0 < row.far < 1 for row in content["thresholds"]):
             raise ValueError("no threshold, or a rate outside of 0 to 1")
         return cls(**content)

@@ -13,15 +13,16 @@ import torch
 from datasets import CATALOGUE
 from datasets.loaders import TestSet, make_dataloader
 from datasets.records import Records
-from model import RetrievalModel
+from model import RetrievalModel, make_model
 from processor import evaluate as module
-from processor.evaluate import Scored, Settings, evaluate, per_query_csv, score
+from processor.evaluate import Scored, Settings, evaluate, extract_features, per_query_csv, score
 from tests.runs import call
 from tests.tiny import config, options, write_market
 from utils.errors import UserError
 from utils.metrics import evaluate_features, evaluate_retrieval
 from utils.reranking import neighbour_centralisation, query_expansion
 from utils.scoring.blocks import free_memory
+from utils.scoring.camera_norm import CameraReference
 
 COLUMNS = ["path", "pid", "camid", "AP", "INP", "first_match_rank", "valid"]
 
@@ -86,6 +87,62 @@ def test_a_test_run_reports_the_open_set(tmp_path):
     metrics = json.loads((folder / "test_metrics.json").read_text())["results"]["market1501"]
     assert metrics["absent_queries"] == 6 and {"DIR@FPIR=0.01", "AUROC"} <= metrics.keys()
     assert "DIR@FPIR=0.01" in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize("kind", ["mean", "pair"])
+def test_a_test_run_normalises_by_cameras(kind, tmp_path):
+    root, folder = write_market(tmp_path / "data", ids=6, images=4), tmp_path / "run"
+    cfg = config(root, folder, TEST__CAMERA_NORM=kind)
+    data = make_dataloader(cfg, training=False)
+    (test,) = data.tests
+    assert test.reference is not None and len(test.reference.records) == 48
+    torch.manual_seed(0)
+    model, settings = make_model(cfg, 6, 2, 1), replace(Settings.from_cfg(cfg), roc=True, report=True)
+    feats = extract_features(model, test.loader, torch.device("cpu"))
+    reference = extract_features(model, test.reference, torch.device("cpu"))
+    norm = CameraReference(kind, reference, test.reference.records.camids)
+    qf, gf = (norm.centred(rows, ids, True) for rows, ids in (
+        (feats[: len(test.query)], test.query.camids), (feats[len(test.query) :], test.gallery.camids)))  # fmt: skip
+    ids = test.query.pids, test.gallery.pids, test.query.camids, test.gallery.camids
+    expected = evaluate_features(qf, gf, *ids, camera_pairs=norm.pairs("euclidean", True))
+    found = evaluate(model, [test], settings, torch.device("cpu"), tmp_path)["market1501"]
+    assert found["mAP"] == pytest.approx(expected.mAP) and "TAR@FAR=0.01" in found
+    plain = evaluate(model, [test], replace(settings, camera_norm="off"), torch.device("cpu"))["market1501"]
+    assert plain["mAP"] != found["mAP"]
+
+
+def test_camera_norms_that_cannot_be_fitted_are_one_line(tmp_path):
+    root = write_market(tmp_path / "data", ids=6, images=4)
+    images = sorted((root / "market1501").glob("*/*.jpg"))
+
+    def refused(match: str, keep, names: str = "path,pid,camid,split", **changes) -> None:
+        table = tmp_path / "table.csv"
+        splits = {"bounding_box_train": "train", "bounding_box_test": "gallery", "query": "query"}
+        rows = [{"path": p, "pid": p.name[:4], "camid": p.name[6], "split": splits[p.parent.name]} for p in images]
+        lines = [",".join(str(row[name]) for name in names.split(",")) for row in rows if keep(row["path"])]
+        table.write_text("\n".join([names, *lines]) + "\n")
+        changes |= {"DATASETS__NAMES": "csv", "DATASETS__ROOT_DIR": str(table), "TEST__CAMERA_NORM": "mean"}
+        with pytest.raises(UserError, match=match):
+            make_dataloader(config(root, tmp_path / "run", **changes), training=False)
+
+    train = "bounding_box_train"
+    refused("csv has no training images to fit it on", lambda p: p.parent.name != train)
+    refused("or its training or its test images are of one only", lambda p: p.parent.name != train or "_c1" in p.name)
+    refused("csv has 8 training images of camera 1; it needs 10", lambda p: p.parent.name != train or p.name < "0003")
+    refused("csv has no cameras", lambda p: True, names="path,pid,split")
+    refused("TEST.PROTOCOL 'retrieval' cannot go together", lambda p: True, TEST__PROTOCOL="retrieval")
+    cfg = config(root, tmp_path / "run", TEST__CAMERA_NORM="pair", TEST__RE_RANKING=True)
+    with pytest.raises(UserError, match="'pair' and TEST.RE_RANKING cannot go together"):
+        Settings.from_cfg(cfg)
+
+
+def test_identities_held_out_are_normalised_by_the_others(tmp_path):
+    root = write_market(tmp_path / "data", ids=8, images=4)
+    cfg = config(root, tmp_path / "run", TEST__CAMERA_NORM="mean", DATASETS__VAL_SHARE=0.25)
+    data = make_dataloader(cfg)
+    assert data.validation is not None and data.validation.reference is not None
+    used = {str(path) for path in data.validation.reference.records.paths}
+    assert len(used) == 48 and not used & {str(path) for path in data.validation.query.paths}
 
 
 def test_one_list_with_cameras_leaves_out_the_image_itself_only():

@@ -83,7 +83,7 @@ def test_an_image_is_no_pair_with_itself_where_both_lists_are_the_same_images():
     records = Records.of([f"{i}.jpg" for i in range(8)], np.arange(8) // 2, np.arange(8) % 2)
     feats = torch.from_numpy(np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32))
     test = TestSet("rows", "market1501", records, records, None)
-    labelled = Labelled.of(test, torch.cat([feats, feats]))
+    labelled = Labelled.of(test, torch.cat([feats, feats]), Settings())
     pairs = labelled.counted(Settings(), "all", 0.5)
     assert len(pairs.genuine) == 8 and pairs.genuine.min() > 1e-3 and pairs.impostors == 48
 
@@ -140,6 +140,26 @@ def test_an_extractor_says_who_is_the_same(decided, trained):
         plain.same(images[0], images[1])
     with pytest.raises(UserError, match="TEST.CALIBRATION .* is of another model"):
         Extractor.load("", settings[-1], *map(str, settings[:-2]), "TEST.CALIBRATION", path, "TEST.FLIP", True)
+
+
+@pytest.mark.parametrize("kind", ["mean", "pair"])
+def test_a_calibration_of_camera_norms_is_another_metric(kind, decided, trained, tmp_path, capsys):
+    (settings, _), (plain, _, gallery, _) = trained, decided
+    path = tmp_path / "c.json"
+    normed = ["--far", "0.2", "--out", str(path), *map(str, settings), "TEST.CAMERA_NORM", kind]
+    main(normed)
+    assert f"TEST.METRIC euclidean, TEST.CAMERA_NORM {kind}" in capsys.readouterr().out
+    calibration = Calibration.read(path)
+    assert calibration.camera_norm == kind and Calibration.read(plain).camera_norm == "off"
+    assert calibration.model_hash == Calibration.read(plain).model_hash
+    assert calibration.threshold(0.2).distance != Calibration.read(plain).threshold(0.2).distance
+    message = f"is of TEST.CAMERA_NORM '{kind}', and here images are compared without their cameras"
+    with pytest.raises(UserError, match=message):
+        Extractor.load("", settings[-1], *map(str, settings[:-2]), "TEST.CALIBRATION", str(path))
+    with pytest.raises(UserError, match=message):
+        search.main(["--query", str(gallery), "--gallery", str(gallery), "--calibration", str(path)])
+    with pytest.raises(UserError, match=message):
+        main(["--check", str(path), "--features", str(gallery)])
 
 
 def test_distances_are_those_of_the_evaluation(decided):
@@ -230,7 +250,8 @@ def test_the_p_value_of_drift_is_one_over_images():
 
 
 DAMAGE = {
-    "another version": lambda c: c | {"version": 2},
+    "another version": lambda c: c | {"version": 3},
+    "no camera norm": lambda c: c | {"camera_norm": "cameras"},
     "no version": lambda c: {k: v for k, v in c.items() if k != "version"},
     "a list": lambda c: [c],
     "text for a number": lambda c: c | {"identities": "12"},

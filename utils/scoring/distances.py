@@ -7,6 +7,8 @@ the same tiles, and those at the ends are padded to the shape of the others, so 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -80,12 +82,20 @@ class Distances:
     """Computes distances between the rows of ``a`` (Q, D) and of ``b`` (G, D), tensors on one device.
 
     metric: ``euclidean`` is the squared distance, clipped at 0; ``cosine`` is 1 - a.b and ``dot`` is -a.b, both for
-    rows of unit length. max_memory: bytes that the rows in work may take. The type is float32, or float64 if the
-    squared norms are so much larger than the distances between neighbours that |a|^2 + |b|^2 - 2 a.b would lose them.
+    rows of unit length. max_memory: bytes that the rows in work may take. scale: changes a block in place, called with
+    it and its first row (``utils.scoring.camera_norm``). The type is float32, or float64 if the squared norms are so
+    much larger than the distances between neighbours that |a|^2 + |b|^2 - 2 a.b would lose them.
     """
 
-    def __init__(self, a: Tensor, b: Tensor, metric: str = "euclidean", max_memory: int | None = None):
-        self.metric, self.shape, self.device = metric, (len(a), len(b)), b.device
+    def __init__(
+        self,
+        a: Tensor,
+        b: Tensor,
+        metric: str = "euclidean",
+        max_memory: int | None = None,
+        scale: Callable[[Tensor, int], Tensor] | None = None,
+    ):
+        self.metric, self.shape, self.device, self.scale = metric, (len(a), len(b)), b.device, scale
         self.one_list, self.max_memory = a is b, max_memory
         self.strip = strip_height(len(a), len(b), max_memory)
         self.on_cpu = b.device.type == "cpu"
@@ -123,7 +133,7 @@ class Distances:
             bottom = min(top + self.strip, self.shape[0])
             rows = out[top - start : min(bottom, stop) - start]
             (self._strip_on_cpu if self.on_cpu else self._strip)(top, bottom, rows)
-        return out
+        return out if self.scale is None else self.scale(out, start)
 
     def _strip(self, top: int, bottom: int, out: Tensor) -> None:
         tile = padded_tensor(self.a[top:bottom], self.strip)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from utils.errors import UserError
+from utils.scoring.camera_norm import CameraPairs, PairScale
 from utils.scoring.distances import Distances, as_features, on_one_device, unit_length
 from utils.scoring.matching import Matching
 from utils.scoring.ranking import RankResult, check_names, choose, distance_rows, rank_blocks
@@ -42,6 +44,7 @@ def evaluate_features(
     max_memory: int | None = None,
     watch: Watcher | None = None,
     one_list: bool = False,
+    camera_pairs: CameraPairs | None = None,
 ) -> RankResult:
     """Returns CMC, mAP and mINP of features, as ``evaluate_rank`` does, whose arguments the other ones are.
 
@@ -51,7 +54,8 @@ def evaluate_features(
     has its own, squared Euclidean distance. block_size: queries per block; max_memory: bytes that the distances in
     work may take, None for at most 512 MB. Neither changes a result. watch: called with every block of
     distances (``utils.scoring.watching``). one_list: query i is gallery image i, whatever is filtered: re-ranking then
-    counts each image as a neighbour once.
+    counts each image as a neighbour once. camera_pairs: distances are normalised by those of their two cameras, which
+    must be given; not with rerank.
 
     Raises ``ValueError`` as ``evaluate_rank`` does, and for NaN or infinite features and k1 or k2 below 1.
     """
@@ -59,8 +63,11 @@ def evaluate_features(
     check_names(protocol, ap, max_rank, repeats)
     qf, gf = _two_lists(qf, gf, normalize or metric == "cosine")
     matching = Matching(q_pids, g_pids, q_camids, g_camids, q_seqs, g_seqs, same_list, (len(qf), len(gf)))
+    scale = _scale_of(camera_pairs, q_camids, g_camids)
+    if scale and rerank:
+        raise UserError("camera_pairs: re-ranking has a distance of its own")
     if rerank is None:
-        dist = Distances(qf, gf, metric, max_memory)
+        dist = Distances(qf, gf, metric, max_memory, scale=scale)
     else:
         dist = ReRanking(qf, gf, *rerank, block_size=block_size, max_memory=max_memory, one_list=one_list)
     return rank_blocks(
@@ -80,14 +87,16 @@ def evaluate_roc(
     block_size: int | None = None,
     same_list: bool = False,
     max_memory: int | None = None,
+    camera_pairs: CameraPairs | None = None,
 ) -> dict[float, float]:
     """Returns ``roc`` of features (Q, D) and (G, D), by cosine, in blocks.
 
-    block_size, max_memory and ``ValueError`` as ``evaluate_features``; same_list as ``evaluate_rank``.
+    block_size, max_memory, camera_pairs (of cosines) and ``ValueError`` as ``evaluate_features``; same_list as
+    ``evaluate_rank``.
     """
     qf, gf = _two_lists(qf, gf, normalize=True)
     matching = Matching(q_pids, g_pids, q_camids, g_camids, same_list=same_list, shape=(len(qf), len(gf)))
-    dist = Distances(qf, gf, "cosine", max_memory)
+    dist = Distances(qf, gf, "cosine", max_memory, scale=_scale_of(camera_pairs, q_camids, g_camids))
     return roc_blocks(
         dist.rows, matching, fars, block_size=block_size, strip=dist.strip, threads=dist.on_cpu, max_memory=max_memory
     )
@@ -111,6 +120,14 @@ def roc(
     rows, shape = distance_rows(distmat)
     matching = Matching(q_pids, g_pids, q_camids, g_camids, shape=shape)
     return roc_blocks(rows, matching, fars)
+
+
+def _scale_of(camera_pairs: CameraPairs | None, q_camids: object, g_camids: object) -> PairScale | None:
+    if camera_pairs is None:
+        return None
+    if q_camids is None or g_camids is None:
+        raise UserError("camera_pairs: the cameras of query and gallery must be given")
+    return camera_pairs.between(q_camids, g_camids)
 
 
 def _two_lists(qf: object, gf: object, normalize: bool) -> tuple[Tensor, Tensor]:

@@ -14,8 +14,9 @@ import torch
 
 from utils.errors import UserError
 from utils.scoring.blocks import each_block
+from utils.scoring.camera_norm import CameraPairs, PairScale
 from utils.scoring.distances import Distances, as_features, on_one_device, unit_length
-from utils.scoring.matching import Matching
+from utils.scoring.matching import Matching, PairBlock
 from utils.scoring.ranking import choose
 
 PAIRS = ("across", "all", "within")
@@ -75,11 +76,12 @@ def count_pairs(
     same_list: bool = False,
     max_memory: int | None = None,
     seed: int = 0,
+    camera_pairs: CameraPairs | None = None,
 ) -> PairCounts:
     """Counts the pairs of queries (Q, D) and gallery images (G, D).
 
     which: pairs that count, of ``PAIRS``; without cameras only ``all``. far: the largest false accept rate that will be
-    asked for; impostors up to that share are kept. metric, normalize, same_list, max_memory: as for
+    asked for; impostors up to that share are kept. metric, normalize, same_list, max_memory, camera_pairs: as for
     ``evaluate_features``; with same_list every pair occurs twice, in both orders, and counts once in both. Raises
     ``UserError`` for an unknown word, missing cameras, and if there is no genuine or no impostor pair.
     """
@@ -89,9 +91,10 @@ def count_pairs(
         qf, gf = unit_length(qf), unit_length(gf)
     matching = Matching(q_pids, g_pids, same_list=same_list, shape=(len(qf), len(gf)), need_valid=False)
     cameras = _cameras(which, q_camids, g_camids, len(qf), len(gf))
-    dist = Distances(qf, gf, metric, max_memory)
+    scale = camera_pairs.between(q_camids, g_camids) if camera_pairs else None
+    dist = Distances(qf, gf, metric, max_memory, scale=scale)
     identities, rows = np.unique(np.concatenate([matching.q_pids, matching.g_pids]), return_inverse=True)
-    counter = _Counter(dist, matching, cameras, which, rows, len(identities), far, seed)
+    counter = _Counter(dist, matching, cameras, which, rows, len(identities), far, seed, scale)
     each_block(
         len(qf), len(gf), None, counter.work, "pairs", strip=dist.strip, threads=dist.on_cpu, max_memory=max_memory
     )
@@ -101,7 +104,7 @@ def count_pairs(
 def _cameras(
     which: str, q_camids: object, g_camids: object, queries: int, images: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns the cameras of both lists, None where they do not matter."""
+    """Returns the cameras of both lists as codes from 0, None where they do not matter."""
     if which == "all":
         return None
     if q_camids is None or g_camids is None:
@@ -109,9 +112,17 @@ def _cameras(
     cameras = np.asarray(q_camids), np.asarray(g_camids)
     if (len(cameras[0]), len(cameras[1])) != (queries, images):
         raise UserError(f"{len(cameras[0])} and {len(cameras[1])} cameras for {queries} and {images} images")
-    if which == "across" and len(np.unique(np.concatenate(cameras))) == 1:
+    known, codes = np.unique(np.concatenate(cameras), return_inverse=True)
+    if which == "across" and len(known) == 1:
         raise UserError("pairs 'across' cameras: all images are of one camera; choose 'all' or 'within'")
-    return cameras
+    return codes[:queries], codes[queries:]
+
+
+def _columns(cameras: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
+    """Returns the gallery images of each camera, whose codes count from 0."""
+    order = np.argsort(cameras[1], kind="stable")
+    count = np.bincount(cameras[1], minlength=1 + max(codes.max() for codes in cameras))
+    return np.split(order, np.cumsum(count)[:-1])
 
 
 class _Counter:
@@ -127,15 +138,17 @@ class _Counter:
         identities: int,
         far: float,
         seed: int,
+        scale: PairScale | None = None,
     ):
-        self.dist, self.matching, self.cameras, self.which = dist, matching, cameras, which
+        self.scale, self.dist, self.matching, self.cameras, self.which = scale, dist, matching, cameras, which
         self.q_rows, self.g_rows, self.num = rows[: dist.shape[0]], rows[dist.shape[0] :], identities
         low, cut, high = self._range(far, seed)
         least = low + 1e-7 * max(abs(low), 1)  # where all distances are equal, the bins have a width all the same
         self.edges = np.linspace(low, max(high, least), BINS - 1)
         self.tail_edges = np.linspace(low, max(cut, least), TAIL_BINS)
-        self.counts, self.tails = np.zeros((2, BINS), np.int64), np.zeros((identities, TAIL_BINS), np.int64)
+        self.counts, self.tails = np.zeros((2, BINS), np.int64), np.zeros((identities, TAIL_BINS), np.int32)
         self.pairs_of, self.far = np.zeros(identities, np.int64), far
+        self.columns = [] if cameras is None else _columns(cameras)
         self.genuine: list[np.ndarray] = []
         self.nearest: list[np.ndarray] = []
         self.lock = threading.Lock()
@@ -145,7 +158,8 @@ class _Counter:
         rng = np.random.default_rng(seed)
         chosen = [np.sort(rng.choice(total, min(SAMPLE, total), replace=False)) for total in self.dist.shape]
         a, b = (torch.from_numpy(rows).to(self.dist.device) for rows in chosen)
-        sample = Distances(self.dist.a[a], self.dist.b[b], self.dist.metric)
+        scale = self.scale.take(*chosen) if self.scale else None
+        sample = Distances(self.dist.a[a], self.dist.b[b], self.dist.metric, scale=scale)
         values = torch.cat([sample.rows(i, min(i + sample.strip, len(a))) for i in range(0, len(a), sample.strip)])
         values = values.cpu().numpy()
         other = self.matching.q_pids[chosen[0]][:, None] != self.matching.g_pids[chosen[1]][None]
@@ -157,31 +171,66 @@ class _Counter:
         return float(values.min()), float(np.quantile(impostors, min(3 * far + 0.002, 1))), float(values.max())
 
     def work(self, start: int, stop: int) -> None:
-        """Counts the pairs of queries ``start`` to ``stop``."""
+        """Counts the pairs of queries ``start`` to ``stop``, row by row: what a row needs stays in the cache."""
         block, pairs = self.dist.rows(start, stop).cpu().numpy(), self.matching.pairs(start, stop)
-        counts = np.ones(block.shape, bool) if self.cameras is None else self._kept(slice(start, stop), slice(None))
-        genuine = counts[pairs.query, pairs.gallery] & pairs.positive
+        kept = self._kept_pairs(start, pairs)
+        genuine = kept & pairs.positive
         same = block[pairs.query[genuine], pairs.gallery[genuine]]
-        counts[pairs.query, pairs.gallery] = False
-        impostors = block[counts]
-        hist = _histogram(impostors, self.edges)
-        near = counts & (block <= self.tail_edges[-1])
-        q, g = np.nonzero(near)
-        values = block[near]
+        others, first = pairs.gallery[kept], np.searchsorted(pairs.query[kept], np.arange(stop - start + 1))
+        counts, of_query, near = np.zeros(BINS, np.int64), np.zeros(stop - start, np.int64), []
+        for i, row in enumerate(block):
+            hist = self._impostors_of(row, start + i, others[first[i] : first[i + 1]])
+            of_query[i] = hist.sum()
+            counts += hist
+            near.append(self._near(row, start + i))
+        values = np.concatenate([row[columns] for row, columns in zip(block, near, strict=True)])
         bins = np.searchsorted(self.tail_edges, values, "left")  # up to and with an edge, as 'accepted' is counted
-        by_identity = np.zeros_like(self.tails)
-        for rows in (self.q_rows[start:stop][q], self.g_rows[g]):
-            flat = np.bincount(rows * TAIL_BINS + np.minimum(bins, TAIL_BINS - 1), minlength=self.num * TAIL_BINS)
-            by_identity += flat.reshape(self.num, TAIL_BINS)
-        total = np.bincount(self.q_rows[start:stop], counts.sum(1), self.num)
-        total += np.bincount(self.g_rows, counts.sum(0), self.num)
+        bins = np.minimum(bins, TAIL_BINS - 1)
+        rows = np.repeat(np.arange(stop - start), [len(columns) for columns in near])
+        tails = np.bincount(rows * TAIL_BINS + bins, minlength=(stop - start) * TAIL_BINS).reshape(-1, TAIL_BINS)
+        of_gallery = self._of_gallery(start, stop) - np.bincount(others, minlength=len(self.g_rows))
         with self.lock:
             self.counts[0] += _histogram(same, self.edges)
-            self.counts[1] += hist
-            self.tails += by_identity
-            self.pairs_of += total.astype(np.int64)
+            self.counts[1] += counts
+            for row, tail in zip(self.q_rows[start:stop], tails, strict=True):
+                self.tails[row] += tail.astype(np.int32)
+            np.add.at(self.tails.reshape(-1), self.g_rows[np.concatenate(near)] * TAIL_BINS + bins, 1)
+            np.add.at(self.pairs_of, self.q_rows[start:stop], of_query)
+            np.add.at(self.pairs_of, self.g_rows, of_gallery)
             self.genuine.append(same)
             self.nearest.append(values)
+
+    def _kept_pairs(self, start: int, pairs: PairBlock) -> np.ndarray:
+        """Returns which pairs of one identity the choice of cameras keeps."""
+        if self.cameras is None:
+            return np.ones(len(pairs.query), bool)
+        one = self.cameras[0][start + pairs.query] == self.cameras[1][pairs.gallery]
+        return one if self.which == "within" else ~one
+
+    def _impostors_of(self, row: np.ndarray, query: int, others: np.ndarray) -> np.ndarray:
+        """Returns the histogram of a query's impostors. others: (P,) kept images of its own identity."""
+        bins = _bins(row, self.edges)
+        columns = None if self.cameras is None else self.columns[self.cameras[0][query]]
+        hist = np.bincount(bins if self.which != "within" else bins[columns], minlength=BINS)
+        if self.which == "across":
+            hist -= np.bincount(bins[columns], minlength=BINS)
+        return hist - np.bincount(bins[others], minlength=BINS)
+
+    def _near(self, row: np.ndarray, query: int) -> np.ndarray:
+        """Returns the columns of a query's impostors in the tail."""
+        columns = np.flatnonzero(row <= self.tail_edges[-1])
+        counts = self.g_rows[columns] != self.q_rows[query]
+        if self.cameras is not None:
+            one = self.cameras[1][columns] == self.cameras[0][query]
+            counts &= one if self.which == "within" else ~one
+        return columns[counts]
+
+    def _of_gallery(self, start: int, stop: int) -> np.ndarray:
+        """Returns with how many of the queries each gallery image is a pair that counts, (G,)."""
+        if self.cameras is None:
+            return np.full(len(self.g_rows), stop - start)
+        one = np.bincount(self.cameras[0][start:stop], minlength=len(self.columns))[self.cameras[1]]
+        return one if self.which == "within" else stop - start - one
 
     def _kept(self, queries: slice | np.ndarray, images: slice | np.ndarray) -> np.ndarray:
         """Returns which pairs of queries and images the choice of cameras keeps."""
@@ -196,12 +245,16 @@ class _Counter:
             kind = "genuine" if not len(genuine) else "impostor"
             raise UserError(f"no {kind} pair {self.which} cameras" if self.which != "all" else f"no {kind} pair")
         keep = min(int(np.ceil(self.far * impostors)) + 1, impostors)
-        nearest = np.sort(np.concatenate(self.nearest))
+        nearest = np.concatenate(self.nearest)
+        self.nearest.clear()
+        if keep < len(nearest):
+            nearest = np.partition(nearest, keep - 1)[:keep]
+        nearest.sort()
         return PairCounts(
             which=self.which,
             identities=identities,
             genuine=genuine,
-            nearest=nearest[:keep],
+            nearest=nearest,
             impostors=impostors,
             edges=np.concatenate([[-np.inf], self.edges, [np.inf]]),
             genuine_counts=self.counts[0],
@@ -213,8 +266,16 @@ class _Counter:
         )
 
 
+def _bins(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Returns which of (-inf, e0], (e0, e1], ..., (e_last, inf) each value is in, for evenly spaced edges."""
+    kind = values.dtype.type  # float32 is exact enough for bins, and half as long
+    bins = values - kind(edges[0])
+    bins /= kind(edges[1] - edges[0])
+    np.ceil(bins, out=bins)
+    np.maximum(bins, 0, out=bins)
+    return np.minimum(bins, len(edges), out=bins).astype(np.intp)
+
+
 def _histogram(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Returns counts in (-inf, e0], (e0, e1], ..., (e_last, inf) for evenly spaced edges."""
-    step = edges[1] - edges[0]
-    bins = np.ceil((values - edges[0]) / step).clip(0, len(edges)).astype(np.int64)
-    return np.bincount(bins, minlength=len(edges) + 1)
+    """Returns the counts in the bins of ``_bins``."""
+    return np.bincount(_bins(values, edges), minlength=len(edges) + 1)
