@@ -26,6 +26,9 @@ BINS = 4096
 """Bins of all distances, between the smallest and the largest one of a sample, and beyond."""
 TAIL_BINS = 512
 """Bins of the nearest impostors, for the counts by identity."""
+EXACT = 2**27
+"""Pairs up to which all distances are counted. Of more, those beyond the tail are counted for evenly spaced queries:
+a curve there needs no hundred million pairs. Thresholds come from the tail, which is always complete."""
 SAMPLE = 2000
 """Images of each list whose distances place the bins."""
 
@@ -38,7 +41,8 @@ class PairCounts:
     the K smallest impostor distances, ascending. impostors: their number in all. edges: (B + 1,) of the bins of all
     distances, the first -inf and the last inf; genuine_counts, impostor_counts: (B,). tail_edges: (T + 1,) of the
     impostors' tail, the first -inf; tail_counts: (I, T) impostor pairs by each of their two identities; pairs_of: (I,)
-    all impostor pairs of an identity. which: of ``PAIRS``. orders: how often each pair of images is counted, 2 in one
+    all impostor pairs of an identity. Beyond the tail, ``impostor_counts`` of more than ``EXACT`` pairs is scaled up
+    from some queries. which: of ``PAIRS``. orders: how often each pair of images is counted, 2 in one
     list.
     """
 
@@ -146,8 +150,9 @@ class _Counter:
         least = low + 1e-7 * max(abs(low), 1)  # where all distances are equal, the bins have a width all the same
         self.edges = np.linspace(low, max(high, least), BINS - 1)
         self.tail_edges = np.linspace(low, max(cut, least), TAIL_BINS)
-        self.counts, self.tails = np.zeros((2, BINS), np.int64), np.zeros((identities, TAIL_BINS), np.int32)
+        self.counts, self.tails = np.zeros((3, BINS), np.int64), np.zeros((identities, TAIL_BINS), np.int32)
         self.pairs_of, self.far = np.zeros(identities, np.int64), far
+        self.impostors, self.stride = 0, max(dist.shape[0] * dist.shape[1] // EXACT, 1)
         self.columns = [] if cameras is None else _columns(cameras)
         self.genuine: list[np.ndarray] = []
         self.nearest: list[np.ndarray] = []
@@ -176,29 +181,35 @@ class _Counter:
         kept = self._kept_pairs(start, pairs)
         genuine = kept & pairs.positive
         same = block[pairs.query[genuine], pairs.gallery[genuine]]
-        others, first = pairs.gallery[kept], np.searchsorted(pairs.query[kept], np.arange(stop - start + 1))
-        counts, of_query, near = np.zeros(BINS, np.int64), np.zeros(stop - start, np.int64), []
-        for i, row in enumerate(block):
-            hist = self._impostors_of(row, start + i, others[first[i] : first[i + 1]])
-            of_query[i] = hist.sum()
-            counts += hist
-            near.append(self._near(row, start + i))
+        query, others = pairs.query[kept], pairs.gallery[kept]
+        near = [self._near(row, start + i) for i, row in enumerate(block)]
         values = np.concatenate([row[columns] for row, columns in zip(block, near, strict=True)])
-        bins = np.searchsorted(self.tail_edges, values, "left")  # up to and with an edge, as 'accepted' is counted
-        bins = np.minimum(bins, TAIL_BINS - 1)
+        bins = np.minimum(_bins(values, self.tail_edges), TAIL_BINS - 1)
         rows = np.repeat(np.arange(stop - start), [len(columns) for columns in near])
         tails = np.bincount(rows * TAIL_BINS + bins, minlength=(stop - start) * TAIL_BINS).reshape(-1, TAIL_BINS)
-        of_gallery = self._of_gallery(start, stop) - np.bincount(others, minlength=len(self.g_rows))
+        beyond = self._beyond(block, start, query, others) - _histogram(values[self._read(start + rows)], self.edges)
+        of_query, of_gallery = self._impostors(start, stop, query, others)
         with self.lock:
-            self.counts[0] += _histogram(same, self.edges)
-            self.counts[1] += counts
+            self.counts += _histogram(same, self.edges), _histogram(values, self.edges), beyond
             for row, tail in zip(self.q_rows[start:stop], tails, strict=True):
                 self.tails[row] += tail.astype(np.int32)
             np.add.at(self.tails.reshape(-1), self.g_rows[np.concatenate(near)] * TAIL_BINS + bins, 1)
             np.add.at(self.pairs_of, self.q_rows[start:stop], of_query)
             np.add.at(self.pairs_of, self.g_rows, of_gallery)
+            self.impostors += int(of_query.sum())
             self.genuine.append(same)
-            self.nearest.append(values)
+            self._keep(values)
+
+    def _keep(self, values: np.ndarray) -> None:
+        """Adds impostors of the tail, and drops what cannot be among the nearest that are kept."""
+        self.nearest.append(values)
+        most = int(self.far * self.dist.shape[0] * self.dist.shape[1]) + 2
+        if sum(map(len, self.nearest)) > 2 * most:
+            self.nearest = [np.partition(np.concatenate(self.nearest), most - 1)[:most]]
+
+    def _read(self, queries: np.ndarray) -> np.ndarray:
+        """Returns which queries' distances beyond the tail are counted: all, or evenly spaced ones."""
+        return queries % self.stride == 0
 
     def _kept_pairs(self, start: int, pairs: PairBlock) -> np.ndarray:
         """Returns which pairs of one identity the choice of cameras keeps."""
@@ -207,14 +218,20 @@ class _Counter:
         one = self.cameras[0][start + pairs.query] == self.cameras[1][pairs.gallery]
         return one if self.which == "within" else ~one
 
-    def _impostors_of(self, row: np.ndarray, query: int, others: np.ndarray) -> np.ndarray:
-        """Returns the histogram of a query's impostors. others: (P,) kept images of its own identity."""
-        bins = _bins(row, self.edges)
-        columns = None if self.cameras is None else self.columns[self.cameras[0][query]]
-        hist = np.bincount(bins if self.which != "within" else bins[columns], minlength=BINS)
-        if self.which == "across":
-            hist -= np.bincount(bins[columns], minlength=BINS)
-        return hist - np.bincount(bins[others], minlength=BINS)
+    def _beyond(self, block: np.ndarray, start: int, query: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Returns the histogram of the impostors of the queries that are read.
+
+        query, others: (P,) rows of the block and images of its kept pairs of one identity.
+        """
+        first, out = np.searchsorted(query, np.arange(len(block) + 1)), np.zeros(BINS, np.int64)
+        for i in np.flatnonzero(self._read(start + np.arange(len(block)))).tolist():
+            bins = _bins(block[i], self.edges)
+            columns = None if self.cameras is None else self.columns[self.cameras[0][start + i]]
+            out += np.bincount(bins if self.which != "within" else bins[columns], minlength=BINS)
+            if self.which == "across":
+                out -= np.bincount(bins[columns], minlength=BINS)
+            out -= np.bincount(bins[others[first[i] : first[i + 1]]], minlength=BINS)
+        return out
 
     def _near(self, row: np.ndarray, query: int) -> np.ndarray:
         """Returns the columns of a query's impostors in the tail."""
@@ -225,12 +242,20 @@ class _Counter:
             counts &= one if self.which == "within" else ~one
         return columns[counts]
 
-    def _of_gallery(self, start: int, stop: int) -> np.ndarray:
-        """Returns with how many of the queries each gallery image is a pair that counts, (G,)."""
+    def _impostors(
+        self, start: int, stop: int, query: np.ndarray, others: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns in how many impostor pairs each query of a block and each gallery image is, (B,) and (G,)."""
+        queries, images = stop - start, len(self.g_rows)
+        of_query, of_gallery = np.bincount(query, minlength=queries), np.bincount(others, minlength=images)
         if self.cameras is None:
-            return np.full(len(self.g_rows), stop - start)
-        one = np.bincount(self.cameras[0][start:stop], minlength=len(self.columns))[self.cameras[1]]
-        return one if self.which == "within" else stop - start - one
+            return images - of_query, queries - of_gallery
+        q_codes, g_codes = self.cameras[0][start:stop], self.cameras[1]
+        with_query = np.array([len(columns) for columns in self.columns])[q_codes]  # images of a query's camera
+        with_image = np.bincount(q_codes, minlength=len(self.columns))[g_codes]
+        if self.which == "within":
+            return with_query - of_query, with_image - of_gallery
+        return images - with_query - of_query, queries - with_image - of_gallery
 
     def _kept(self, queries: slice | np.ndarray, images: slice | np.ndarray) -> np.ndarray:
         """Returns which pairs of queries and images the choice of cameras keeps."""
@@ -240,7 +265,7 @@ class _Counter:
 
     def result(self, identities: np.ndarray) -> PairCounts:
         genuine = np.sort(np.concatenate(self.genuine))
-        impostors = int(self.counts[1].sum())
+        impostors = self.impostors
         if not len(genuine) or not impostors:
             kind = "genuine" if not len(genuine) else "impostor"
             raise UserError(f"no {kind} pair {self.which} cameras" if self.which != "all" else f"no {kind} pair")
@@ -258,12 +283,18 @@ class _Counter:
             impostors=impostors,
             edges=np.concatenate([[-np.inf], self.edges, [np.inf]]),
             genuine_counts=self.counts[0],
-            impostor_counts=self.counts[1],
+            impostor_counts=self.counts[1] + _scaled(self.counts[2], impostors - int(self.counts[1].sum())),
             tail_edges=np.concatenate([[-np.inf], self.tail_edges]),
             tail_counts=self.tails,
             pairs_of=self.pairs_of,
             orders=2 if self.matching.same_list else 1,
         )
+
+
+def _scaled(counts: np.ndarray, total: int) -> np.ndarray:
+    """Returns counts in the same proportions, of the sum ``total``."""
+    upto = np.cumsum(counts)
+    return counts if upto[-1] in (0, total) else np.diff(np.rint(upto * (total / upto[-1])), prepend=0).astype(np.int64)
 
 
 def _bins(values: np.ndarray, edges: np.ndarray) -> np.ndarray:

@@ -62,6 +62,20 @@ def test_blocks_and_two_lists_change_nothing():
         assert np.array_equal(getattr(one, name), getattr(other, name)), name
 
 
+@pytest.mark.parametrize("which", PAIRS)
+def test_beyond_the_tail_some_queries_stand_for_many_pairs(which, monkeypatch):
+    whole = counted(which=which)
+    monkeypatch.setattr("utils.scoring.pair_counts.EXACT", 240 * 240 // 3)
+    some = counted(which=which)
+    for name in ("genuine", "nearest", "impostors", "genuine_counts", "tail_counts", "pairs_of"):
+        assert np.array_equal(getattr(whole, name), getattr(some, name)), name
+    assert some.impostor_counts.sum() == some.impostors
+    upto = np.searchsorted(whole.edges, whole.tail_edges[-1]) - 1
+    assert np.array_equal(whole.impostor_counts[:upto], some.impostor_counts[:upto])
+    shares = [np.cumsum(pairs.impostor_counts) / pairs.impostors for pairs in (whole, some)]
+    assert 0 < np.abs(shares[0] - shares[1]).max() < 0.03
+
+
 def test_a_threshold_is_that_of_scikit_learns_curve():
     pairs, (dist, same) = counted(), slow_pairs("all")
     false, true, cuts = roc_curve(same, -dist, drop_intermediate=False)
