@@ -17,7 +17,7 @@ from datasets.loaders import make_dataloader
 from processor.evaluate import Settings
 from processor.extractor import make_extractor
 from tools.calibrate import Labelled, calibrated_set
-from utils.scoring.calibration import Probability, reliability, smallest_far, thresholds
+from utils.scoring.calibration import Probability, reliability, smallest_far, thresholds, unknown_threshold
 
 
 def main() -> None:
@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--pairs", default="across")
     parser.add_argument("--prior", type=float, default=0.01)
+    parser.add_argument("--fpir", type=float, default=0.01)
     parser.add_argument("opts", nargs=argparse.REMAINDER)
     args = parser.parse_args()
     cfg = load_config(args.config_file, args.opts)
@@ -33,7 +34,7 @@ def main() -> None:
     test = calibrated_set(cfg, data)
     labelled = Labelled.extracted(extractor, test, settings)
     rows: dict[float, list[tuple[float, bool]]] = {}
-    errors = []
+    errors, unknown = [], []
     for seed in range(args.splits):
         identities = np.random.default_rng(seed).permutation(np.unique(labelled.pids))
         fitted, held_out = (
@@ -43,6 +44,10 @@ def main() -> None:
         for row in thresholds(fitted, fars):
             got = float(np.searchsorted(held_out.nearest, row.distance, "right") / held_out.impostors)
             rows.setdefault(row.far, []).append((got, row.got_low <= got <= row.got_high))
+        if 3 / len(fitted.nearest_of) <= args.fpir:
+            row = unknown_threshold(fitted, args.fpir)
+            got = float((held_out.nearest_of <= row.distance).mean())
+            unknown.append((got, row.got_low <= got <= row.got_high))
         errors.append(reliability(Probability.fit(fitted, args.prior), held_out).ece)
     print(f"{test.name}: {len(np.unique(labelled.pids))} identities, {args.splits} splits, pairs {args.pairs}")
     for far, values in rows.items():
@@ -50,6 +55,13 @@ def main() -> None:
         print(
             f"FAR wanted {far:g}, got {np.mean(got):.2g} ({np.min(got):.2g} to {np.max(got):.2g}); "
             f"{100 * np.mean(covered):.0f} % of the intervals hold it"
+        )
+    if unknown:
+        got, covered = zip(*unknown, strict=True)
+        print(
+            f"FPIR wanted {args.fpir:g}: of absent queries, {100 - 100 * np.mean(got):.2f} % come back as unknown "
+            f"({100 - 100 * np.max(got):.2f} to {100 - 100 * np.min(got):.2f}); {100 * np.mean(covered):.0f} % of the "
+            "intervals hold it"
         )
     print(f"expected calibration error at prior {args.prior:g}: {np.mean(errors):.4f}, at most {np.max(errors):.4f}")
 

@@ -245,10 +245,12 @@ def ranking(
             camera_pairs=reference and reference.pairs("cosine", True),
         )  # fmt: skip
         metrics |= {f"TAR@FAR={far:g}": float(tar) for far, tar in tars.items()}
-    if nearest is not None and (found := open_set(nearest)) is not None:
+    found = open_set(nearest) if nearest is not None else None
+    if found is not None:
         metrics |= {f"DIR@FPIR={fpir:g}": rate for fpir, rate in found.rates.items()} | {"AUROC": found.auroc}
         metrics |= {"absent_queries": found.absent}
-    return Scored(metrics, query, result.per_query, watch.ranked(qf, gf, result.cmc) if watch else None)
+    ranked = watch.ranked(qf, gf, result.cmc, found and found.curve) if watch else None
+    return Scored(metrics, query, result.per_query, ranked)
 
 
 def open_set_watcher(query: Records, gallery: Records, settings: Settings) -> NearestImage | None:

@@ -127,8 +127,9 @@ class Ranked:
     distances: (Q, K). paths, pids, camids, boxes (S, 4): the images; q_boxes (Q, 4): the queries' crops, all 0 for
     whole images. cmc: (R,) or empty. q_cameras (A,), g_cameras (C,), camera_map (A, C) with NaN for no match, and
     camera_count (A, C); empty if cameras are not known or too many. map_xy (M, 2), map_pids, map_camids (M,),
-    map_query (M,): the map's points, and whether each is a query. Identities and cameras are the dataset's own, numbers
-    or text.
+    map_query (M,): the map's points, and whether each is a query. open_curve: (2, P) false positive identification
+    rates, and detection and identification rates; P 0 without absent queries. Identities and cameras are the dataset's
+    own, numbers or text.
     """
 
     lists: np.ndarray
@@ -148,6 +149,7 @@ class Ranked:
     map_pids: np.ndarray
     map_camids: np.ndarray
     map_query: np.ndarray
+    open_curve: np.ndarray
 
     def save(self, path: Path) -> None:
         """Writes the file."""
@@ -179,6 +181,7 @@ class Ranked:
             "judged": (queries, places), "distances": (queries, places), "q_boxes": (queries, 4), "pids": (images,),
             "camids": (images,), "boxes": (images, 4), "camera_map": cameras, "camera_count": cameras,
             "map_xy": (points, 2), "map_pids": (points,), "map_camids": (points,), "map_query": (points,),
+            "open_curve": (2, self.open_curve.size // 2),
             "cmc": (self.cmc.size,), "q_cameras": (cameras[0],), "g_cameras": (cameras[1],),
         }  # fmt: skip
         for name, shape in shapes.items():
@@ -195,7 +198,7 @@ class Ranked:
             "lists": (self.lists, 0, images - 1), "judged": (self.judged, JUNK, RIGHT), "cmc": (self.cmc, 0, 1 + SLACK),
             "distances": (self.distances, -np.inf, np.inf), "map_xy": (self.map_xy, -SLACK, 1 + SLACK),
             "camera_map": (self.camera_map[~np.isnan(self.camera_map)], -SLACK, 1 + SLACK),
-            "camera_count": (self.camera_count, 0, 2**53),
+            "camera_count": (self.camera_count, 0, 2**53), "open_curve": (self.open_curve, 0, 1 + SLACK),
         }  # fmt: skip
         for name, (array, low, high) in within.items():
             if array.size and not ((array >= low) & (array <= high)).all():  # a NaN is outside too

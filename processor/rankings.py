@@ -37,7 +37,9 @@ class RankingRecorder:
         if self.cameras:
             self.cameras(start, block, pairs)
 
-    def ranked(self, qf: Tensor, gf: Tensor, cmc: np.ndarray | None = None) -> Ranked:
+    def ranked(
+        self, qf: Tensor, gf: Tensor, cmc: np.ndarray | None = None, open_curve: np.ndarray | None = None
+    ) -> Ranked:
         """Returns the recorded rankings. qf: (Q, D), gf: (G, D): the features that were ranked."""
         rows, lists = np.unique(self.top.indices, return_inverse=True)
         listed = self.gallery.take(rows)
@@ -59,6 +61,7 @@ class RankingRecorder:
             g_cameras=camera_names(self.gallery, self.cameras.cameras) if self.cameras else none,
             camera_map=means,
             camera_count=numbers,
+            open_curve=np.zeros((2, 0)) if open_curve is None else open_curve,
             **self._map(qf, gf),
         )
 

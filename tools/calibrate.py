@@ -155,6 +155,8 @@ def calibrate(
         impostor_pairs=pairs.distinct[1],
         thresholds=thresholds(pairs, list(fars) if fars else shown_fars(pairs)),
         probability=probability,
+        absent=np.sort(pairs.nearest_of),
+        images=pairs.impostors / len(pairs.nearest_of),
         figures={} if held_out is None else {"ece": held_out.ece, "brier": held_out.brier},
         commit=commit(),
     )

@@ -112,6 +112,8 @@ def charts_of(queries: Queries, ranked: Ranked | None) -> list[dict[str, Any]]:
         ranks = np.arange(1, len(ranked.cmc) + 1)
         svg = line_chart({"CMC": (ranks, 100 * ranked.cmc)}, "CMC curve", "rank", "queries with a match, %", (0, 100))
         charts.append({"svg": svg, "caption": "CMC: share of queries with a match up to each rank."})
+    if ranked is not None and ranked.open_curve.shape[1] > 2:
+        charts.append(open_set_chart(ranked.open_curve))
     if not np.isnan(queries.ap).all():
         ap = queries.ap[~np.isnan(queries.ap)]
         svg = histogram(100 * ap, np.linspace(0, 100, 21), "Distribution of AP", "average precision, %", "queries")
@@ -129,6 +131,20 @@ def charts_of(queries: Queries, ranked: Ranked | None) -> list[dict[str, Any]]:
         )
         charts.append({"svg": svg, "caption": caption})
     return [{**chart, "svg": Markup(chart["svg"])} for chart in charts]
+
+
+def open_set_chart(curve: np.ndarray) -> dict[str, str]:
+    """Returns the chart of detection and identification against false positive identification, (2, P) rates."""
+    (fpir, rate), shown = curve, curve[0] > 0
+    svg = line_chart(
+        {"rank 1, and near enough": (np.log10(fpir[shown]), 100 * rate[shown])}, "Open-set curve", "log10 of FPIR",
+        "DIR, %", (0, 100),
+    )  # fmt: skip
+    caption = (
+        "Open set: share of the queries in the gallery that are found (DIR), by the share of absent ones that are "
+        "answered with a name (FPIR)."
+    )
+    return {"svg": svg, "caption": caption}
 
 
 def report_section(run: FinishedRun, name: str) -> dict[str, Any]:

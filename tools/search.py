@@ -202,9 +202,12 @@ class Decisions:
 def make_decisions(args: argparse.Namespace, gallery: Gallery, metric: str, unit: bool) -> Decisions | None:
     """Reads --calibration. Raises ``UserError`` if it is of another model or distance than the gallery."""
     if not args.calibration:
-        if args.far is not None:
-            raise UserError("--far: chooses a threshold of --calibration, which is missing")
+        for name in ("far", "fpir"):
+            if getattr(args, name) is not None:
+                raise UserError(f"--{name}: chooses a threshold of --calibration, which is missing")
         return None
+    if args.far is not None and args.fpir is not None:
+        raise UserError("--far and --fpir: give one; both choose the threshold")
     calibration = Calibration.read(args.calibration)
     known = str(gallery.meta.get("model_hash", ""))
     if not known and not args.force:
@@ -213,6 +216,8 @@ def make_decisions(args: argparse.Namespace, gallery: Gallery, metric: str, unit
             "--force decides all the same"
         )
     calibration.refuse_other(known or calibration.model_hash, metric, unit, args.calibration)
+    if args.fpir is not None:
+        return Decisions(calibration, calibration.unknown_beyond(args.fpir, len(gallery)))
     return Decisions(calibration, calibration.threshold(args.far).distance)
 
 
@@ -391,6 +396,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--index", choices=("faiss",), help="approximate, in memory; prints its recall")
     parser.add_argument("--calibration", type=Path, metavar="FILE", help="of tools.calibrate: adds P(same) and 'known'")
     parser.add_argument("--far", type=float, metavar="RATE", help="whose threshold decides; the file's strictest")
+    parser.add_argument("--fpir", type=float, metavar="RATE", help="or: share of absent queries that get a name")
     parser.add_argument("--force", action="store_true", help="search even if query and gallery are of different models")
     args = parser.parse_args(argv)
     if args.memory < 0:

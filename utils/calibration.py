@@ -13,7 +13,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.files import write_json
-from utils.scoring.calibration import Probability, Threshold
+from utils.scoring.calibration import Probability, Threshold, unknown_distance
 from utils.scoring.camera_norm import KINDS
 from utils.scoring.drift import LEAST_PAIRS, Drift, disjoint_pairs, drift
 
@@ -30,7 +30,8 @@ class Calibration:
     keys of TEST say. pairs: which ones
     counted (``utils.scoring.pair_counts.PAIRS``). identities, genuine_pairs, impostor_pairs: how many. figures: ``ece``
     and ``brier`` at the prior, on identities that were left out of the fit. random_pairs: (R,) distances of pairs drawn
-    without regard to labels, each image in one, to see whether other images still look like these.
+    without regard to labels, each image in one, to see whether other images still look like these. absent: (A,)
+    distances of queries' nearest strangers, ascending, among ``images`` of them.
     """
 
     model_hash: str
@@ -46,6 +47,8 @@ class Calibration:
     probability: Probability
     figures: dict[str, float] = field(default_factory=dict)
     random_pairs: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    absent: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    images: float = 1.0
     commit: str = ""
 
     def threshold(self, far: float | None = None) -> Threshold:
@@ -57,6 +60,16 @@ class Calibration:
                 return row
         known = ", ".join(f"{row.far:g}" for row in self.thresholds)
         raise UserError(f"the calibration has no threshold for a false accept rate of {far:g}; it has {known}")
+
+    def unknown_beyond(self, fpir: float, images: int) -> float:
+        """Returns the distance beyond which a query shows nobody of a gallery of so many images.
+
+        Of absent queries, at most a share ``fpir`` is answered with a name. Raises ``UserError`` for a rate that the
+        calibration's queries do not show.
+        """
+        if not len(self.absent):
+            raise UserError("the calibration has no queries; calibrate again with tools.calibrate")
+        return unknown_distance(self.absent, fpir, self.images / max(images, 1))
 
     def refuse_other(self, model_hash: str, metric: str, normalize: bool, path: object = "the calibration") -> None:
         """Raises ``UserError`` unless it is of this model and of these distances between images without cameras."""
@@ -125,7 +138,8 @@ class Calibration:
         """Returns what the file holds, in JSON's types."""
         content = {f.name: getattr(self, f.name) for f in fields(self)}
         content["thresholds"] = [asdict(row) for row in self.thresholds]
-        content["random_pairs"] = [round(float(value), 6) for value in self.random_pairs]
+        for name in ("random_pairs", "absent"):
+            content[name] = [round(float(value), 6) for value in getattr(self, name)]
         odds = [None if np.isinf(odds) else float(odds) for odds in self.probability.odds]  # JSON has no infinity
         content["probability"] = {
             "prior": self.probability.prior, "distances": self.probability.distances.tolist(), "odds": odds,
@@ -163,7 +177,11 @@ class Calibration:
                 raise ValueError(f"{name} is not of type {kind.__name__}")
         content["thresholds"] = [Threshold(**{k: _number(v) for k, v in row.items()}) for row in content["thresholds"]]
         content["figures"] = {str(k): _number(v) for k, v in content["figures"].items()}
-        content["random_pairs"] = np.array([_number(value) for value in content["random_pairs"]])
+        for name in ("random_pairs", "absent"):
+            content[name] = np.array([_number(value) for value in content[name]])
+        content["images"] = _number(content["images"])
+        if (np.diff(content["absent"]) < 0).any() or content["images"] <= 0:
+            raise ValueError("nearest strangers are not in order, or none")
         content["probability"] = _probability(content["probability"])
         if content["camera_norm"] not in KINDS:
             raise ValueError(f"camera_norm is not one of {', '.join(KINDS)}")

@@ -117,6 +117,7 @@ def rankings() -> list[tuple[str, bytes]]:
             q_cameras=np.arange(2), g_cameras=np.arange(2), camera_map=np.full((2, 2), np.nan),
             camera_count=np.zeros((2, 2), np.int64),
             map_xy=draw.random((4, 2)), map_pids=np.arange(4), map_camids=np.arange(4), map_query=np.ones(4, bool),
+            open_curve=np.ones((2, 3)),
         )  # fmt: skip
         files.append(("ranked.npz", out.getvalue()))
     return files

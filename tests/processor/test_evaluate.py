@@ -86,7 +86,8 @@ def test_a_test_run_reports_the_open_set(tmp_path):
     assert call("test", options(root, folder, TEST__WEIGHT=weight, TEST__OPEN_SET=True, TEST__REPORT=True)) == 0
     metrics = json.loads((folder / "test_metrics.json").read_text())["results"]["market1501"]
     assert metrics["absent_queries"] == 6 and {"DIR@FPIR=0.01", "AUROC"} <= metrics.keys()
-    assert "DIR@FPIR=0.01" in (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text()
+    assert "DIR@FPIR=0.01" in page and "Open-set curve" in page
 
 
 @pytest.mark.parametrize("kind", ["mean", "pair"])

@@ -196,6 +196,15 @@ def test_a_search_says_who_is_known(decided, trained, tmp_path, capsys):
     assert (tmp_path / "t.csv").read_text().startswith("query,rank,distance,probability,row")
     search.main([*arguments, "--calibration", str(path), "--page", str(tmp_path / "p.html"), *map(str, settings)])
     assert ", P " in (tmp_path / "p.html").read_text()
+    search.main([*arguments, "--calibration", str(path), "--fpir", "0.4", *map(str, settings)])
+    limit = calibration.unknown_beyond(0.4, 72)
+    assert f"(distance above {limit:.4f})" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"--fpir 0.01: \d+ queries show no rate below"):
+        search.main([*arguments, "--calibration", str(path), "--fpir", "0.01", *map(str, settings)])
+    with pytest.raises(UserError, match="--far and --fpir: give one"):
+        search.main([*arguments, "--calibration", str(path), "--fpir", "0.4", "--far", "0.2", *map(str, settings)])
+    with pytest.raises(UserError, match="--fpir: chooses a threshold of --calibration"):
+        search.main([*arguments, "--fpir", "0.4", *map(str, settings)])
     np.save(tmp_path / "g.npy", extractor(query))
     with pytest.raises(UserError, match="does not say which model"):
         search.main(
@@ -264,6 +273,8 @@ DAMAGE = {
     "knots of another number": lambda c: c | {"probability": c["probability"] | {"odds": [0.0]}},
     "a prior of 1": lambda c: c | {"probability": c["probability"] | {"prior": 1}},
     "an unknown entry": lambda c: c | {"more": 1},
+    "nearest strangers out of order": lambda c: c | {"absent": [1.0, 0.5]},
+    "a gallery of nothing": lambda c: c | {"images": 0},
     "NaN": lambda c: c | {"figures": {"ece": float("nan")}},
 }
 

@@ -86,6 +86,47 @@ def thresholds(pairs: PairCounts, fars: list[float], draws: int = DRAWS, seed: i
     return out
 
 
+def unknown_distance(nearest: np.ndarray, fpir: float, ratio: float = 1.0) -> float:
+    """Returns the distance beyond which a query's nearest image shows nobody of the gallery.
+
+    At most a share ``fpir`` of the queries that are absent is answered with a name (false positive identification
+    rate). nearest: (Q,) distance of the nearest stranger of each query, ascending. ratio: size of the gallery that they
+    are of over that of the gallery that will be searched. The nearest of n strangers is beyond a distance with
+    probability (1 - F)^n, so another size is another power. Raises ``UserError`` for a rate that so few queries do not
+    show.
+    """
+    if not 0 < fpir < 1:
+        raise UserError(f"--fpir: expected a share between 0 and 1, got {fpir:g}")
+    share = -np.expm1(ratio * np.log1p(-fpir))
+    if share < RULE_OF_THREE / len(nearest):
+        least = -np.expm1(np.log1p(-min(RULE_OF_THREE / len(nearest), 0.999)) / ratio)
+        raise UserError(
+            f"--fpir {fpir:g}: {len(nearest):,} queries show no rate below {least:.2g} in a gallery of that size "
+            "(three in so many queries); ask for more, or calibrate on more"
+        )
+    at = min(int(np.floor(share * len(nearest) * (1 + 1e-12))), len(nearest) - 1)
+    return float(np.nextafter(nearest[at], -np.inf))
+
+
+def unknown_threshold(pairs: PairCounts, fpir: float, draws: int = DRAWS, seed: int = 0) -> Threshold:
+    """Returns ``unknown_distance`` in the gallery of the pairs, with its intervals by a bootstrap over identities.
+
+    The rates are those of queries, so ``far`` is the FPIR.
+    """
+    order = np.argsort(pairs.nearest_of, kind="stable")
+    nearest, rows = pairs.nearest_of[order], pairs.query_rows[order]
+    distance = unknown_distance(nearest, fpir)
+    weights = draw_counts(len(pairs.identities), draws, np.random.default_rng(seed))[:, rows]
+    upto = np.cumsum(weights, 1, dtype=np.float64)
+    rates = upto / upto[:, -1:].clip(min=1)
+    at = np.array([min(np.searchsorted(row, fpir, "right"), len(nearest) - 1) for row in rates])
+    others = rates[np.random.default_rng(seed + 1).permutation(draws)]
+    got = np.where(at > 0, others[np.arange(draws), np.maximum(at - 1, 0)], 0.0)
+    (low, got_low), (high, got_high) = interval(np.stack([nearest[at], got], 1))
+    tar = float(np.searchsorted(pairs.genuine, distance, "right") / len(pairs.genuine))
+    return Threshold(fpir, distance, float(low), float(high), float(got_low), float(got_high), tar)
+
+
 def resampled_rates(pairs: PairCounts, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
     """Returns the false accept rate at every edge of the tail, a row per draw of the identities: (draws, T)."""
     extra = draw_counts(len(pairs.identities), draws, np.random.default_rng(seed)) - 1

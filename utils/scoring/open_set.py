@@ -17,6 +17,8 @@ from torch import Tensor
 from utils.errors import UserError
 from utils.scoring.matching import PairBlock
 
+CURVE = 200
+"""Points of the curve, at most, evenly spaced in the logarithm of the FPIR."""
 ABSENT, KNOWN, NEITHER = 0, 1, -1
 """Kinds of queries: without an image of their identity in the gallery, with a match, with images that do not count."""
 
@@ -70,13 +72,14 @@ class NearestImage:
 class OpenSet:
     """Open-set figures, shares of 1. rates: FPIR -> DIR. auroc: chance that a known query is nearer than an absent one.
 
-    known, absent: numbers of queries.
+    known, absent: numbers of queries. curve: (2, N) FPIR, ascending, and the DIR at each.
     """
 
     rates: dict[float, float]
     auroc: float
     known: int
     absent: int
+    curve: np.ndarray
 
 
 def open_set(nearest: NearestImage, fpirs: tuple[float, ...] = (0.01, 0.1)) -> OpenSet | None:
@@ -87,15 +90,18 @@ def open_set(nearest: NearestImage, fpirs: tuple[float, ...] = (0.01, 0.1)) -> O
     far = float(np.finfo(np.float32).max)
     distances = np.minimum(nearest.distance, far)  # no image at all: farther than any
     strangers = np.sort(distances[absent])
-    rates = {}
-    for fpir in fpirs:
-        most = int(np.floor(fpir * len(strangers) * (1 + 1e-12)))  # of them may be answered
-        limit = strangers[most] if most < len(strangers) else np.inf
-        rates[fpir] = float((nearest.right[known] & (distances[known] < limit)).mean())
+    total, right = len(strangers), np.sort(distances[known & nearest.right])
+
+    def detected(most: np.ndarray) -> np.ndarray:  # at the threshold that answers so many of the absent queries
+        return np.searchsorted(right, np.append(strangers, np.inf)[most], "left") / known.sum()
+
+    answered = np.array([int(np.floor(fpir * total * (1 + 1e-12))) for fpir in fpirs])
+    points = np.unique(np.append(0, np.rint(np.geomspace(1, total, CURVE)).astype(int)))
     used = known | absent
     return OpenSet(
-        rates=rates,
+        rates=dict(zip(fpirs, detected(answered).tolist(), strict=True)),
         auroc=float(roc_auc_score(known[used], -distances[used])),
         known=int(known.sum()),
         absent=int(absent.sum()),
+        curve=np.stack([points / total, detected(points)]),
     )

@@ -43,7 +43,8 @@ class PairCounts:
     impostors' tail, the first -inf; tail_counts: (I, T) impostor pairs by each of their two identities; pairs_of: (I,)
     all impostor pairs of an identity. Beyond the tail, ``impostor_counts`` of more than ``EXACT`` pairs is scaled up
     from some queries. which: of ``PAIRS``. orders: how often each pair of images is counted, 2 in one
-    list.
+    list. query_rows: (Q,) each query's row in ``identities``; nearest_of: (Q,) the distance of its nearest impostor, at
+    most the tail's end.
     """
 
     which: str
@@ -57,6 +58,8 @@ class PairCounts:
     tail_edges: np.ndarray
     tail_counts: np.ndarray
     pairs_of: np.ndarray
+    query_rows: np.ndarray
+    nearest_of: np.ndarray
     orders: int = 1
 
     @property
@@ -152,6 +155,7 @@ class _Counter:
         self.tail_edges = np.linspace(low, max(cut, least), TAIL_BINS)
         self.counts, self.tails = np.zeros((3, BINS), np.int64), np.zeros((identities, TAIL_BINS), np.int32)
         self.pairs_of, self.far = np.zeros(identities, np.int64), far
+        self.nearest_of = np.full(dist.shape[0], self.tail_edges[-1])
         self.impostors, self.stride = 0, max(dist.shape[0] * dist.shape[1] // EXACT, 1)
         self.columns = [] if cameras is None else _columns(cameras)
         self.genuine: list[np.ndarray] = []
@@ -183,6 +187,8 @@ class _Counter:
         same = block[pairs.query[genuine], pairs.gallery[genuine]]
         query, others = pairs.query[kept], pairs.gallery[kept]
         near = [self._near(row, start + i) for i, row in enumerate(block)]
+        end = self.tail_edges[-1]
+        self.nearest_of[start:stop] = [row[c].min(initial=end) for row, c in zip(block, near, strict=True)]
         values = np.concatenate([row[columns] for row, columns in zip(block, near, strict=True)])
         bins = np.minimum(_bins(values, self.tail_edges), TAIL_BINS - 1)
         rows = np.repeat(np.arange(stop - start), [len(columns) for columns in near])
@@ -287,6 +293,8 @@ class _Counter:
             tail_edges=np.concatenate([[-np.inf], self.tail_edges]),
             tail_counts=self.tails,
             pairs_of=self.pairs_of,
+            query_rows=self.q_rows,
+            nearest_of=self.nearest_of,
             orders=2 if self.matching.same_list else 1,
         )
 

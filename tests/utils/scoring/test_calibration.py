@@ -8,7 +8,16 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import roc_curve
 
 from utils.errors import UserError
-from utils.scoring.calibration import Probability, reliability, resampled_rates, smallest_far, threshold_at, thresholds
+from utils.scoring.calibration import (
+    Probability,
+    reliability,
+    resampled_rates,
+    smallest_far,
+    threshold_at,
+    thresholds,
+    unknown_distance,
+    unknown_threshold,
+)
 from utils.scoring.pair_counts import PAIRS, PairCounts, count_pairs
 
 
@@ -147,6 +156,39 @@ def test_brier_and_calibration_error_are_those_of_single_pairs():
     p = probability(dist)
     weight = np.where(same, 0.5 / same.sum(), 0.5 / (~same).sum())
     assert reliability(probability, pairs).brier == pytest.approx((weight * (p - same) ** 2).sum(), abs=2e-3)
+
+
+def test_absent_queries_come_back_as_unknown():
+    feats, pids, _ = images(300, 4)
+    queries = np.arange(len(pids)) % 6 < 3
+    half = pids < 100 + 150
+    groups = [count_pairs(*(feats[rows] for rows in (queries & some, ~queries & some)),
+                          *(pids[rows] for rows in (queries & some, ~queries & some)), which="all", far=0.05)
+              for some in (half, ~half)]  # fmt: skip
+    fitted, held_out = groups
+    row = unknown_threshold(fitted, 0.05)
+    got = (held_out.nearest_of <= row.distance).mean()
+    assert row.got_low <= got <= row.got_high and row.low <= row.distance <= row.high
+    assert (fitted.nearest_of <= row.distance).mean() <= 0.05 < (fitted.nearest_of <= row.distance + 1e-3).mean() + 0.01
+    smaller = unknown_distance(np.sort(fitted.nearest_of), 0.05, ratio=3.0)  # a third of the gallery, nobody as near
+    assert smaller > row.distance
+    some = np.random.default_rng(0).permutation(np.flatnonzero(~queries & ~half))[:150]
+    third = count_pairs(feats[queries & ~half], feats[some], pids[queries & ~half], pids[some], which="all", far=0.05)
+    assert 0.01 < (third.nearest_of <= smaller).mean() < 0.12
+    with pytest.raises(UserError, match="--fpir 0.001: 450 queries show no rate below 0.0067"):
+        unknown_threshold(fitted, 0.001)
+    with pytest.raises(UserError, match="--fpir: expected a share between 0 and 1"):
+        unknown_threshold(fitted, 1)
+
+
+def test_the_nearest_stranger_is_that_of_a_matrix():
+    feats, pids, _ = images(30, 8)
+    pairs = counted(30, 8)
+    unit = feats / np.linalg.norm(feats, axis=1, keepdims=True)
+    dist = ((unit[:, None] - unit[None]) ** 2).sum(2)
+    dist[pids[:, None] == pids[None]] = np.inf
+    assert pairs.nearest_of == pytest.approx(np.minimum(dist.min(1), pairs.tail_edges[-1]), abs=1e-5)
+    assert np.array_equal(pairs.identities[pairs.query_rows], pids)
 
 
 def test_what_the_data_cannot_show_is_refused():

@@ -52,6 +52,10 @@ def test_figures_are_those_of_a_loop(seed, share):
             if np.mean([d < limit for d in absent]) <= fpir:
                 best = max(best, np.mean([right and d < limit for d, right in known]))
         assert rate == pytest.approx(best)
+    for fpir, rate in found.curve.T:
+        limits = [*sorted(absent), np.inf]
+        assert rate == pytest.approx(np.mean([right and d < limits[round(fpir * len(absent))] for d, right in known]))
+    assert (np.diff(found.curve) >= 0).all() and found.curve[0, 0] == 0 and found.curve[0, -1] == 1
     wins = [(d < s) + 0.5 * (d == s) for d, _ in known for s in absent]
     assert found.auroc == pytest.approx(np.mean(wins))
 
