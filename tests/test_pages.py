@@ -17,13 +17,16 @@ from PIL import Image
 from configs import load_config
 from model import make_model
 from model.deployed import make_deployed
+from processor.extractor import Extractor
 from tests.imports import PACKAGES, python_files
 from tests.runs import call
 from tests.tiny import MSVIT, options, write_market
 from tools import record
 from tools.export import write_onnx
+from utils.calibration import Calibration
 from utils.errors import UserError
 from utils.methods import METHODS
+from utils.scoring.calibration import Probability, Threshold
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -202,8 +205,16 @@ def test_the_commands_of_extraction_and_search_run(after_the_quickstart):
 def test_the_tracker_tells_people_apart(after_the_quickstart):
     (code,) = (block for block in fenced("after.md", "python") if "class Tracks" in block)
     room: dict = {}
+    extractor = Extractor.load("configs/quickstart.yml", "runs/quickstart/resnet10_12.pth")
+    threshold = Threshold(far=0.01, distance=0.002, low=0.001, high=0.003, got_low=0.0, got_high=0.1, tar=0.5)
+    Calibration(
+        model_hash=extractor.model_hash, metric="euclidean", normalize=True, camera_norm="off", dataset="synthetic",
+        pairs="within", identities=4, genuine_pairs=4, impostor_pairs=400, thresholds=[threshold],
+        probability=Probability(np.array([0.0, 4.0]), np.array([9.0, 0.0]), 0.01),
+    ).write("runs/quickstart/calibration.json")  # fmt: skip
     exec(code, room)
-    tracks = room["Tracks"](least=0.999)
+    tracks = room["Tracks"]()
+    assert tracks.least == pytest.approx(0.999)
     frame = np.random.default_rng(0).integers(0, 256, (120, 90, 3), dtype=np.uint8)
     frame[:, 45:] //= 4
     left, right = (0, 10, 40, 110), (48, 10, 88, 110)
