@@ -111,18 +111,22 @@ def unknown_distance(nearest: np.ndarray, fpir: float, ratio: float = 1.0) -> fl
 def unknown_threshold(pairs: PairCounts, fpir: float, draws: int = DRAWS, seed: int = 0) -> Threshold:
     """Returns ``unknown_distance`` in the gallery of the pairs, with its intervals by a bootstrap over identities.
 
-    The rates are those of queries, so ``far`` is the FPIR.
+    The rates are those of queries, so ``far`` is the FPIR. Identities are drawn on both sides, as strangers of one side
+    and of the other: how a draw changes the rate of pairs within a distance is how it changes the expected number of a
+    query's strangers there.
     """
-    order = np.argsort(pairs.nearest_of, kind="stable")
-    nearest, rows = pairs.nearest_of[order], pairs.query_rows[order]
+    nearest, edges = np.sort(pairs.nearest_of), pairs.tail_edges[1:]
     distance = unknown_distance(nearest, fpir)
-    weights = draw_counts(len(pairs.identities), draws, np.random.default_rng(seed))[:, rows]
-    upto = np.cumsum(weights, 1, dtype=np.float64)
-    rates = upto / upto[:, -1:].clip(min=1)
-    at = np.array([min(np.searchsorted(row, fpir, "right"), len(nearest) - 1) for row in rates])
+    within = np.cumsum(pairs.tail_counts.sum(0)) / 2 / pairs.impostors
+    answered = np.searchsorted(nearest, edges[:-1], "right") / len(nearest)  # the last edge is where ``nearest_of`` ends
+    with np.errstate(divide="ignore", invalid="ignore"):
+        change = resampled_rates(pairs, draws, seed)[:, :-1] / within[:-1]
+        rates = -np.expm1(np.where(answered > 0, change * np.log1p(-answered), 0.0))
+    rates = np.maximum.accumulate(np.nan_to_num(rates), 1)
     others = rates[np.random.default_rng(seed + 1).permutation(draws)]
-    got = np.where(at > 0, others[np.arange(draws), np.maximum(at - 1, 0)], 0.0)
-    (low, got_low), (high, got_high) = interval(np.stack([nearest[at], got], 1))
+    at = np.array([_crossing(edges[:-1], row, fpir) for row in rates])
+    got = np.array([np.interp(limit, edges[:-1], row) for limit, row in zip(at, others, strict=True)])
+    (low, got_low), (high, got_high) = interval(np.stack([at, got], 1))
     tar = float(np.searchsorted(pairs.genuine, distance, "right") / len(pairs.genuine))
     return Threshold(fpir, distance, float(low), float(high), float(got_low), float(got_high), tar)
 
