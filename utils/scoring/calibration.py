@@ -118,7 +118,7 @@ def unknown_threshold(pairs: PairCounts, fpir: float, draws: int = DRAWS, seed: 
     nearest, edges = np.sort(pairs.nearest_of), pairs.tail_edges[1:]
     distance = unknown_distance(nearest, fpir)
     within = np.cumsum(pairs.tail_counts.sum(0)) / 2 / pairs.impostors
-    answered = np.searchsorted(nearest, edges[:-1], "right") / len(nearest)  # the last edge is where ``nearest_of`` ends
+    answered = np.searchsorted(nearest, edges[:-1], "right") / len(nearest)  # at the last edge ``nearest_of`` ends
     with np.errstate(divide="ignore", invalid="ignore"):
         change = resampled_rates(pairs, draws, seed)[:, :-1] / within[:-1]
         rates = -np.expm1(np.where(answered > 0, change * np.log1p(-answered), 0.0))
