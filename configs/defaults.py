@@ -46,6 +46,17 @@ MODEL = {
     "TRANSFORMER_TYPE": Key("None", "which transformer stands behind NAME 'transformer'; 'None' forces a choice"),
     "VIT_SMALL": Key("auto", "which network vit_small is: transreid (768 wide, 8 blocks), deit (384 wide, 12 blocks); "
                      "auto tells the two upstream meanings apart", choices=("auto", "transreid", "deit")),
+    "SWIN": Key("auto", "which network the Swin types are: transreid_ssl, or solider (any image size, semantic "
+                "layers); auto: solider for swin_tiny, where SEMANTIC_WEIGHT is set, and in a YAML file that names a "
+                "Swin, as only SOLIDER publishes such files", choices=("auto", "transreid_ssl", "solider")),
+    "SEMANTIC_WEIGHT": Key(1.0, "SOLIDER: 1 for semantics, 0 for appearance, below 0 for no semantic layers; upstream's "
+                           "default, but its models are trained and tested with 0.2", max=1),
+    "PART_TOKENS": Key("auto", "PASS: three part tokens beside a ViT's class token; auto: where MULTI_NECK or "
+                       "FEAT_FUSION is set", type=bool),
+    "MULTI_NECK": Key(True, "PASS: a neck for the class token and for each part token; False: one neck on the fused "
+                      "feature"),
+    "FEAT_FUSION": Key("cat", "PASS: class token and mean of the part tokens side by side (cat), or their mean (mean)",
+                       choices=("cat", "mean")),
     "LAST_STRIDE": Key(1, "stride of a ResNet's last stage; 1 keeps a finer map, as every published setting does",
                        min=1, max=2),
     "PRETRAIN_CHOICE": Key("imagenet", "imagenet: load PRETRAIN_PATH into the backbone; self: into the whole model; "
@@ -78,8 +89,10 @@ MODEL = {
     "DROP_OUT": Key(0.0, "dropout in the transformer's embeddings and linear layers", min=0, max=1),
     "ATT_DROP_RATE": Key(0.0, "dropout on the attention weights", min=0, max=1),
     "STRIDE_SIZE": Key([16, 16], "stride of the patch embedding (down, across); below 16 patches overlap", min=1),
-    "POOLING": Key("avg", "of a ResNet's last map: avg (the baseline's), max, or gem (generalised mean, its exponent "
-                   "trained from 3 on)", choices=("avg", "max", "gem")),
+    "POOLING": Key("auto", "ResNet: of its last map, avg (the baseline's), max, or gem (generalised mean, its "
+                   "exponent trained from 3 on). ViT: None (the class token), avg or max of the patches, avg_max "
+                   "(PersonViT's), gem (class token and generalised mean). auto: avg for a ResNet, None for a ViT",
+                   choices=("auto", "None", "avg", "max", "avg_max", "gem")),
     "GEM_POOLING": Key(False, "add the generalised mean of the patch tokens to the class token"),
     "STEM_CONV": Key(False, "convolutional stem with instance and batch norm (ICS) in place of the patch embedding"),
     "JPM": Key(False, "jigsaw patch module: four local branches beside the global one"),

@@ -30,6 +30,14 @@ SSL_KEYS = {"MODEL.PRETRAIN_HW_RATIO", "MODEL.STEM_CONV", "MODEL.GEM_POOLING", "
             "MODEL.FEAT_DIM", "MODEL.DROPOUT_RATE", "SOLVER.TRP_L2", "DATALOADER.REMOVE_TAIL",
             "DATASETS.ROOT_TRAIN_DIR", "DATASETS.ROOT_VAL_DIR"}
 
+#: Keys that only PASS's tree has.
+PASS_KEYS = {"MODEL.MULTI_NECK", "MODEL.FEAT_FUSION"}
+
+
+#: Types that both SOLIDER and TransReID-SSL have; only SOLIDER publishes YAML files with them.
+PUBLISHED_SWINS = ("swin_base_patch4_window7_224", "swin_small_patch4_window7_224")
+SWIN_TINY = "swin_tiny_patch4_window7_224"
+
 
 def load_config(config_file: str | Path = "", opts: Sequence = ()) -> CfgNode:
     """Returns the frozen configuration: defaults, then the YAML with its ``_BASE_`` chain, then ``opts``.
@@ -46,12 +54,13 @@ def load_config_with_notes(config_file: str | Path = "", opts: Sequence = ()) ->
     The lines name settings that do nothing, or that do here what upstream does not do.
     """
     settings: dict[str, Any] = read_yaml(config_file) if config_file else {}
+    names_swin = settings.get("MODEL.TRANSFORMER_TYPE", "") in PUBLISHED_SWINS
     settings.update(read_opts(opts))
     cfg = get_cfg_defaults()
     for name, value in settings.items():
         section, _, leaf = name.rpartition(".")
         (lookup(cfg, section) if section else cfg)[leaf] = value
-    resolve(cfg, settings)
+    resolve(cfg, settings, names_swin)
     refuse_conflicts(cfg)
     cfg.freeze()
     return cfg, notes(cfg, settings)
@@ -167,22 +176,29 @@ def _hint(name: str) -> str:
 # ---------------------------------------------------------------- meaning
 
 
-def resolve(cfg: CfgNode, set_keys: Iterable[str]) -> None:
+def resolve(cfg: CfgNode, set_keys: Iterable[str], file_names_swin: bool = False) -> None:
     """Replaces ``auto`` by what it stands for (docs/configuration.md, "What auto stands for").
 
     cfg: not yet frozen. set_keys: those of the YAML and the overrides; a key left at its default is no evidence.
+    file_names_swin: whether the YAML itself names a Swin.
     """
     evidence, solver = set(set_keys), cfg.SOLVER
     clip = is_clip(cfg.MODEL.NAME) or solver.WARMUP_ITERS > 0
     ssl = solver.WARMUP_METHOD == "cosine"
     if cfg.PROCESSOR.NAME == "auto":
         cfg.PROCESSOR.NAME = "prompt" if any(k.startswith("SOLVER.STAGE1.") for k in evidence) else "supervised"
+    if cfg.MODEL.PART_TOKENS == "auto":
+        cfg.MODEL.PART_TOKENS = bool(evidence & PASS_KEYS)
     known = cfg.PROCESSOR.NAME in METHODS
     written_back = not known and "MODEL.VIT_SMALL" in evidence  # by dump, which writes every key
-    if cfg.MODEL.VIT_SMALL == "auto" and (ssl or evidence & SSL_KEYS) and not written_back:
+    if cfg.MODEL.VIT_SMALL == "auto" and (ssl or evidence & SSL_KEYS or cfg.MODEL.PART_TOKENS) and not written_back:
         cfg.MODEL.VIT_SMALL = "deit"
     elif cfg.MODEL.VIT_SMALL == "auto" and known:
         cfg.MODEL.VIT_SMALL = METHODS[cfg.PROCESSOR.NAME].vit_small
+    kind = cfg.MODEL.TRANSFORMER_TYPE
+    if cfg.MODEL.SWIN == "auto":
+        solider = kind == SWIN_TINY or "MODEL.SEMANTIC_WEIGHT" in evidence or file_names_swin
+        cfg.MODEL.SWIN = "solider" if solider else "transreid_ssl"
     if solver.SCHEDULER == "auto":
         multistep = not ssl and (clip or solver.WARMUP_METHOD == "constant")
         solver.SCHEDULER = "multistep" if multistep else "cosine"
@@ -216,7 +232,13 @@ def notes(cfg: CfgNode, set_keys: Iterable[str]) -> list[str]:
                 lines.append(f"{name} is set and does nothing here: it belongs to PROCESSOR.NAME {names}")
     if cfg.TEST.FEAT_NORM.lower() in ("no", "off", "false"):
         lines.append(f"TEST.FEAT_NORM {cfg.TEST.FEAT_NORM!r}: features are not normalised; upstream would have done it")
-    if cfg.TEST.RE_RANKING:
+    swin = cfg.MODEL.NAME == "transformer" and cfg.MODEL.TRANSFORMER_TYPE.startswith("swin_")
+    if swin and cfg.MODEL.SWIN == "solider" and "MODEL.SEMANTIC_WEIGHT" not in set_keys:
+        lines.append(
+            f"MODEL.SEMANTIC_WEIGHT is not set and is {cfg.MODEL.SEMANTIC_WEIGHT}, upstream's default; SOLIDER's "
+            "published models are trained and tested with 0.2"
+        )
+    if cfg.TEST.RE_RANKING and cfg.MODEL.SWIN != "solider":
         lines.append("TEST.RE_RANKING True: distances are re-ranked; upstream would not have done it")
     if cfg.SOLVER.TRP_L2 and cfg.MODEL.JPM:
         lines.append("SOLVER.TRP_L2 has no effect with MODEL.JPM, as upstream")

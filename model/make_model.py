@@ -13,8 +13,10 @@ from yacs.config import CfgNode
 
 from model.backbones.clip import LIBRARY, SMALL, openai_name
 from model.backbones.msvit import MSVIT_TYPES, MSViT, WindowSpec, check_size, freeze, make_spec
+from model.backbones.part_tokens import PartTokenViT
 from model.backbones.resnet import RESNET_TYPES, ReIDResNet
-from model.backbones.swin import SWIN_TYPES, Swin
+from model.backbones.solider import SoliderSwin
+from model.backbones.swin import SOLIDER_TYPES, SWIN_TYPES, Swin
 from model.backbones.timm_image import TimmBackbone
 from model.backbones.vit import DEIT_SMALL, TRANSREID_VIT_SMALL, VIT_SMALL, VIT_TYPES, ViT, ViTSpec
 from model.base import Backbone, RetrievalModel, as_backbone
@@ -22,12 +24,13 @@ from model.layers.batch_erasing import BatchErasing
 from model.layers.heads import make_head
 from model.layers.jpm import jigsaw_layout
 from model.layers.norms import convert_sync_batch_norm
-from model.layers.pooling import make_pooling
+from model.layers.pooling import TOKEN_POOLINGS, make_pooling
 from model.layers.sparse_attention import kept_count
 from model.make_clip import make_clip_model, make_clip_tower
 from model.networks.cluster_encoder import ClusterEncoder, PooledTrunk
 from model.networks.dino import DINOHead, MultiCrop
 from model.networks.msvit import MSViTClassifier, MSViTReID, check_parts
+from model.networks.part_tokens import PartTokenModel
 from model.networks.reid import ReIDModel
 from model.networks.ssdvit import SSDViT
 from model.networks.torchreid import (
@@ -92,46 +95,81 @@ def vit_spec(cfg: CfgNode) -> ViTSpec:
 
 
 def make_vit(cfg: CfgNode, camera_num: int, view_num: int) -> ViT:
-    """Returns TransReID's vision transformer."""
+    """Returns TransReID's vision transformer, or with MODEL.PART_TOKENS PASS's."""
     spec = vit_spec(cfg)
-    return ViT(
-        replace(spec, norm_eps=1e-5) if cfg.MODEL.NAME == "ssdvit" else spec,
-        image_size=tuple(cfg.INPUT.SIZE_TRAIN),
-        stride=tuple(cfg.MODEL.STRIDE_SIZE),
-        camera_num=camera_num if cfg.MODEL.SIE_CAMERA else 0,
-        view_num=view_num if cfg.MODEL.SIE_VIEW else 0,
-        sie_coe=cfg.MODEL.SIE_COE,
-        drop_path=cfg.MODEL.DROP_PATH,
-        drop=cfg.MODEL.DROP_OUT,
-        attn_drop=cfg.MODEL.ATT_DROP_RATE,
-        conv_stem=cfg.MODEL.STEM_CONV,
-        gem_pooling=cfg.MODEL.GEM_POOLING,
-        published_init=vit_small_of(cfg),
-        grad_checkpoint=cfg.MODEL.GRAD_CHECKPOINT,
-        any_size=method_of(cfg).network == "multi_crop",
-    )
+    size, stride = tuple(cfg.INPUT.SIZE_TRAIN), tuple(cfg.MODEL.STRIDE_SIZE)
+    shared: dict[str, Any] = {
+        "spec": replace(spec, norm_eps=1e-5) if cfg.MODEL.NAME == "ssdvit" else spec,
+        "image_size": size,
+        "stride": stride,
+        "drop_path": cfg.MODEL.DROP_PATH,
+        "drop": cfg.MODEL.DROP_OUT,
+        "attn_drop": cfg.MODEL.ATT_DROP_RATE,
+        "conv_stem": cfg.MODEL.STEM_CONV,
+        "published_init": vit_small_of(cfg),
+        "grad_checkpoint": cfg.MODEL.GRAD_CHECKPOINT,
+        "any_size": method_of(cfg).network == "multi_crop",
+    }
+    if has_part_tokens(cfg):
+        unfit = [*sides(cfg), *switches(cfg, "GEM_POOLING", "JPM")]
+        refuse_set("MODEL.PART_TOKENS", "PASS does not have it", *unfit)
+        backbone: ViT = PartTokenViT(**shared, fusion=cfg.MODEL.FEAT_FUSION)
+    else:
+        backbone = ViT(
+            **shared,
+            camera_num=camera_num if cfg.MODEL.SIE_CAMERA else 0,
+            view_num=view_num if cfg.MODEL.SIE_VIEW else 0,
+            sie_coe=cfg.MODEL.SIE_COE,
+            pooling=token_pooling(cfg),
+        )
+    if set(stride) == {spec.patch}:  # overlapping patches of published settings leave a few pixels over
+        backbone.require_tiling("INPUT.SIZE_TRAIN", (size[0], size[1]))
+    return backbone
 
 
-def make_swin(cfg: CfgNode) -> Swin:
-    """Returns a Swin transformer."""
-    method, name = method_of(cfg), f"MODEL.TRANSFORMER_TYPE {cfg.MODEL.TRANSFORMER_TYPE!r}"
+def has_part_tokens(cfg: CfgNode) -> bool:
+    """Returns whether the configuration's ViT is PASS's."""
+    return cfg.MODEL.PART_TOKENS is True and is_vit(cfg)
+
+
+def is_vit(cfg: CfgNode) -> bool:
+    """Returns whether MODEL.NAME and MODEL.TRANSFORMER_TYPE name a ViT of ours."""
+    return cfg.MODEL.NAME in ("transformer", "ssdvit") and cfg.MODEL.TRANSFORMER_TYPE not in SWIN_TYPES
+
+
+def make_swin(cfg: CfgNode) -> Swin | SoliderSwin:
+    """Returns SOLIDER's or TransReID-SSL's Swin transformer, as MODEL.SWIN says."""
+    kind = cfg.MODEL.TRANSFORMER_TYPE
+    solider = cfg.MODEL.SWIN == "solider" or kind in SOLIDER_TYPES
+    name = f"MODEL.TRANSFORMER_TYPE {kind!r}"
     refuse_set(name, "Swin does not support it", *sides(cfg), *switches(cfg, "STEM_CONV", "GEM_POOLING"))
-    if method.network == "multi_crop":
-        raise conflict(method_name(cfg), name, "Swin takes images of one size only")
-    spec = SWIN_TYPES[cfg.MODEL.TRANSFORMER_TYPE]
+    spec = SWIN_TYPES[kind]
+    if solider:
+        return SoliderSwin(
+            spec,
+            cfg.MODEL.SEMANTIC_WEIGHT,
+            drop_path=cfg.MODEL.DROP_PATH,
+            drop=cfg.MODEL.DROP_OUT,
+            attn_drop=cfg.MODEL.ATT_DROP_RATE,
+            grad_checkpoint=cfg.MODEL.GRAD_CHECKPOINT,
+        )
+    if method_of(cfg).network == "multi_crop":
+        raise conflict(method_name(cfg), name, "TransReID-SSL's Swin takes images of one size only; SOLIDER's any")
     return Swin(spec, tuple(cfg.INPUT.SIZE_TRAIN), cfg.MODEL.DROP_PATH, cfg.MODEL.GRAD_CHECKPOINT)
 
 
 def make_backbone(cfg: CfgNode, camera_num: int, view_num: int) -> Backbone:
     """Returns the backbone that MODEL.NAME names, other than CLIP's and torchreid's."""
     name = cfg.MODEL.NAME
+    if cfg.MODEL.PART_TOKENS is True and not is_vit(cfg):
+        raise conflict("MODEL.PART_TOKENS", f"MODEL.NAME {name!r}", "PASS is a ViT: 'transformer' with a ViT's type")
     if name == "transformer" and cfg.MODEL.TRANSFORMER_TYPE in SWIN_TYPES:
         return make_swin(cfg)
     if name in ("transformer", "ssdvit"):
         return make_vit(cfg, camera_num, view_num)
     if name in RESNET_TYPES:
         refuse_set(f"MODEL.NAME {name!r}", "it is for transformers", *switches(cfg, "GRAD_CHECKPOINT"))
-        return ReIDResNet(RESNET_TYPES[name], cfg.MODEL.LAST_STRIDE, cfg.MODEL.POOLING)
+        return ReIDResNet(RESNET_TYPES[name], cfg.MODEL.LAST_STRIDE, map_pooling(cfg))
     if name in MSVIT_TYPES:
         backbone = MSViT(**msvit_parts(cfg), last_stride=cfg.MODEL.LAST_STRIDE)
         freeze(backbone, tuple(cfg.MODEL.MSVIT.FREEZE))
@@ -158,7 +196,7 @@ def bare_backbone(cfg: CfgNode, camera_num: int, view_num: int) -> Backbone:
         refuse_set(method_name(cfg), "a CLIP's image tower alone takes no side information", *sides(cfg))
         return make_clip_tower(cfg)
     if is_torchreid(name):
-        return PooledTrunk(make_trunk(name), make_pooling(cfg.MODEL.POOLING))
+        return PooledTrunk(make_trunk(name), make_pooling(map_pooling(cfg)))
     return make_backbone(cfg, camera_num, view_num)
 
 
@@ -191,14 +229,36 @@ def refuse_set(other: str, why: str, *keys: str) -> None:
         raise conflict(keys[0], other, why)
 
 
+def map_pooling(cfg: CfgNode) -> str:
+    """Returns the pooling of a map that MODEL.POOLING stands for."""
+    return "avg" if cfg.MODEL.POOLING == "auto" else cfg.MODEL.POOLING
+
+
+def token_pooling(cfg: CfgNode) -> str:
+    """Returns the pooling of a ViT's tokens that MODEL.POOLING or GEM_POOLING stands for."""
+    word = cfg.MODEL.POOLING
+    if cfg.MODEL.GEM_POOLING:
+        if word not in ("auto", "gem"):
+            raise conflict("MODEL.GEM_POOLING", f"MODEL.POOLING {word!r}", "they name two poolings")
+        return "gem"
+    if word in ("avg", "max", "avg_max") and cfg.MODEL.JPM:
+        raise conflict("MODEL.JPM", f"MODEL.POOLING {word!r}", "a piece of JPM is its class token; use 'None' or 'gem'")
+    return "None" if word == "auto" else word
+
+
 def refuse_pooling(cfg: CfgNode) -> None:
     """Raises ``UserError`` if MODEL.POOLING is set for a network without a map to pool, or with its own pooling."""
+    word, name = cfg.MODEL.POOLING, f"MODEL.NAME {cfg.MODEL.NAME!r}"
     pooled_trunk = is_torchreid(cfg.MODEL.NAME) and method_of(cfg).network == "cluster_encoder"
-    if cfg.MODEL.POOLING != "avg" and not (cfg.MODEL.NAME in RESNET_TYPES or pooled_trunk):
-        raise conflict(
-            f"MODEL.POOLING {cfg.MODEL.POOLING!r}", f"MODEL.NAME {cfg.MODEL.NAME!r}",
-            "it is for ResNets, and in PROCESSOR.NAME 'cluster' for torchreid's networks too",
-        )  # fmt: skip
+    if is_vit(cfg) and not has_part_tokens(cfg):
+        known, why = ("auto", *TOKEN_POOLINGS), ""
+    elif cfg.MODEL.NAME in RESNET_TYPES or pooled_trunk:
+        known, why = ("auto", "avg", "max", "gem"), "it is for the tokens of ViTs"
+    else:
+        known = ("auto", "avg")
+        why = "it is for ResNets and ViTs, and in PROCESSOR.NAME 'cluster' for torchreid's networks too"
+    if word not in known:
+        raise conflict(f"MODEL.POOLING {word!r}", name, why)
 
 
 # ---------------------------------------------------------------- networks of one family
@@ -283,6 +343,10 @@ def make_reid(cfg: CfgNode, counts: TrainingCounts) -> RetrievalModel:
     if name in MSVIT_TYPES and cfg.MODEL.MSVIT.HEAD != "bnneck":
         return make_msvit(cfg, counts.classes, head_of_width)
     base = make_backbone(cfg, counts.cameras, counts.views)
+    if isinstance(base, PartTokenViT) and cfg.MODEL.MULTI_NECK:
+        unfit = switches(cfg, "REDUCE_FEAT_DIM", "DROPOUT_RATE")
+        refuse_set("MODEL.MULTI_NECK", "PASS does not have it", *unfit)
+        return PartTokenModel(base, head_of_width, cfg.TEST.NECK_FEAT)
     return ReIDModel(
         base,
         head_of_width,

@@ -29,6 +29,7 @@ TIMM_SOURCES = {
     "deit_base_patch16_224_TransReID": "deit_base_distilled_patch16_224.fb_in1k",
     "deit_small_patch16_224_TransReID": "deit_small_distilled_patch16_224.fb_in1k",
     "swin_base_patch4_window7_224": "swin_base_patch4_window7_224.ms_in22k_ft_in1k",
+    "swin_tiny_patch4_window7_224": "swin_tiny_patch4_window7_224.ms_in1k",
     "swin_small_patch4_window7_224": "swin_small_patch4_window7_224.ms_in1k",
     "vit_tiny_patch16_224_TransReID": "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
 }

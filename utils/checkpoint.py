@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from utils.errors import UserError, one_line
 from utils.side_tables import WITHOUT_SIDES, is_side_table, side_settings, with_new_rows
+from utils.weight_families import other_family
 from utils.weight_files import read_state
 from utils.wrappers import open_wrappers, without_prefix
 
@@ -81,7 +82,7 @@ class LoadReport:
     """What became of every key of a checkpoint and of every parameter of the model.
 
     settings: keys and values with which the model would fit the file, where that is known and it does not. optional:
-    prefixes of the parameters that retrieval does without.
+    prefixes of the parameters that retrieval does without. family: what the file is, if it is another network's.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -92,6 +93,7 @@ class LoadReport:
     source: str = "the state dict"
     settings: str = ""
     optional: tuple[str, ...] = ()
+    family: str = ""
 
     def __str__(self) -> str:
         misshaped = {text.split(" ")[0] for text in self.mismatched}
@@ -117,7 +119,8 @@ class LoadReport:
 
     def refusal(self) -> str:
         """Returns how a line on an unfit file ends: what it is, and what to set if that is known."""
-        return "this checkpoint is of another model or setting" + (f": set {self.settings}" if self.settings else "")
+        hint = self.family or (f"set {self.settings}" if self.settings else "")
+        return "this checkpoint is of another model or setting" + (f": {hint}" if hint else "")
 
 
 # ---------------------------------------------------------------- names and shapes
@@ -168,16 +171,16 @@ def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
-def resize_positions(old: Tensor, grid: tuple[int, int], hw_ratio: int = 1) -> Tensor:
+def resize_positions(old: Tensor, grid: tuple[int, int], hw_ratio: int = 1, prefix: int = 1) -> Tensor:
     """Returns position embeddings resized to another grid: bilinear, corners not aligned, no antialiasing.
 
-    (1, 1 + n, D) -> (1, 1 + N, D). The first token is kept. The old grid has ``int(sqrt(n * hw_ratio))`` rows; equal
-    lengths are left alone even if the grids differ in shape, as published.
+    (1, prefix + n, D) -> (1, prefix + N, D). The first ``prefix`` tokens are kept. The old grid has
+    ``int(sqrt(n * hw_ratio))`` rows; equal lengths are left alone even if the grids differ in shape, as published.
     """
     new_length = grid[0] * grid[1]
-    if old.shape[1] == 1 + new_length:
+    if old.shape[1] == prefix + new_length:
         return old
-    count = old.shape[1] - 1
+    count = old.shape[1] - prefix
     rows, columns = _grid(count, hw_ratio)
     if rows * columns != count:
         raise UserError(
@@ -186,9 +189,9 @@ def resize_positions(old: Tensor, grid: tuple[int, int], hw_ratio: int = 1) -> T
             f"instead, set MODEL.PRETRAIN_HW_RATIO to the height over width of its grid ({count} patches form none at "
             f"MODEL.PRETRAIN_HW_RATIO {hw_ratio})"
         )
-    patches = old[:, 1:].reshape(1, rows, columns, -1).permute(0, 3, 1, 2).float()
+    patches = old[:, prefix:].reshape(1, rows, columns, -1).permute(0, 3, 1, 2).float()
     patches = F.interpolate(patches, size=grid, mode="bilinear", align_corners=False)
-    return torch.cat([old[:, :1], patches.flatten(2).transpose(1, 2).to(old.dtype)], dim=1)
+    return torch.cat([old[:, :prefix], patches.flatten(2).transpose(1, 2).to(old.dtype)], dim=1)
 
 
 def drop_distillation_token(state: dict[str, Tensor], target: nn.Module, hw_ratio: int = 1) -> dict[str, Tensor]:
@@ -201,6 +204,8 @@ def drop_distillation_token(state: dict[str, Tensor], target: nn.Module, hw_rati
     named = any(key.endswith("dist_token") for key in state.keys() - target_state.keys())
     for key, value in state.items():
         if key.rpartition(".")[2] != "pos_embed" or value.dim() != 3:
+            continue
+        if f"{key.removesuffix('pos_embed')}cls_pos" in state:  # PASS's: patches alone
             continue
         count = value.shape[1] - 1
         same_shape = key in target_state and value.shape == target_state[key].shape
@@ -235,7 +240,9 @@ def _shaped(value: Tensor, shape: torch.Size, grid: tuple[int, int] | None, hw_r
         return value.reshape(shape)  # old exports hold patch weights flattened
     if grid is None or value.dim() != len(shape):
         return value
-    rows = resize_positions(value if value.dim() == 3 else value[None], grid, hw_ratio)  # CLIP's have no leading 1
+    prefix = shape[-2] - grid[0] * grid[1]  # tokens without a place in the grid: mostly the class token
+    value_rows = value if value.dim() == 3 else value[None]  # CLIP's have no leading 1
+    rows = resize_positions(value_rows, grid, hw_ratio, prefix)
     return rows if value.dim() == 3 else rows[0]
 
 
@@ -269,7 +276,7 @@ def _copy(
             try:
                 value = _shaped(value, shape, grids.get(key), hw_ratio)
             except UserError as error:
-                raise UserError(f"{report.source}: {error}") from None
+                raise UserError(f"{report.source}: {report.family or error}") from None
             report.resized += [key] if resized else []
         if value.shape != shape:
             report.mismatched.append(f"{key} {tuple(value.shape)} for {tuple(shape)}")
@@ -286,7 +293,8 @@ def _copy(
     if not fitting:
         names = f"it has {', '.join([names_in_file.get(id(v), k) for k, v in state.items()][:3])}, ..."
         names = names if state else "it has none"
-        raise UserError(f"{report.source}: no tensor fits the model ({names})")
+        family = f"; {report.family}" if report.family else ""
+        raise UserError(f"{report.source}: no tensor fits the model ({names}){family}")
     target.load_state_dict(fitting, strict=False)
 
 
@@ -304,6 +312,7 @@ def load_weights(
     original, name = as_tensors(source, rules.keeps_backbone_prefix, key)
     inner = without_prefix(original, lambda state: bool(rules.published_state(state).keys() & target.keys()))
     state, report = rules.published_state(inner), LoadReport(source=name, optional=rules.optional_keys)
+    report.family = other_family(state, target)
     if new_rows:
         state = with_new_rows(state, target)
     _copy(
@@ -368,6 +377,8 @@ def load_pretrained(
         state = under_our_names(without_prefix(original, fits))
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
+    if family := other_family(state, target_state):
+        raise UserError(f"{name}: {family}")
     state = drop_distillation_token(with_new_rows(state, target_state) if new_rows else state, target, hw_ratio)
     report = LoadReport(source=name)
     skipped = [k for k in state if k not in target_state and _is_head(k)]

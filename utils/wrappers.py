@@ -15,7 +15,7 @@ log = logging.getLogger("lineup")
 
 WRAPPERS = (
     "model", "state_dict", "teacher", "model_state_dict", "net", "network", "module", "state_dict_ema", "model_ema",
-    "ema", "ema_state_dict",
+    "ema", "ema_state_dict", "target_encoder",
 )  # fmt: skip
 """Keys under which published files hold their weights, the first that is there taken: averaged ones, which others may
 evaluate and few train on, only where there are no others or MODEL.WEIGHT_KEY names them."""

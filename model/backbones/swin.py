@@ -27,10 +27,14 @@ class SwinSpec:
 
 
 SWIN_TYPES = {
+    "swin_tiny_patch4_window7_224": SwinSpec(96, (3, 6, 12, 24), (2, 2, 6, 2)),  # SOLIDER's alone
     "swin_base_patch4_window7_224": SwinSpec(128, (4, 8, 16, 32)),
     "swin_small_patch4_window7_224": SwinSpec(96, (3, 6, 12, 24)),
     "swin_micro_patch4": SwinSpec(16, (1, 2), (2, 2)),  # for tests
 }
+
+SOLIDER_TYPES = ("swin_tiny_patch4_window7_224",)
+"""Types that TransReID-SSL does not have."""
 
 WINDOWS = {
     (256, 128): 8, (256, 256): 8, (384, 128): 8, (224, 224): 7, (224, 112): 7, (384, 384): 12, (384, 192): 12,

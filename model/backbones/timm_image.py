@@ -34,6 +34,18 @@ def patch_grid(network: nn.Module) -> tuple[int, int] | None:
     return None if grid is None else (grid[0], grid[1])
 
 
+def refuse_untiled(network: nn.Module, size: tuple[int, int]) -> None:
+    """Raises ``UserError`` if a timm model's patches do not tile an image (height, width): pixels would be lost."""
+    patch = getattr(dict(network.named_children()).get("patch_embed"), "patch_size", None)
+    if patch is None or not any(side % step for side, step in zip(size, patch, strict=True)):
+        return
+    near = [max(round(side / step), 1) * step for side, step in zip(size, patch, strict=True)]
+    raise UserError(
+        f"INPUT.SIZE_TRAIN: {size[0]} x {size[1]} cannot be tiled by the model's patches of {patch[0]} x {patch[1]}; "
+        f"the nearest size that can is {near[0]} x {near[1]}; set INPUT.SIZE_TRAIN and INPUT.SIZE_TEST to it"
+    )
+
+
 def layout_of(network: nn.Module) -> TokenLayout | None:
     """Returns the order of a timm transformer's tokens; None for a model without a plain grid of them."""
     grid, prefix = patch_grid(network), getattr(network, "num_prefix_tokens", None)
@@ -66,6 +78,7 @@ class TimmBackbone(Backbone):
         if not timm.is_model(name):
             raise UserError(f"MODEL.NAME: timm has no model {name!r}{nearest(name, timm.list_models())}")
         self.net, accepted = create(name, {"img_size": tuple(image_size)}, {"drop_path_rate": drop_path})
+        refuse_untiled(self.net, (image_size[0], image_size[1]))
         if drop_path and "drop_path_rate" not in accepted:
             log.info("MODEL.DROP_PATH does nothing here: timm:%s has no stochastic depth", name)
         if grad_checkpoint:

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model.base import Backbone, TokenLayout
 from model.layers.norms import IBN
-from model.layers.pooling import gem
+from model.layers.pooling import GROUP, pool_tokens
 from utils.errors import UserError
 
 
@@ -156,7 +156,8 @@ class ViT(Backbone):
 
     image_size: (H, W) for which position embeddings are made. camera_num, view_num: rows of side information, 0 for
     none; sie_coe: their weight. drop_path grows linearly with depth from 0 to its value in the last block. any_size:
-    images of other sizes get interpolated position embeddings; without it they are refused.
+    images of other sizes get interpolated position embeddings; without it they are refused. pooling: see
+    ``model.layers.pooling.pool_tokens``.
     """
 
     def __init__(
@@ -171,7 +172,7 @@ class ViT(Backbone):
         drop: float = 0.0,
         attn_drop: float = 0.0,
         conv_stem: bool = False,
-        gem_pooling: bool = False,
+        pooling: str = "None",
         published_init: str = "transreid",
         grad_checkpoint: bool = False,
         any_size: bool = False,
@@ -183,11 +184,16 @@ class ViT(Backbone):
                 f"[{spec.patch}, {spec.patch}]"
             )
         width = spec.width
-        self.width, self.gem_pooling, self.grad_checkpoint = width, gem_pooling, grad_checkpoint
+        self.width, self.pooling, self.grad_checkpoint = width, pooling, grad_checkpoint
         self.patch, self.stride, self.any_size = spec.patch, (stride[0], stride[1]), any_size
         self.image_size, self.sie_coe, self.depths = tuple(image_size), sie_coe, spec.depth
         self.grid = grid_size(image_size, spec.patch, stride)
         self.patches = self.grid[0] * self.grid[1]
+        if pooling == "avg_max" and self.patches % GROUP:
+            raise UserError(
+                f"MODEL.POOLING 'avg_max': it takes patches in groups of {GROUP}, and images of {self.image_size} have "
+                f"{self.patches}; change INPUT.SIZE_TRAIN and INPUT.SIZE_TEST, or use 'avg'"
+            )
         self.patch_embed = (
             ConvStem(width, spec.patch, spec.stem_width) if conv_stem else PatchEmbed(width, spec.patch, stride)
         )
@@ -219,16 +225,19 @@ class ViT(Backbone):
         if self.any_size:
             grid = grid_size((images.shape[2], images.shape[3]), self.patch, self.stride)
             positions = interpolate_positions(positions, self.grid, grid)
-        if x.shape[1] + 1 != positions.shape[1]:
-            raise UserError(
-                f"images of {tuple(images.shape[2:])} give {x.shape[1]} patches, the model was built for "
-                f"{self.image_size} ({self.pos_embed.shape[1] - 1} patches): "
-                "set INPUT.SIZE_TRAIN and INPUT.SIZE_TEST to the same size"
-            )
+        self.require_count(images, x.shape[1], positions.shape[1] - 1)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + positions
         if self.side.rows:
             x = x + self.sie_coe * self.side(self.sie_embed, cam_label, view_label)
         return self.pos_drop(x)
+
+    def require_count(self, images: Tensor, count: int, expected: int) -> None:
+        """Raises ``UserError`` if the images have another number of patches than there are position embeddings."""
+        if count != expected:
+            raise UserError(
+                f"images of {tuple(images.shape[2:])} give {count} patches, the model was built for {self.image_size} "
+                f"({expected} patches): set INPUT.SIZE_TRAIN and INPUT.SIZE_TEST to the same size"
+            )
 
     def run(self, block: nn.Module, x: Tensor) -> Tensor:
         """Returns the block's output, with gradient checkpointing in training if it is on."""
@@ -262,7 +271,7 @@ class ViT(Backbone):
 
     def pool_tokens(self, tokens: Tensor) -> Tensor:
         """Returns the feature (B, D) of normalised tokens (B, 1 + N, D)."""
-        return tokens[:, 0] + gem(tokens[:, 1:]) if self.gem_pooling else tokens[:, 0]
+        return pool_tokens(tokens, self.pooling)
 
     def forward(self, images: Tensor, cam_label: Tensor | None = None, view_label: Tensor | None = None) -> Tensor:
         return self.pool_tokens(self.norm(self.tokens(images, cam_label, view_label)))
@@ -276,7 +285,7 @@ class ViT(Backbone):
                 )
 
     def token_layout(self) -> TokenLayout:
-        return TokenLayout(self.grid, 1, True)
+        return TokenLayout(self.grid, 1, self.pooling in ("None", "gem"))
 
     def position_grids(self) -> dict[str, tuple[int, int]]:
         return {"pos_embed": self.grid}

@@ -1,4 +1,4 @@
-"""Pooling of a feature map to one vector: mean, maximum, or the generalised mean in between."""
+"""Pooling of a feature map or of tokens to one vector: mean, maximum, or the generalised mean in between."""
 
 from __future__ import annotations
 
@@ -40,6 +40,30 @@ class Largest(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         return maps.amax((2, 3))
+
+
+GROUP = 4
+"""Consecutive patches of which ``avg_max`` takes the largest values."""
+
+TOKEN_POOLINGS = ("None", "avg", "max", "avg_max", "gem")
+
+
+def pool_tokens(tokens: Tensor, pooling: str) -> Tensor:
+    """Returns the feature (B, D) of normalised tokens (B, 1 + N, D), the class token first.
+
+    pooling: ``None``: the class token. ``avg``, ``max``: over the patches alone. ``avg_max``: the mean over groups of 4
+    consecutive patches of each group's maximum. ``gem``: the class token plus the generalised mean of the patches.
+    """
+    patches = tokens[:, 1:]
+    if pooling == "gem":
+        return tokens[:, 0] + gem(patches)
+    if pooling == "avg":
+        return patches.mean(1)
+    if pooling == "max":
+        return patches.amax(1)
+    if pooling == "avg_max":
+        return patches.unflatten(1, (-1, GROUP)).amax(2).mean(1)
+    return tokens[:, 0]
 
 
 POOLINGS = {"avg": Average, "max": Largest, "gem": GeM}

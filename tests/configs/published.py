@@ -92,6 +92,41 @@ def _transreid_ssl() -> list[dict]:
     return table
 
 
+def _solider() -> list[dict]:
+    """SOLIDER-REID's 6 rows: one setting for three Swins. None has a semantic weight."""
+    return [
+        _common(f"{dataset}_{kind}", dataset, kind, f"solider_{kind}", [384, 128], 0.0008, 64)
+        | SSL_ADDED | {"MODEL.TRANSFORMER_TYPE": f"{kind}_patch4_window7_224"}
+        for dataset in ("market1501", "msmt17") for kind in ("swin_base", "swin_small", "swin_tiny")
+    ]
+
+
+def _personvit() -> list[dict]:
+    """PersonViT's 15 rows: TransReID-SSL's 11, and plain ones for two more sets."""
+    rows = [
+        row | {"file": row["file"].replace("vit_base_baseline", "vit_base")} for row in _transreid_ssl()
+    ]
+    return rows + [
+        _common(f"{dataset}_{kind}", dataset, kind, f"personvit_{kind}", [256, 128], rate, 64) | SSL_ADDED
+        for dataset in ("dukemtmc", "occ_duke") for kind, rate in (("vit_base", 0.008), ("vit_small", 0.0004))
+    ]
+
+
+def _pass() -> list[dict]:
+    """PASS's 4 rows; nothing in them says that the network has part tokens."""
+    return [
+        _common(f"{dataset}_{kind}", dataset, kind, f"pass_{kind}_full", [256, 128], 0.0004, 64) | SSL_ADDED
+        for dataset in ("market1501", "msmt17") for kind in ("vit_base", "vit_small")
+    ]
+
+
+SSL_ADDED = {
+    "MODEL.STRIDE_SIZE": [16, 16], "MODEL.PRETRAIN_HW_RATIO": 2, "MODEL.JPM": False, "MODEL.SIE_CAMERA": False,
+    "MODEL.SIE_VIEW": False, "INPUT.RE_PROB": 0.5, "SOLVER.WARMUP_EPOCHS": 20, "SOLVER.CHECKPOINT_PERIOD": 120,
+    "SOLVER.EVAL_PERIOD": 120, "SOLVER.LOG_PERIOD": 20,
+}
+
+
 def _common(name, dataset, kind, weights, size, rate, batch) -> dict:
     """What both systems' rows share. ``file`` and ``weights`` are no keys; the rest is."""
     return {
@@ -162,6 +197,7 @@ def _clip() -> list[dict]:
 
 
 TRANSREID, TRANSREID_SSL, CLIP = _transreid(), _transreid_ssl(), _clip()
+SOLIDER, PERSONVIT, PASS = _solider(), _personvit(), _pass()
 
 
 def keys(row: dict) -> dict:

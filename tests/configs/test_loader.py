@@ -30,7 +30,9 @@ def test_nothing_given_is_the_defaults_with_auto_resolved_and_frozen():
     cfg, defaults = load_config(), get_cfg_defaults()
     assert (cfg.PROCESSOR.NAME, cfg.MODEL.VIT_SMALL) == ("supervised", "transreid")
     assert (cfg.SOLVER.SCHEDULER, cfg.SOLVER.SCHEDULER_START) == ("cosine", 1)
-    auto = {"PROCESSOR.NAME", "MODEL.VIT_SMALL", "SOLVER.SCHEDULER", "SOLVER.SCHEDULER_START"}
+    assert (cfg.MODEL.SWIN, cfg.MODEL.PART_TOKENS) == ("transreid_ssl", False)
+    auto = {"PROCESSOR.NAME", "MODEL.VIT_SMALL", "MODEL.SWIN", "MODEL.PART_TOKENS", "SOLVER.SCHEDULER",
+            "SOLVER.SCHEDULER_START"}
     assert {name for name in KEYS if lookup(cfg, name) != lookup(defaults, name)} == auto
     with pytest.raises(AttributeError):
         cfg.MODEL.JPM = True

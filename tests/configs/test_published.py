@@ -10,7 +10,16 @@ from configs import ConfigError, dump, load_config, load_config_with_notes
 from configs.defaults import INERT, KEYS
 from configs.loader import lookup
 from model import make_model
-from tests.configs.published import CLIP, TRANSREID, TRANSREID_SSL, keys, upstream_yaml
+from tests.configs.published import (
+    CLIP,
+    PASS,
+    PERSONVIT,
+    SOLIDER,
+    TRANSREID,
+    TRANSREID_SSL,
+    keys,
+    upstream_yaml,
+)
 
 SHIPPED = Path(__file__).resolve().parents[2] / "configs"
 BEST = ("market1501", "dukemtmc", "msmt17", "occ_duke", "veri", "vehicleid")
@@ -55,6 +64,7 @@ def write(folder: Path, row: dict, **extra) -> Path:
 def test_tables_are_complete():
     assert (len(TRANSREID), len(TRANSREID_SSL), len(CLIP)) == (43, 11, 15)
     assert len({row["file"] for row in TRANSREID}) == 43
+    assert (len(SOLIDER), len(PERSONVIT), len(PASS)) == (6, 15, 4)
 
 
 @pytest.mark.parametrize("row", TRANSREID, ids=ids)
@@ -81,6 +91,87 @@ def test_clip_family_file_means_what_it_meant(row, tmp_path):
     assert "\nDATASETS: \n#" in path.read_text() or "DATASETS.NAMES" in row       # the section that is left empty
     processor = "prompt" if "SOLVER.STAGE1.MAX_EPOCHS" in row else "supervised"
     check(load_config(path), row, processor=processor, vit_small="transreid", schedule="multistep", start=1)
+
+
+@pytest.mark.parametrize("row", SOLIDER, ids=ids)
+def test_solider_file_means_solider_s_swin(row, tmp_path):
+    cfg, notes = load_config_with_notes(write(tmp_path, row, **{"SOLVER.WARMUP_METHOD": "cosine"}))
+    check(cfg, row, processor="supervised", vit_small="deit", schedule="cosine", start=0)
+    assert (cfg.MODEL.SWIN, cfg.MODEL.SEMANTIC_WEIGHT) == ("solider", 1.0)
+    assert any("MODEL.SEMANTIC_WEIGHT is not set" in line and "0.2" in line for line in notes)
+
+
+@pytest.mark.parametrize("row", PERSONVIT, ids=ids)
+def test_personvit_file_means_what_it_meant(row, tmp_path):
+    path = write(tmp_path, row, **{"SOLVER.WARMUP_METHOD": "cosine", "MODEL.POOLING": "None"})
+    cfg = load_config(path)
+    check(cfg, row, processor="supervised", vit_small="deit", schedule="cosine", start=0)
+    assert cfg.MODEL.POOLING == "None"
+
+
+@pytest.mark.parametrize("row", PASS, ids=ids)
+def test_pass_file_is_a_plain_vit_until_a_key_of_pass_is_set(row, tmp_path):
+    path = write(tmp_path, row, **{"SOLVER.WARMUP_METHOD": "cosine"})
+    cfg = load_config(path)
+    check(cfg, row, processor="supervised", vit_small="deit", schedule="cosine", start=0)
+    assert cfg.MODEL.PART_TOKENS is False
+    for words in (["MODEL.PART_TOKENS", "True"], ["MODEL.MULTI_NECK", "True"], ["MODEL.FEAT_FUSION", "cat"]):
+        ours = load_config(path, words)
+        assert ours.MODEL.PART_TOKENS is True
+        (tmp_path / "resolved.yml").write_text(dump(ours))
+        assert load_config(tmp_path / "resolved.yml") == ours
+
+
+def test_a_pose2id_file_says_that_it_has_no_generator(tmp_path):
+    row = TRANSREID[0]
+    path = write(tmp_path, row, **{"TEST.NFC": True, "TEST.IPG": True, "SOLVER.WARMUP_METHOD": "linear"})
+    cfg, notes = load_config_with_notes(path)
+    assert cfg.TEST.NFC and cfg.TEST.NFC_K == (2, 2)
+    assert any(line.startswith("TEST.IPG is set and does nothing here") for line in notes)
+
+
+SWIN = ["MODEL.NAME", "transformer", "MODEL.TRANSFORMER_TYPE", "swin_base_patch4_window7_224"]
+
+
+@pytest.mark.parametrize(
+    ("words", "swin"),
+    [
+        (SWIN, "transreid_ssl"),
+        ([*SWIN, "MODEL.SEMANTIC_WEIGHT", "0.2"], "solider"),
+        ([*SWIN, "MODEL.SEMANTIC_WEIGHT", "-1"], "solider"),
+        ([*SWIN, "MODEL.SWIN", "transreid_ssl", "MODEL.SEMANTIC_WEIGHT", "0.2"], "transreid_ssl"),
+        ([*SWIN[:2], "MODEL.TRANSFORMER_TYPE", "swin_tiny_patch4_window7_224"], "solider"),
+    ],
+)
+def test_which_swin_is_meant_survives_a_resolved_file(words, swin, tmp_path):
+    cfg = load_config(opts=words)
+    assert swin == cfg.MODEL.SWIN
+    (tmp_path / "resolved.yml").write_text(dump(cfg))
+    assert load_config(tmp_path / "resolved.yml") == cfg
+
+
+PUBLISHED_RUNS = {  # the rate of the authors' scripts, over that of their files
+    **{f"solider/{row['file']}": (row, {"SOLVER.BASE_LR": 0.0008 if "tiny" in row["file"] else 0.0002})
+       for row in SOLIDER},
+    **{f"personvit/{row['file']}": (row, {"SOLVER.BASE_LR": 0.0004, "SOLVER.WARMUP_EPOCHS": 20,
+                                          "MODEL.PRETRAIN_HW_RATIO": 2})
+       for row in PERSONVIT if row["file"].endswith(("_vit_small", "_vit_base"))},
+    **{f"pass/{row['file']}": (row, {}) for row in PASS},
+}
+
+
+@pytest.mark.parametrize("file", PUBLISHED_RUNS)
+def test_shipped_file_of_a_stronger_backbone_is_its_row(file):
+    row, changes = PUBLISHED_RUNS[file]
+    cfg, notes = load_config_with_notes(SHIPPED / f"{file}.yml")
+    read = {k: v for k, v in row.items() if not k.endswith((".EVAL_PERIOD", ".LOG_PERIOD"))} | changes
+    check(cfg, read, processor="supervised", vit_small="deit", schedule="cosine", start=0)
+    assert (notes, cfg.DATASETS.ROOT_DIR, cfg.MODEL.PART_TOKENS) == ([], "./data", file.startswith("pass/"))
+    if file.startswith("solider/"):
+        assert (cfg.MODEL.SWIN, cfg.MODEL.SEMANTIC_WEIGHT) == ("solider", 0.2)
+    if file.startswith("pass/"):
+        size = ["INPUT.SIZE_TRAIN", [384, 128], "INPUT.SIZE_TEST", [384, 128]]
+        assert load_config(SHIPPED / f"{file}_384.yml") == load_config(SHIPPED / f"{file}.yml", size)
 
 
 def test_the_file_with_the_misspelt_section_is_refused_with_the_hint(tmp_path):
@@ -384,8 +475,9 @@ def test_every_shipped_file_is_checked_here():
     rows |= {f"ssdvit/{name}" for name in SSDVIT}
     rows |= {f"torchreid/{name.removeprefix('torchreid_')}" for name in ZOO}
     rows |= {f"ssdvit/synthetic{end}" for end in ("", "_single", "_start", "_supervised")}  # small ones of ours
+    rows |= {*PUBLISHED_RUNS, *(f"pass/{row['file']}_384" for row in PASS)}
     folders = ("transreid", "transreid_ssl", "clip_reid", "svll", "msvit", "mtda", "dino", "cluster", "ssdvit",
-               "torchreid")
+               "torchreid", "solider", "personvit", "pass")
     found = {f"{path.parent.name}/{path.stem}" for folder in folders
              for path in (SHIPPED / folder).glob("*.yml") if not path.stem.startswith("_")}
     assert found == rows

@@ -36,6 +36,13 @@ OF_METHODS = {
     },
     "clip baseline": CLIP | {"PROCESSOR__NAME": "supervised", "MODEL__SIE_CAMERA": True},
     "clip with heads": CLIP | {"MODEL__USE_SSL": True},
+    "solider": {
+        "MODEL__TRANSFORMER_TYPE": "swin_micro_patch4", "MODEL__SWIN": "solider", "MODEL__SEMANTIC_WEIGHT": 0.2,
+        "INPUT__SIZE_TRAIN": [64, 32],
+    },
+    "pass": {"MODEL__MULTI_NECK": True},
+    "pass, one neck": {"MODEL__MULTI_NECK": False, "MODEL__FEAT_FUSION": "mean"},
+    "personvit": {"MODEL__POOLING": "avg_max"},
     "swin": {"MODEL__TRANSFORMER_TYPE": "swin_micro_patch4", "INPUT__SIZE_TRAIN": [64, 32]},
     "msvit classifier": MSVIT | {"MODEL__MSVIT__HEAD": "classifier"},
     "msvit backbone": MSVIT | {"MODEL__MSVIT__HEAD": "bnneck"},

@@ -57,7 +57,7 @@ def test_every_family_answers_every_question(name, recwarn):
     assert set(model.classifier_keys) <= set(model.optional_keys)
     grids = position_grids(model, model)
     for key, (rows, columns) in grids.items():
-        assert state[key].shape[-2] == 1 + rows * columns, key
+        assert state[key].shape[-2] - rows * columns in (0, 1), key  # PASS has the class token's elsewhere
     model.use_domain(0)
     with torch.no_grad():
         feats = model(images, cam_label=torch.zeros(4, dtype=torch.long), view_label=None)
@@ -71,7 +71,7 @@ def test_every_family_answers_every_question(name, recwarn):
         assert features.shape == model.embed(images, cam_label=None, view_label=None)[:3].shape
     layout = model.token_layout()
     assert layout is None or isinstance(layout, TokenLayout)
-    assert model.maps_channels_last() is (name in ("swin", "timm swin"))
+    assert model.maps_channels_last() is (name in ("swin", "timm swin", "solider"))
     backbone, part = model.backbone_module(), model.pretrained_part()
     assert backbone is None or isinstance(backbone, Backbone)
     assert part is None or part is model or part in set(model.modules())

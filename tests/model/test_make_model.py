@@ -246,3 +246,28 @@ def test_the_description_counts_parameters_and_multiply_adds():
     block = tokens * width * width * (3 + 1 + 2 + 2) + 2 * tokens * tokens * width
     assert multiply_adds == 8 * (3 * 8 * 8) * width + 3 * block
     assert model.training
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"MODEL__POOLING": "avg_max", "MODEL__NAME": "resnet10"}, "MODEL.POOLING 'avg_max' and MODEL.NAME 'resnet10'"),
+        ({"MODEL__POOLING": "None", "MODEL__NAME": "resnet10"}, "MODEL.POOLING 'None' and MODEL.NAME 'resnet10'"),
+        ({"MODEL__POOLING": "max", "MODEL__NAME": "timm:resnet10t"}, "MODEL.POOLING 'max' and MODEL.NAME 'timm:"),
+        ({"MODEL__POOLING": "avg", "MODEL__GEM_POOLING": True}, "MODEL.GEM_POOLING and MODEL.POOLING 'avg'"),
+        ({"MODEL__POOLING": "max", "MODEL__JPM": True}, "MODEL.JPM and MODEL.POOLING 'max'"),
+        ({"INPUT__SIZE_TRAIN": [36, 16]}, "INPUT.SIZE_TRAIN: 36 x 16 cannot be tiled by patches of 8 .*4 pixels over"),
+        ({"MODEL__NAME": "timm:vit_small_patch14_dinov2", "INPUT__SIZE_TRAIN": [256, 128]},
+         r"INPUT.SIZE_TRAIN: 256 x 128 cannot be tiled .* of 14 x 14; the nearest size that can is 252 x 126"),
+    ],
+)  # fmt: skip
+def test_a_pooling_or_size_that_the_network_does_not_have_is_refused(tmp_path, changes, line):
+    with pytest.raises(UserError, match=line):
+        make_model(config(tmp_path, tmp_path, **changes), 3)
+
+
+def test_auto_is_the_pooling_of_each_network(tmp_path):
+    for changes in ({"MODEL__NAME": "resnet10"}, {}):
+        words = {"MODEL__POOLING": "avg" if changes else "None"}
+        models = [make_model(config(tmp_path, tmp_path, **changes, **more), 3) for more in ({}, words)]
+        assert str(models[0]) == str(models[1])

@@ -17,7 +17,7 @@ from model.backbones.vit import (
     ViTSpec,
     grid_size,
 )
-from model.layers.pooling import gem
+from model.layers.pooling import gem, pool_tokens
 from utils.errors import UserError
 
 TINY = ViTSpec(16, 3, 2, mlp_ratio=2.0, patch=8)
@@ -98,7 +98,7 @@ def test_the_feature_is_the_normalised_class_token_and_with_gem_the_mean_of_cube
     model = vit().eval()
     tokens = model.norm(model.tokens(images)).detach()
     torch.testing.assert_close(model(images), tokens[:, 0])
-    with_gem = vit(gem_pooling=True).eval()
+    with_gem = vit(pooling="gem").eval()
     means = torch.zeros(2, 16)
     for b in range(2):
         for d in range(16):
@@ -263,3 +263,21 @@ def test_initial_weights_follow_the_published_rules(published, std):
         assert abs(model.patch_embed.proj.weight.std() / math.sqrt(2 / (64 * 64)) - 1) < 0.05
     else:  # PyTorch's default: uniform up to the root of 1 / (3 * 8 * 8)
         assert 0.95 < model.patch_embed.proj.weight.abs().max() * math.sqrt(3 * 64) <= 1
+
+
+@pytest.mark.parametrize("pooling", ["None", "avg", "max", "avg_max"])
+def test_a_pooling_of_tokens_is_that_of_its_definition(pooling):
+    tokens = torch.randn(2, 9, 5, generator=torch.Generator().manual_seed(0))
+    patches = tokens[:, 1:]
+    expected = {
+        "None": tokens[:, 0],
+        "avg": sum(patches.unbind(1)) / 8,
+        "max": torch.stack([p.max(0).values for p in patches]),
+        "avg_max": torch.stack([(p[:4].max(0).values + p[4:].max(0).values) / 2 for p in patches]),
+    }
+    torch.testing.assert_close(pool_tokens(tokens, pooling), expected[pooling])
+
+
+def test_a_pooling_that_does_not_fit_the_patches_is_refused():
+    with pytest.raises(UserError, match="MODEL.POOLING 'avg_max': .* groups of 4.* have 9"):
+        vit(size=(24, 24), pooling="avg_max")

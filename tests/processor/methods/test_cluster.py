@@ -223,7 +223,7 @@ def test_an_epoch_has_its_steps_and_only_images_of_clusters(root, tmp_path, monk
         ({"SOLVER__IMS_PER_BATCH": 18}, "SOLVER.IMS_PER_BATCH: 18 images per process is not a multiple"),
         ({"CLUSTER__TEMP": 0.0}, "CLUSTER.TEMP: 0.0 must be at least"),
         ({"MODEL__REDUCE_FEAT_DIM": True}, "MODEL.REDUCE_FEAT_DIM and PROCESSOR.NAME 'cluster' cannot go together"),
-        (BACKBONES["vit"] | {"MODEL__POOLING": "gem"}, "MODEL.POOLING 'gem' and MODEL.NAME 'transformer'"),
+        (BACKBONES["timm"] | {"MODEL__POOLING": "gem"}, "MODEL.POOLING 'gem' and MODEL.NAME 'timm:resnet10t'"),
         (BACKBONES["clip"] | {"MODEL__SIE_CAMERA": True}, "MODEL.SIE_CAMERA and PROCESSOR.NAME 'cluster'"),
         ({"DATALOADER__BAD_IMAGES": "skip"}, "DATALOADER.BAD_IMAGES 'skip' and PROCESSOR.NAME 'cluster'"),
         ({"MODEL__PRETRAIN_CHOICE": "imagenet", "MODEL__PRETRAIN_PATH": "head.pth"}, "no tensor fits the model"),
