@@ -49,7 +49,7 @@ MODEL = {
     "SWIN": Key("auto", "which network the Swin types are: transreid_ssl, or solider (any image size, semantic "
                 "layers); auto: solider for swin_tiny, where SEMANTIC_WEIGHT is set, and in a YAML file that names a "
                 "Swin, as only SOLIDER publishes such files", choices=("auto", "transreid_ssl", "solider")),
-    "SEMANTIC_WEIGHT": Key(1.0, "SOLIDER: 1 for semantics, 0 for appearance, below 0 for no semantic layers; upstream's "
+    "SEMANTIC_WEIGHT": Key(1.0, "SOLIDER: 1 for semantics, 0 for appearance, below 0 for no such layers; upstream's "
                            "default, but its models are trained and tested with 0.2", max=1),
     "PART_TOKENS": Key("auto", "PASS: three part tokens beside a ViT's class token; auto: where MULTI_NECK or "
                        "FEAT_FUSION is set", type=bool),
