@@ -93,6 +93,12 @@ TRAINING_RULES = (
         lambda cfg, method: method.views == "weak_strong" and cfg.INPUT.PIPELINE != "reid",
     ),
     Rule(
+        "SOLVER.LAYER_DECAY",
+        "PROCESSOR.NAME",
+        "its rates follow the schedule of pre-training",
+        lambda cfg, method: method.label_free and cfg.SOLVER.LAYER_DECAY != 1,
+    ),
+    Rule(
         "DATALOADER.BAD_IMAGES",
         "PROCESSOR.NAME",
         "the method takes a feature of every training image; use 'raise'",

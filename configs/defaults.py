@@ -311,6 +311,10 @@ SOLVER = {
                          "training images"),
     "NESTEROV": Key(False, "Nesterov momentum in SGD"),
     "ADAM_BETAS": Key((0.9, 0.999), "decay of Adam's and AdamW's running means; torch's"),
+    "LAYER_DECAY": Key(1.0, "each layer learns at this share of the rate of the layer behind it, which keeps more of "
+                       "what pre-training gave the early ones; 1: all at one rate, as published", min=0.01, max=1),
+    "FREEZE": Key((), "patterns of parameter names that are never trained, such as base.patch_embed.* and "
+                  "base.blocks.[0-5].*; batch norms keep counting", type=str),
     "FREEZE_EPOCHS": Key(0, "first epochs that train the classifiers only", min=0),
     "PRECISION": Key("auto", "auto (fp16 with a scaler on a GPU, fp32 on a CPU), fp32, fp16, bf16",
                      choices=("auto", "fp32", "fp16", "bf16")),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from utils.checkpoint import WeightRules
 from utils.errors import UserError
+from utils.layered import Layered
 from utils.output import ReIDOutput
 
 
@@ -25,7 +26,7 @@ class TokenLayout:
     by_class: bool
 
 
-class Backbone(WeightRules, nn.Module):
+class Backbone(WeightRules, Layered, nn.Module):
     """A network from images to one feature each: ``forward(images, cam_label, view_label) -> (B, width)``.
 
     ``width`` and ``forward`` are all that a backbone needs; the rest has defaults. For JPM it also has ``patches``,
@@ -160,7 +161,7 @@ def with_base(state: dict[str, Tensor], others: tuple[str, ...]) -> dict[str, Te
     return {key if key.startswith(others) else f"base.{key}": value for key, value in state.items()}
 
 
-class RetrievalModel(WeightRules, nn.Module):
+class RetrievalModel(WeightRules, Layered, nn.Module):
     """A network that retrieves: every hook that checkpoints, evaluation, export and methods may call.
 
     ``forward(images, label, cam_label, view_label)`` gives a ``ReIDOutput`` in training and the retrieval feature

@@ -19,6 +19,7 @@ from datasets.catalogue import find_spec
 from datasets.loaders import Data, make_dataloader
 from datasets.options import names_of
 from model import RetrievalModel, make_model
+from model.freezing import freeze_matching
 from model.pretrained import load_initial_weights
 from model.summary import require_size, summary
 from processor.evaluate import Settings, evaluate, generalisation_report, mean_of, means
@@ -203,6 +204,7 @@ def make_initial_model(cfg: CfgNode, data: Data, folder: Path) -> RetrievalModel
     log.info("model: %s", summary(model, (cfg.INPUT.SIZE_TEST[0], cfg.INPUT.SIZE_TEST[1])))
     if cfg.SOLVER.RESUME != "auto" or not (folder / LAST).exists():
         load_initial_weights(cfg, model)
+    freeze_matching(model, cfg.SOLVER.FREEZE)
     return model
 
 

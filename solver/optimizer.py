@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 
 from solver.lars import LARS
 from utils.errors import UserError, nearest
+from utils.layered import Layers, layers_of
 
 PROMPTS, LANGUAGE_HEAD = ("prompt_learner.",), ("text_mlp.",)
 TEXT_SIDE = ("text_encoder.", *PROMPTS, *LANGUAGE_HEAD)
@@ -30,6 +31,8 @@ def parameter_groups(
     large_fc_lr: bool = False,
     is_trained: Callable[[str], bool] = lambda name: True,
     decay_vectors: bool = True,
+    layers: Layers | None = None,
+    layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Returns groups of trainable parameters with one rate and decay each, by the rules of the TransReID family.
 
@@ -37,7 +40,11 @@ def parameter_groups(
     ``weight_decay``); with ``large_fc_lr`` names with ``classifier`` or ``arcface`` learn at twice ``base_lr``.
     Position embeddings, tokens and norms decay; decay_vectors False spares all one-dimensional parameters, as ImageNet
     training does. is_trained: name of a parameter -> whether the stage trains it.
+
+    layers: of the network, from the image on. Each learns at ``layer_decay`` times the rate of the one behind it; what
+    is in no layer (the last norm, necks, classifiers) at the whole rate.
     """
+    layers = layers or []
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if not (parameter.requires_grad and is_trained(name)):
@@ -50,6 +57,7 @@ def parameter_groups(
             decay = 0.0
         if large_fc_lr and ("classifier" in name or "arcface" in name):
             lr = 2 * base_lr
+        lr *= next((layer_decay ** (len(layers) - i) for i, own in enumerate(layers) if name.startswith(own)), 1.0)
         groups.setdefault((lr, decay), []).append(parameter)
     return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
 
@@ -98,6 +106,22 @@ def build_optimizer(
         raise UserError(f"{key}: {name} refuses its settings: {error}") from None
 
 
+def decaying_layers(cfg: CfgNode, module: nn.Module) -> Layers:
+    """Returns the layers over which ``SOLVER.LAYER_DECAY`` lets rates decay; none at 1.
+
+    Raises ``UserError`` for a network that does not know its layers.
+    """
+    if cfg.SOLVER.LAYER_DECAY == 1:
+        return []
+    layers = layers_of(module)
+    if not layers:
+        raise UserError(
+            f"SOLVER.LAYER_DECAY {cfg.SOLVER.LAYER_DECAY}: MODEL.NAME {cfg.MODEL.NAME!r} has no known order of layers; "
+            "it is for ViTs, Swins, ResNets, timm:NAME and CLIP's ViTs; set it to 1"
+        )
+    return layers
+
+
 def make_optimizer(cfg: CfgNode, module: nn.Module, stage: int | None = None) -> Optimizer:
     """Returns the optimizer over ``module``'s trainable parameters.
 
@@ -122,6 +146,8 @@ def make_optimizer(cfg: CfgNode, module: nn.Module, stage: int | None = None) ->
             large_fc_lr=whole.LARGE_FC_LR,
             is_trained=lambda name: stage is None or not name.startswith(TEXT_SIDE),
             decay_vectors=cfg.SOLVER.DECAY_VECTORS,
+            layers=decaying_layers(cfg, module),
+            layer_decay=cfg.SOLVER.LAYER_DECAY,
         )
     return build_optimizer(
         section.OPTIMIZER_NAME,

@@ -20,6 +20,7 @@ from model.backbones.vit import grid_size, run_block
 from model.base import TokenLayout
 from utils.checkpoint import WeightRules
 from utils.errors import UserError, nearest
+from utils.layered import Layered, Layers
 
 LIBRARY = "open_clip:"
 """In front of a name in MODEL.NAME: exactly open_clip's architecture. A bare name has QuickGELU, as OpenAI's have."""
@@ -62,7 +63,7 @@ class Taps(NamedTuple):
     tokens: Tensor | None = None
 
 
-class CLIPTower(WeightRules, nn.Module):
+class CLIPTower(WeightRules, Layered, nn.Module):
     """A CLIP's image side: ``forward(images, side) -> Taps``, side (B, D) being added to a class token.
 
     Only towers with a class token (``patches`` above 0) take side information and serve JPM.
@@ -118,6 +119,10 @@ class CLIPViT(CLIPTower):
         scale = self.width**-0.5
         self.positional_embedding = nn.Parameter(scale * torch.randn(1 + self.patches, self.width))
         self.mean_pooled, self.norm_after_pooling = visual.pool_type == "avg", visual.final_ln_after_pool
+
+    def rate_layers(self) -> Layers:
+        first = ("conv1.", "ln_pre.", "class_embedding", "positional_embedding")
+        return [first, *((f"transformer.resblocks.{i}.",) for i in range(len(self.transformer.resblocks)))]
 
     def pool_tokens(self, tokens: Tensor) -> Tensor:
         """Returns the class token, or the patches' mean if the architecture says so. (B, 1 + N, D) -> (B, D)."""

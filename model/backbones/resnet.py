@@ -14,6 +14,7 @@ from model.base import Backbone
 from model.layers.norms import IBN
 from model.layers.pooling import make_pooling
 from utils.errors import UserError
+from utils.layered import Layers
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,11 @@ class ReIDResNet(ResNet, Backbone):
         """Returns the last feature map, (B, width, h, w)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+    def rate_layers(self) -> Layers:
+        stages = (self.layer1, self.layer2, self.layer3, self.layer4)
+        blocks = [(f"layer{i}.{j}.",) for i, stage in enumerate(stages, 1) for j in range(len(stage))]
+        return [("conv1.", "bn1."), *blocks]
 
     def forward(self, images: Tensor, cam_label: Tensor | None = None, view_label: Tensor | None = None) -> Tensor:
         return self.avgpool(self.maps(images))

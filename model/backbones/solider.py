@@ -17,9 +17,10 @@ from timm.layers.weight_init import trunc_normal_
 from timm.models.swin_transformer import WindowAttention, window_partition, window_reverse
 from torch import Tensor, nn
 
-from model.backbones.swin import SwinSpec, resized_table
+from model.backbones.swin import SwinSpec, block_layers, resized_table
 from model.backbones.vit import run_block
 from model.base import Backbone
+from utils.layered import Layers
 
 WINDOW, SHIFT = 7, 3
 TABLE = ".attn.w_msa.relative_position_bias_table"
@@ -156,7 +157,7 @@ class SoliderSwin(Backbone):
         grad_checkpoint: bool = False,
     ):
         super().__init__()
-        self.semantic_weight, self.grad_checkpoint = semantic_weight, grad_checkpoint
+        self.semantic_weight, self.grad_checkpoint, self.block_counts = semantic_weight, grad_checkpoint, spec.depths
         count = len(spec.depths)
         widths = [spec.width * 2**i for i in range(count)]
         rates = torch.linspace(0, drop_path, sum(spec.depths)).tolist()
@@ -197,6 +198,9 @@ class SoliderSwin(Backbone):
             if i + 1 < len(self.stages):
                 x = self.modulate(stage.downsample(x), i)
         return self.get_submodule(self.final_norm)(x).mean((1, 2))
+
+    def rate_layers(self) -> Layers:
+        return block_layers("stages", self.block_counts)
 
     def pretrained_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Returns a file's state under our names: SOLIDER's as it is, Microsoft's and timm's Swin renamed.

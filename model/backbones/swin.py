@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from model.backbones.vit import run_block
 from model.base import Backbone
 from utils.errors import UserError
+from utils.layered import Layers
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,18 @@ WINDOWS = {
 """Image size -> side of an attention window, as published; other sizes take 7, which the blocks pad to."""
 
 TABLE = ".attn.relative_position_bias_table"
+
+
+def block_layers(stages: str, depths: tuple[int, ...]) -> Layers:
+    """Returns the layers of a Swin: the patch embedding, then every block; merging goes with the block before it.
+
+    stages: the name of its list of stages.
+    """
+    layers: Layers = [("patch_embed.",)]
+    for i, depth in enumerate(depths):
+        layers += [(f"{stages}.{i}.blocks.{j}.",) for j in range(depth)]
+        layers[-1] += (f"{stages}.{i}.downsample.",)
+    return layers
 
 
 class SwinEmbed(nn.Module):
@@ -88,7 +101,7 @@ class Swin(Backbone):
         self, spec: SwinSpec, image_size: tuple[int, int], drop_path: float = 0.1, grad_checkpoint: bool = False
     ):
         super().__init__()
-        self.image_size, self.grad_checkpoint = tuple(image_size), grad_checkpoint
+        self.image_size, self.grad_checkpoint, self.block_counts = tuple(image_size), grad_checkpoint, spec.depths
         smallest = spec.patch * 2 ** (len(spec.depths) - 1)
         if any(side % smallest for side in image_size):
             raise UserError(
@@ -126,6 +139,9 @@ class Swin(Backbone):
                 x = run_block(block, x, checkpointed)
             x = stage.downsample(x)
         return self.norm(x).mean((1, 2))
+
+    def rate_layers(self) -> Layers:
+        return block_layers("layers", self.block_counts)
 
     def pretrained_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Returns an ImageNet file's state under our names, bias tables resized; timm merges one stage later."""

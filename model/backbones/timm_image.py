@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, cast
 
 import timm
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 from model.base import Backbone, TokenLayout
 from utils.errors import UserError, conflict, nearest
+from utils.layered import Layers
 
 log = logging.getLogger("lineup")
 
@@ -44,6 +46,17 @@ def refuse_untiled(network: nn.Module, size: tuple[int, int]) -> None:
         f"INPUT.SIZE_TRAIN: {size[0]} x {size[1]} cannot be tiled by the model's patches of {patch[0]} x {patch[1]}; "
         f"the nearest size that can is {near[0]} x {near[1]}; set INPUT.SIZE_TRAIN and INPUT.SIZE_TEST to it"
     )
+
+
+def layers_of_timm(network: Any) -> Layers:
+    """Returns the layers by which timm itself would let rates decay, but for the last norm and head."""
+    matcher = network.group_matcher(coarse=False)
+    numbers = cast("dict[str, int]", group_parameters(network, matcher, reverse=True))
+    layers: Layers = [()] * (max(numbers.values()) + 1)
+    for name, number in numbers.items():
+        if not name.startswith(("norm.", "fc_norm.", "head")):
+            layers[number] += (name,)
+    return [names for names in layers if names]
 
 
 def layout_of(network: nn.Module) -> TokenLayout | None:
@@ -103,6 +116,9 @@ class TimmBackbone(Backbone):
 
     def position_grids(self) -> dict[str, tuple[int, int]]:
         return {f"net.{name}": grid for name, grid in position_grids_of(self.net).items()}
+
+    def rate_layers(self) -> Layers:
+        return [tuple(f"net.{name}" for name in names) for names in layers_of_timm(self.net)]
 
     def token_layout(self) -> TokenLayout | None:
         return layout_of(self.net)

@@ -21,6 +21,7 @@ from model.base import Backbone, TokenLayout
 from model.layers.norms import IBN
 from model.layers.pooling import GROUP, pool_tokens
 from utils.errors import UserError
+from utils.layered import Layers
 
 
 @dataclass(frozen=True)
@@ -286,6 +287,10 @@ class ViT(Backbone):
 
     def token_layout(self) -> TokenLayout:
         return TokenLayout(self.grid, 1, self.pooling in ("None", "gem"))
+
+    def rate_layers(self) -> Layers:
+        first = ("patch_embed.", "cls_", "part", "pos_embed", "sie_embed")
+        return [first, *((f"blocks.{i}.",) for i in range(len(self.blocks)))]
 
     def position_grids(self) -> dict[str, tuple[int, int]]:
         return {"pos_embed": self.grid}

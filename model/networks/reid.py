@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from model.base import Backbone, with_base
 from model.layers.jpm import LOCAL_PARTS, jigsaw_features
 from model.networks.necked import NeckedModel
+from utils.layered import Layers
 
 
 class ReIDModel(NeckedModel):
@@ -65,6 +66,12 @@ class ReIDModel(NeckedModel):
 
     def backbone_module(self) -> Backbone:
         return self.base
+
+    def rate_layers(self) -> Layers:
+        layers = [tuple(f"base.{name}" for name in names) for names in self.base.rate_layers()]
+        if self.jigsaw:
+            layers[-1] += ("b1.0.", "b2.0.")
+        return layers
 
     def sync_copies(self) -> None:
         """Makes JPM's two branches copies of the backbone's last stage; called after pre-trained weights are loaded."""
