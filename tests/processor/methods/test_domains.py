@@ -21,7 +21,7 @@ NET = "torchreid_osnet_x0_25"
 SMALL = {
     "MODEL__NAME": NET, "MODEL__FC_DIM": 32, "DATASETS__SYNTHETIC__IDS": 8, "DATASETS__NAMES": "synthetic",
     "INPUT__SIZE_TRAIN": [64, 32], "INPUT__SIZE_TEST": [64, 32], "INPUT__ENLARGE_PROB": 0.5, "SOLVER__EVAL_PERIOD": 0,
-    "SOLVER__SCHEDULER": "step", "SOLVER__BASE_LR": 1e-3, "SOLVER__OPTIMIZER_NAME": "Adam",
+    "SOLVER__SCHEDULER": "step", "SOLVER__BASE_LR": 1e-3, "SOLVER__OPTIMIZER_NAME": "Adam", "SOLVER__IMS_PER_BATCH": 8,
 }  # fmt: skip
 
 
@@ -111,9 +111,8 @@ def test_distillation_runs_and_its_file_is_a_model_like_any_other(source, tmp_pa
 
 
 def test_a_student_learns_its_teachers_geometry(source, tmp_path):
-    metrics = run.train(
-        config(source[0], tmp_path, **distil(source, KD__STUDENT_WEIGHT="", SOLVER__MAX_EPOCHS=6, SOLVER__BASE_LR=3e-3))
-    )
+    start = {"KD__STUDENT_WEIGHT": "", "SOLVER__IMS_PER_BATCH": 4, "SOLVER__MAX_EPOCHS": 6, "SOLVER__BASE_LR": 3e-3}
+    metrics = run.train(config(source[0], tmp_path, **distil(source, **start)))
     assert metrics["history"]
     lines = [line for line in (tmp_path / "log.txt").read_text().splitlines() if "mtda_kd epoch" in line]
     first, last = (float(line.split(" loss ")[1].split()[0]) for line in (lines[0], lines[-1]))
