@@ -226,7 +226,7 @@ def charts_of(calibration: Calibration, pairs: PairCounts, held_out: Reliability
         "What a false accept rate costs": line_chart(curve, "Trade-off", "log10 of FAR", "TAR", (0, 1)),
     }
     if held_out is not None:
-        diagonal = {"exact": ([0.0, 1.0], [0.0, 1.0]), "found": (held_out.predicted, held_out.observed)}
+        diagonal = {"exact": ([0.0, 1.0], [0.0, 1.0]), "observed": (held_out.predicted, held_out.observed)}
         charts["How the probabilities hold, on identities left out of the fit"] = line_chart(
             diagonal, "Reliability", "probability", "share of genuine pairs", (0, 1)
         )
