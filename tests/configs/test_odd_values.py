@@ -58,6 +58,11 @@ def test_an_odd_value_is_taken_or_refused_in_one_line(key):
         ("INPUT.PIXEL_STD", [58.395, 57.12, 57.375], "divide one of pixels from 0 to 255 by 255"),
         ("INPUT.PIXEL_STD", [0, 0, 0], "at least 0.001"),
         ("INPUT.COLOR_JITTER", 1j, "a list of values"),
+        ("DMMD.SIGMAS", "x", "a list of numbers"), ("DMMD.SIGMAS", [0, 1], "at least"),
+        ("DMMD.LOSS_WEIGHTS", [-1, 1, 1], "at least 0"), ("CLUSTER.ITERS", 2**31 - 1, "at most 1000000"),
+        ("SSD.ITERS", 10**7, "at most 1000000"), ("DINO.CROP_HEIGHT", 10**6, "at most 8192"),
+        ("DINO.CROP_WIDTH", 10**6, "at most 8192"), ("DINO.LOCAL_CROPS_NUMBER", 10**5, "at most 1000"),
+        ("DINO.WARMUP_TEACHER_TEMP", 0, "at least 0.0001"), ("DINO.TEACHER_TEMP", -1, "at least 0.0001"),
     ],
 )
 def test_a_refusal_says_what_is_wrong(key, value, words):
