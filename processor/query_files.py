@@ -24,6 +24,8 @@ from utils.scoring.judgements import JUNK, RIGHT
 
 PER_QUERY, RANKED = "per_query.csv", "ranked.npz"
 
+TEST_AGAIN = "test the model again to have it written"
+
 
 @dataclass(frozen=True)
 class Queries:
@@ -60,7 +62,7 @@ class Queries:
                 raise ValueError("no rows, or a rank that does not fit 'valid'")
         except (OSError, KeyError, ValueError, TypeError, OverflowError, csv.Error) as error:
             reason = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({reason_of(error)})"
-            raise UserError(f"{path}: {reason}; test the model again to have it written") from None
+            raise UserError(f"{path}: {reason}; {TEST_AGAIN}") from None
         return queries
 
     def scores(self, metrics: dict[str, float]) -> dict[str, np.ndarray]:
@@ -161,6 +163,8 @@ class Ranked:
     def load(cls, path: Path) -> Ranked:
         """Raises ``UserError`` if the file is damaged or of another version."""
         check_archive(path)
+        if not zipfile.is_zipfile(path):  # NumPy would advise to read it as a pickle
+            raise UserError(f"{path}: damaged, not an archive of arrays; {TEST_AGAIN}")
         try:
             with np.load(path, allow_pickle=False) as stored:
                 arrays = {f.name: stored[f.name] for f in fields(cls)}
@@ -169,7 +173,7 @@ class Ranked:
             ranked._check()
         except (MemoryError, *DAMAGE) as error:
             raise UserError(
-                f"{path}: damaged or of another version ({reason_of(error)}); test the model again to have it written"
+                f"{path}: damaged or of another version ({reason_of(error)}); {TEST_AGAIN}"
             ) from None
         return ranked
 

@@ -342,7 +342,10 @@ def make_target_teacher(cfg: CfgNode, path: str, data: Data) -> RetrievalModel:
     teacher.MODEL.MAPS = "none" if cfg.KD.STYLE == "only_outputs" else "teacher"
     if teacher.MODEL.NAME.startswith(PREFIX):
         teacher.MODEL.FC_HEAD, teacher.MODEL.FC_DIM = head_of(state, cfg.MODEL.FC_DIM)
-    model = make_model(teacher, data.num_classes, data.num_cameras, data.num_views)
+    try:
+        model = make_model(teacher, data.num_classes, data.num_cameras, data.num_views)
+    except UserError as error:
+        raise UserError(f"KD.TEACHER.NAME: {str(error).removeprefix('MODEL.NAME: ')}") from None
     try:
         load_complete(model, path)
     except UserError as error:

@@ -138,6 +138,10 @@ def test_damaged_rankings_are_one_line(copy, name, change):
     with pytest.raises(UserError, match=r"ranked\.npz: damaged or of another version"):
         FinishedRun.load(copy).ranked("market1501")
     assert len(ranked.paths) > 4
+    path.write_bytes(b"PK")
+    with pytest.raises(UserError, match="not an archive of arrays; test the model again") as error:
+        FinishedRun.load(copy).ranked("market1501")
+    assert "pickle" not in str(error.value)
 
 
 def test_rankings_of_other_queries_and_damaged_settings_are_told(copy):

@@ -161,6 +161,7 @@ def test_mistakes_of_adaptation_are_one_line(source, tmp_path, changes, line):
     [
         ({"KD__TEACHER__WEIGHTS": ["one.pth"]}, "1 files for 2 DATASETS.TARGETS"),
         ({"KD__TEACHER__WEIGHTS": ["none.pth"] * 2}, "none.pth: no such checkpoint file"),
+        ({"KD__TEACHER__NAME": "resnet9"}, r"^KD.TEACHER.NAME: unknown 'resnet9'"),
         ({"KD__TEACHER__NAME": "torchreid_resnet18"}, r"KD.TEACHER.WEIGHTS: .*KD.TEACHER.NAME is 'torchreid_resnet18'"),
         ({"KD__STYLE": "all"}, "only the torchreid ResNets have matching stages"),
     ],
