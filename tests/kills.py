@@ -40,17 +40,26 @@ def start(words: list) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, **quiet)
 
 
-def finish(words: list) -> None:
+def finish(words: list, folder: Path) -> float:
+    """Runs to the end; returns the seconds since the run has begun to write."""
     process = start(words)
+    began = begun(process, folder)
     _, errors = process.communicate()
     assert process.returncode == 0, errors[-2000:]
+    return time.monotonic() - began
+
+
+def begun(process: subprocess.Popen, folder: Path) -> float:
+    """Waits until a run has begun to write, or ended; returns the time."""
+    while process.poll() is None and not (folder / "config.yml").exists():
+        time.sleep(0.02)
+    return time.monotonic()
 
 
 def stopped(words: list, number: int, after: float, folder: Path) -> bool:
     """Sends a signal some seconds after the run has begun to write; returns whether it was still running."""
     process = start(words)
-    while process.poll() is None and not (folder / "config.yml").exists():
-        time.sleep(0.02)
+    begun(process, folder)
     time.sleep(after)
     running = process.poll() is None
     process.send_signal(number)
@@ -102,18 +111,16 @@ def main(argv: list[str] | None = None) -> int:
             changes = {"SOLVER__MAX_EPOCHS": epochs, "SOLVER__SAVE_EVERY_MINUTES": 0.002} | changes_of(name, root)
             changes |= {key: epochs for key in EPOCHS if key in changes}
             if name not in whole:
-                folder, began = Path(place) / f"whole {name}", time.monotonic()
-                finish(options(root, folder, **changes))
-                whole[name] = folder, time.monotonic() - began
+                folder = Path(place) / f"whole {name}"
+                whole[name] = folder, finish(options(root, folder, **changes), folder)
             folder = Path(place) / "killed"
             words = options(root, folder, **changes)
             number = draw.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
-            after = draw.random() * 0.5 * whole[name][1]
-            if not stopped(words, number, after, folder):
-                after = 0.0  # it had ended: the second start finds a finished run
+            while not stopped(words, number, after := draw.random() * whole[name][1], folder):
+                shutil.rmtree(folder)  # it had ended before
             temporary = sum(".lineup-" in path.name for path in folder.rglob(".*"))
             left += temporary
-            finish(words)
+            finish(words, folder)
             problem = difference(whole[name][0], folder)
             counts["differs" if problem else "identical"] += 1
             row = f"{name:36s}{signal.Signals(number).name:>9s}{after:8.1f}{temporary:12d}"
