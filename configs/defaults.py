@@ -133,6 +133,11 @@ MODEL = {
                         choices=("stem", "layer1", "layer2", "layer3")),
     "MSVIT.ACT": Key("relu", "MSViT: relu as published for ReID, or gelu as in its pre-training",
                      choices=("relu", "gelu")),
+    "LORA.RANK": Key(0, "rank of the adapters beside the backbone's linear layers, which alone learn in it; 0: none, "
+                     "all of it learns", min=0),
+    "LORA.ALPHA": Key(16.0, "adapters count ALPHA / RANK times", min=1e-3),
+    "LORA.TARGETS": Key(["qkv", "proj"], "patterns of the ends of the layers' names; the attention's, as in the paper",
+                        type=str, is_list=True),
     "SYNC_BN": Key(False, "batch norm statistics over all processes"),
     "COMPILE": Key(False, "torch.compile the model; off, since the first step takes minutes"),
     "GRAD_CHECKPOINT": Key(False, "recompute activations in the backward pass: less memory, more time"),

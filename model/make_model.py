@@ -23,6 +23,7 @@ from model.base import Backbone, RetrievalModel, as_backbone
 from model.layers.batch_erasing import BatchErasing
 from model.layers.heads import make_head
 from model.layers.jpm import jigsaw_layout
+from model.layers.lora import add_adapters
 from model.layers.norms import convert_sync_batch_norm
 from model.layers.pooling import TOKEN_POOLINGS, make_pooling
 from model.layers.sparse_attention import kept_count
@@ -396,6 +397,18 @@ def make_multi_crop(cfg: CfgNode, counts: TrainingCounts) -> MultiCrop:
     return model
 
 
+def adapt(cfg: CfgNode, model: RetrievalModel) -> None:
+    """Freezes the model's backbone and gives it the adapters of MODEL.LORA."""
+    keys, backbone = cfg.MODEL.LORA, model.backbone_module()
+    refuse_set("MODEL.LORA.RANK", "its branches are copies of a last block that learns whole", *switches(cfg, "JPM"))
+    if backbone is None:
+        raise conflict(
+            f"MODEL.LORA.RANK {keys.RANK}", f"MODEL.NAME {cfg.MODEL.NAME!r}", "adapters are for a backbone with a neck"
+        )
+    targets = [keys.TARGETS] if isinstance(keys.TARGETS, str) else keys.TARGETS
+    add_adapters(backbone, keys.RANK, keys.ALPHA, targets)
+
+
 NETWORKS: dict[str, Callable[[CfgNode, TrainingCounts], RetrievalModel]] = {
     "reid": make_reid,
     "prompt": make_prompted,
@@ -420,6 +433,8 @@ def make_model(cfg: CfgNode, num_class: int, camera_num: int = 0, view_num: int 
             f"{method_name(cfg)}: its method asks for network {method.network!r}. Known: {', '.join(NETWORKS)}"
         )
     model = NETWORKS[method.network](cfg, TrainingCounts(num_class, camera_num, view_num, kind))
+    if cfg.MODEL.LORA.RANK:
+        adapt(cfg, model)
     if switch("MODEL.SYNC_BN", cfg.MODEL.SYNC_BN):
         for name, child in list(model.named_children()):
             if name not in model.sees_whole_batch:

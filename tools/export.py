@@ -32,6 +32,7 @@ from datasets.images import ImageList
 from datasets.loaders import Data, TestSet, make_dataloader
 from datasets.transforms.resizing import make_resizer, to_pixels
 from model.deployed import Deployed, Preprocess, make_deployed
+from model.layers.lora import merge_adapters
 from processor.evaluate import Settings, evaluate, score
 from processor.extractor import make_extractor
 from processor.trained import tested_model
@@ -228,7 +229,8 @@ def export(cfg: CfgNode, out: Path) -> dict[str, Any]:
     decisions = calibration_of(cfg)
     data = data_for_the_check(cfg)
     tests = [test for test in data.tests if test.protocol != "classification"]
-    model, settings = tested_model(cfg, data), replace(Settings.from_cfg(cfg), camera_norm="off")  # features alone
+    model = merge_adapters(tested_model(cfg, data))
+    settings = replace(Settings.from_cfg(cfg), camera_norm="off", centralisation=None)  # features alone
     deployed = make_deployed(cfg, model)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

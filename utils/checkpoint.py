@@ -324,6 +324,7 @@ def load_weights(
         {id(value): key for key, value in original.items()},
         settings=lambda key, value: side_settings(module, key, value) or rules.settings_for(state),
     )
+    refuse_adapters(report)
     kept = {id(value) for value in state.values()}  # under our names
     report.unexpected += sorted(key for key, value in original.items() if id(value) not in kept)
     needed = needed_and_missing(module, report)
@@ -331,6 +332,17 @@ def load_weights(
         sides = all(map(is_side_table, needed))
         report.settings = WITHOUT_SIDES if sides else rules.settings_for(state)
     return report
+
+
+def refuse_adapters(report: LoadReport) -> None:
+    """Raises ``UserError`` if the file has low-rank adapters and the model none, or the other way round.
+
+    Without them the model would compute other features, and nothing else would tell.
+    """
+    if any(key.endswith("lora_up") for key in report.unexpected):
+        raise UserError(f"{report.source}: it holds low-rank adapters: set MODEL.LORA.RANK and TARGETS as it had them")
+    if any(key.endswith("lora_up") for key in report.missing):
+        raise UserError(f"{report.source}: it has no low-rank adapters: set MODEL.LORA.RANK 0")
 
 
 def needed_and_missing(module: nn.Module, report: LoadReport) -> list[str]:

@@ -1,0 +1,80 @@
+"""Time and memory of a training step with low-rank adapters, beside one that trains the whole backbone.
+
+    python -m benchmarks.lora [--batch 16] [--threads 2] [--rank 8] [--repeats 3]
+
+ViT-B/16 at 256 x 128, identity and triplet terms, SGD. Every row runs in a process of its own; the seconds are those
+of the best repeat, ``cpu`` those of all its threads: on a busy machine the steadier figure. "MiB more" is the peak of
+the process over that before the network was built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+
+import torch
+
+from benchmarks.evaluation import forget_peak, resident_mib
+
+CLASSES = 751
+VIT = [
+    "MODEL.NAME", "transformer", "MODEL.TRANSFORMER_TYPE", "vit_base_patch16_224_TransReID", "MODEL.NO_MARGIN", True,
+    "INPUT.SIZE_TRAIN", [256, 128], "DATALOADER.SAMPLER", "softmax_triplet", "SOLVER.OPTIMIZER_NAME", "SGD",
+]  # fmt: skip
+
+
+def measure(rank: int, batch: int) -> dict[str, float]:
+    """Returns seconds and processor seconds of a step after a first one, and MiB of peak memory."""
+    import loss
+    from configs import load_config
+    from model import make_model
+    from solver import make_optimizer
+
+    images, labels = torch.randn(batch, 3, 256, 128), torch.arange(batch) // 4
+    forget_peak()
+    before = resident_mib("VmRSS")
+    cfg = load_config(opts=[*VIT, "MODEL.LORA.RANK", rank])
+    model = make_model(cfg, CLASSES).train()
+    optimizer, terms = make_optimizer(cfg, model), loss.make_loss(cfg, CLASSES)
+    for _ in range(2):
+        start, cpu = time.perf_counter(), time.process_time()
+        total = sum(terms(model(images, label=labels), labels).values())
+        optimizer.zero_grad(set_to_none=True)
+        assert isinstance(total, torch.Tensor)
+        total.backward()
+        optimizer.step()
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    return {"seconds": seconds, "cpu": cpu, "mib": resident_mib() - before}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--run", type=int, help="measure this rank in this process and print it as JSON")
+    args = parser.parse_args()
+    if args.run is not None:
+        print(json.dumps(measure(args.run, args.batch)))
+        return
+    print(f"ViT-B/16, 256 x 128, {args.batch} images, {args.threads} threads")
+    env = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
+    found: dict[int, list[dict[str, float]]] = {0: [], args.rank: []}
+    for _ in range(args.repeats):
+        for rank, results in found.items():
+            command = [sys.executable, "-m", "benchmarks.lora", "--run", str(rank), "--batch", str(args.batch)]
+            results.append(json.loads(subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE).stdout))
+    best = {rank: {key: min(row[key] for row in rows) for key in rows[0]} for rank, rows in found.items()}
+    for rank, row in best.items():
+        ratios = ", ".join(f"{key} {row[key] / best[0][key]:.2f}" for key in row)
+        name = f"rank {rank}" if rank else "all of it"
+        print(f"{name:10s} {row['seconds']:7.2f} s {row['cpu']:7.2f} cpu s {row['mib']:7.0f} MiB more   {ratios}")
+
+
+if __name__ == "__main__":
+    main()
