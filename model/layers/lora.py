@@ -35,7 +35,8 @@ class LoRALinear(nn.Linear):
         nn.init.kaiming_uniform_(self.lora_down, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias) + F.linear(F.linear(x, self.lora_down) * self.lora_scale, self.lora_up)
+        thin = F.linear(x, self.lora_down) * self.lora_scale
+        return F.linear(x, self.weight, self.bias) + F.linear(thin, self.lora_up)
 
     def merged(self) -> nn.Linear:
         """Returns the plain layer that computes the same."""
