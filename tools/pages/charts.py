@@ -80,6 +80,7 @@ def line_chart(
     xs, ys = (np.concatenate([np.asarray(s[i], float) for s in series.values()]) for i in (0, 1))
     frame = Frame((xs.min(), xs.max()), y_range or (min(ys.min(), 0), ys.max()))
     body, descriptions = [frame.axes(x_label, y_label)], []
+    legend = legend_top(frame, series)
     for i, (label, (x_values, y_values)) in enumerate(series.items()):
         x, y = ([float(value) for value in values] for values in (x_values, y_values))
         some = np.unique(np.linspace(0, len(x) - 1, min(len(x), MOST_POINTS)).astype(int))
@@ -91,11 +92,19 @@ def line_chart(
                 for j in some
             ]
         if len(series) > 1:
-            legend_y, line_y = TOP + 14 + 16 * i, TOP + 10 + 16 * i
+            legend_y, line_y = legend + 4 + 16 * i, legend + 16 * i
             body.append(f'<line class="line s{i}" x1="{WIDTH - 130}" x2="{WIDTH - 110}" y1="{line_y}" y2="{line_y}"/>')
             body.append(f'<text x="{WIDTH - 104}" y="{legend_y}">{escape(label)}</text>')
         descriptions.append(f"{label} from {y[0]:.3g} at {x[0]:g} to {y[-1]:.3g} at {x[-1]:g}")
     return drawing(name, f"{y_label} over {x_label}: {'; '.join(descriptions)}.", "".join(body))
+
+
+def legend_top(frame: Frame, series: Series) -> float:
+    """Returns where the legend begins: in the upper or the lower right corner, whichever fewer lines pass."""
+    right = np.linspace(0.65, 1, 20) * (frame.x_range[1] - frame.x_range[0]) + frame.x_range[0]
+    lines = [np.interp(right, x, y, left=np.nan, right=np.nan) for x, y in series.values() if np.all(np.diff(x) >= 0)]
+    height = (np.concatenate([*lines, [np.nan]]) - frame.y_range[0]) / (frame.y_range[1] - frame.y_range[0])
+    return HEIGHT - BOTTOM - 10 - 16 * len(series) if (height > 0.6).sum() > (height < 0.4).sum() else TOP + 10
 
 
 def histogram(values: np.ndarray, edges: np.ndarray, name: str, x_label: str, y_label: str) -> str:
