@@ -30,6 +30,9 @@ ARCHITECTURES = {
     "vit_base+jpm": [*VIT, "MODEL.TRANSFORMER_TYPE", "vit_base_patch16_224_TransReID", "MODEL.JPM", True],
     "vit_base": [*VIT, "MODEL.TRANSFORMER_TYPE", "vit_base_patch16_224_TransReID"],
     "deit_small": [*VIT, "MODEL.TRANSFORMER_TYPE", "deit_small_patch16_224_TransReID"],
+    "pass_small": [*VIT, "MODEL.TRANSFORMER_TYPE", "deit_small_patch16_224_TransReID", "MODEL.MULTI_NECK", True],
+    "swin_small": [*VIT, "MODEL.TRANSFORMER_TYPE", "swin_small_patch4_window7_224"],
+    "solider_small": [*VIT, "MODEL.TRANSFORMER_TYPE", "swin_small_patch4_window7_224", "MODEL.SEMANTIC_WEIGHT", 0.2],
     "resnet50": ["MODEL.NAME", "resnet50", *TRIPLET],
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

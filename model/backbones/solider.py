@@ -46,7 +46,8 @@ def shift_mask(height: int, width: int) -> Tensor:
 class PaddedWindows(nn.Module):
     """Attention inside windows of 7 x 7. (B, H, W, C) -> (B, H, W, C).
 
-    A map is padded with zeros at the bottom and right, and the padding is attended to like the rest, as published.
+    A map is padded with zeros at the bottom and right, and the padding is attended to like the rest, as published. Its
+    queries, keys and values are the layer's bias, and what it becomes is cut off, so no linear layer computes it.
     """
 
     def __init__(self, width: int, heads: int, shifted: bool, attn_drop: float, drop: float):
@@ -55,17 +56,39 @@ class PaddedWindows(nn.Module):
         self.w_msa = WindowAttention(width, heads, window_size=WINDOW, attn_drop=attn_drop, proj_drop=drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width, channels = x.shape[1:]
-        x = F.pad(x, (0, 0, 0, -width % WINDOW, 0, -height % WINDOW))
+        height, width = x.shape[1:3]
+        x = padded_with(self.w_msa.qkv(x), self.w_msa.qkv.bias, -height % WINDOW, -width % WINDOW)
         padded, mask = (x.shape[1], x.shape[2]), None
         if self.shifted:
             x = torch.roll(x, (-SHIFT, -SHIFT), (1, 2))
             mask = shift_mask(*padded).to(x)
-        windows = window_partition(x, (WINDOW, WINDOW)).view(-1, WINDOW * WINDOW, channels)
-        x = window_reverse(self.w_msa(windows, mask), (WINDOW, WINDOW), *padded)
+        x = window_reverse(self.attend(window_partition(x, (WINDOW, WINDOW)), mask), (WINDOW, WINDOW), *padded)
         if self.shifted:
             x = torch.roll(x, (SHIFT, SHIFT), (1, 2))
-        return x[:, :height, :width]
+        return self.w_msa.proj_drop(self.w_msa.proj(x[:, :height, :width]))
+
+    def attend(self, windows: Tensor, mask: Tensor | None) -> Tensor:
+        """Returns what each place takes from its window. (N, 7, 7, 3C) -> (N, 49, C), N: images times windows."""
+        attention, places = self.w_msa, WINDOW * WINDOW
+        q, k, v = windows.view(-1, places, 3, attention.num_heads, attention.dim // attention.num_heads).permute(
+            2, 0, 3, 1, 4
+        )
+        index = attention.get_buffer("relative_position_index").view(-1)
+        bias = attention.relative_position_bias_table[index].view(places, places, -1).permute(2, 0, 1)
+        scores = (q * attention.scale) @ k.transpose(-2, -1) + bias
+        if mask is not None:
+            scores = (scores.unflatten(0, (-1, len(mask))) + mask[:, None]).flatten(0, 1)
+        return (attention.attn_drop(scores.softmax(-1)) @ v).transpose(1, 2).flatten(2)
+
+
+def padded_with(x: Tensor, value: Tensor, rows: int, columns: int) -> Tensor:
+    """Returns the map (B, H, W, C) with rows below and columns at the right that hold ``value`` (C,)."""
+    value = value.to(x.dtype)
+    if columns:
+        x = torch.cat([x, value.expand(len(x), x.shape[1], columns, -1)], dim=2)
+    if rows:
+        x = torch.cat([x, value.expand(len(x), rows, x.shape[2], -1)], dim=1)
+    return x
 
 
 class FeedForward(nn.Module):
