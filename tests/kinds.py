@@ -15,7 +15,7 @@ NET = "torchreid_osnet_x0_25"
 DOMAINS = {
     "MODEL__NAME": NET, "MODEL__FC_DIM": 32, "DATASETS__SYNTHETIC__IDS": 8, "DATASETS__NAMES": "synthetic",
     "INPUT__SIZE_TRAIN": [64, 32], "INPUT__SIZE_TEST": [64, 32], "SOLVER__SCHEDULER": "step",
-    "SOLVER__OPTIMIZER_NAME": "Adam", "SOLVER__BASE_LR": 1e-3,
+    "SOLVER__OPTIMIZER_NAME": "Adam", "SOLVER__BASE_LR": 1e-3, "SOLVER__IMS_PER_BATCH": 8,
 }  # fmt: skip
 
 DISTILLATION = DOMAINS | {
