@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PACKAGES := configs datasets model loss solver processor tools utils
 # Workers share the cores: one torch thread each (tests/conftest.py).
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal --durations 20 --durations-min 5
 
 .PHONY: quickstart test lint parity lowest fuzz kills gpu clean
 

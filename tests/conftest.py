@@ -1,7 +1,7 @@
 """Fixtures for all tests. They run on the CPU with one thread, so that they share a small machine.
 
-One thread whatever the environment says: sums over several differ in their last bits, and tests compare a process of
-their own with this one.
+One thread whatever the environment and the tests before say: sums over several differ in their last bits, and tests
+compare a process of their own with this one.
 """
 
 from __future__ import annotations
@@ -13,8 +13,13 @@ if not os.environ.get("LINEUP_GPU_TESTS"):  # make gpu
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest  # noqa: E402
+import torch  # noqa: E402
 
 from tests.tiny import write_market  # noqa: E402
+
+
+def pytest_runtest_setup():
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

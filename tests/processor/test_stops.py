@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,20 +73,6 @@ def settings_of(kind: str, root) -> dict:
     return {"SOLVER__MAX_EPOCHS": 2, "SOLVER__LOG_PERIOD": 2, "SOLVER__STAGE2__LOG_PERIOD": 2} | changes_of(kind, root)
 
 
-@pytest.fixture(scope="module")
-def whole(market, tmp_path_factory):
-    """Runs a kind to its end, once."""
-    folders = {}
-
-    def run_once(kind: str):
-        if kind not in folders:
-            folders[kind] = tmp_path_factory.mktemp("whole")
-            run.train(config(market, folders[kind], **settings_of(kind, market)))
-        return folders[kind]
-
-    return run_once
-
-
 def stop_twice(monkeypatch, cfg, steps, act, expected) -> None:
     for step in steps:
         with monkeypatch.context() as patch:
@@ -99,31 +86,38 @@ def stop_twice(monkeypatch, cfg, steps, act, expected) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_stopped_by_signals_inside_epochs_ends_the_same(market, tmp_path, monkeypatch, whole, kind):
-    expected = whole(kind)
-    cfg = config(market, tmp_path, **settings_of(kind, market))
+def test_a_run_stopped_inside_epochs_ends_the_same(market, tmp_path, monkeypatch, kind):
+    settings = settings_of(kind, market)
+    whole, stopped, killed = (tmp_path / name for name in ("whole", "stopped", "killed"))
+    run.train(config(market, whole, **settings))
+    check_signals(config(market, stopped, **settings), monkeypatch)
+    assert_same_end(whole, stopped)
+    if "," not in kind:
+        check_kills(config(market, killed, **settings, SOLVER__SAVE_EVERY_MINUTES=1e-9), monkeypatch)
+        a, b = (torch.load(folder / "last", weights_only=True) for folder in (whole, killed))
+        assert_same(a, b)
+
+
+def check_signals(cfg, monkeypatch) -> None:
+    """Stops a run by a signal in its first step and in its second, and lets it end."""
     number = iter([signal.SIGTERM, signal.SIGUSR1])
     stop_twice(monkeypatch, cfg, (1, 2), lambda: os.kill(os.getpid(), next(number)), SystemExit)
     seen = []
-    act_at(monkeypatch, 1, lambda: seen.append((tmp_path / "log.txt").read_text()))
-    run.train(cfg)
+    with monkeypatch.context() as patch:
+        act_at(patch, 1, lambda: seen.append((Path(cfg.OUTPUT_DIR) / "log.txt").read_text()))
+        run.train(cfg)
     assert "SIGTERM: stopped after step 1 of" in seen[0] and "SIGUSR1: stopped after step" in seen[0]
     assert "going on inside epoch" in seen[0]
-    assert_same_end(expected, tmp_path)
 
 
-@pytest.mark.parametrize("kind", [name for name in KINDS if "," not in name])
-def test_a_run_killed_after_a_timed_save_ends_the_same(market, tmp_path, monkeypatch, whole, kind):
-    expected = whole(kind)
-    cfg = config(market, tmp_path, **settings_of(kind, market), SOLVER__SAVE_EVERY_MINUTES=1e-9)
+def check_kills(cfg, monkeypatch) -> None:
+    """Kills a run that saves after every step in its third, twice, and lets it end."""
 
     def die():
         raise Killed
 
     stop_twice(monkeypatch, cfg, (3, 3), die, Killed)
     run.train(cfg)
-    a, b = (torch.load(folder / "last", weights_only=True) for folder in (expected, tmp_path))
-    assert_same(a, b)
 
 
 def test_a_signal_in_evaluation_stops_after_it_and_one_in_the_last_epoch_changes_nothing(market, tmp_path, monkeypatch):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 import pytest
+import torch
 
-from utils.scoring import blocks
 from utils.scoring.blocks import each_block, even_cut, free_memory, in_threads, strip_height
 
 
@@ -32,8 +32,8 @@ def test_blocks_cover_all_rows_once_and_in_order(threads, block_size):
     assert all(a[1] == b[0] and b[0] % 32 == 0 for a, b in zip(spans, spans[1:], strict=False))
 
 
-def test_the_error_of_a_thread_is_raised_and_ends_the_work(monkeypatch):
-    monkeypatch.setattr(blocks.torch, "get_num_threads", lambda: 2)
+def test_the_error_of_a_thread_is_raised_and_ends_the_work():
+    torch.set_num_threads(2)  # conftest.py sets it back
     done = []
 
     def work(number):
