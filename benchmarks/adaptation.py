@@ -2,7 +2,7 @@
 
     python -m benchmarks.adaptation [--batch 32] [--instances 4] [--width 2048] [--threads 2] [--repeats 10]
 
-The loop forms every block of distances anew, concatenates one pair of identities after the other and lets autograd
+The loop forms every block of distances again, concatenates one pair of identities after the other and lets autograd
 keep one array per kernel width, as published code does. Both give the same values and gradients, which is checked.
 """
 

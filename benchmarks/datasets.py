@@ -1,4 +1,4 @@
-"""Time and memory of reading lists, anew and from the copy that is kept; images per second by cache and decoder.
+"""Time and memory of reading lists, from disk and from the copy that is kept; images per second by cache and decoder.
 
 ``python -m benchmarks.datasets [--tree 126441] [--list 4000000] [--images 2048]``
 

@@ -3,7 +3,7 @@
     python -m benchmarks.ssl [--config configs/dino/synthetic.yml] [--batch 32] [--steps 8] [--threads 2] [--device cpu]
 
 Both steps have the same loss from the same weights, which is checked first. Loading is beside one that decodes the
-image anew for every crop, on images of --image pixels; decodings are counted.
+image again for every crop, on images of --image pixels; decodings are counted.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ class Queries:
 
     @property
     def quality(self) -> np.ndarray:
-        """What queries are ordered by, 1 is best: AP, or 1 / rank of the first match if there is no AP; or NaN."""
+        """What queries are ordered by, 1 is best: AP, or 1 / rank of the first match without one; or NaN."""
         if not np.isnan(self.ap).all():
             return self.ap
         return np.where(self.valid, 1 / np.maximum(self.first, 1), np.nan)

@@ -59,7 +59,7 @@ class Labelled:
     def of(
         cls, test: TestSet, feats: Tensor, settings: Settings, reference: CameraReference | None = None
     ) -> Labelled:
-        one_list = test.same_list or same_images(test.query, test.gallery)  # an image is no pair with itself
+        one_list = test.same_list or same_images(test.query, test.gallery)  # an image and itself are not a pair
         lists = [test.query] if one_list else [test.query, test.gallery]
         pids, camids = (np.concatenate([getattr(rows, name) for rows in lists]) for name in ("pids", "camids"))
         feats, pairs = feats[: len(pids)], None

@@ -26,7 +26,7 @@ def network(*words, swin: str = "solider"):
 
 
 def drawn(module: nn.Module) -> nn.Module:
-    """Draws every parameter anew, so that biases, norms and semantic layers show."""
+    """Draws every parameter at random, so that biases, norms and semantic layers show."""
     torch.manual_seed(1)
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.3)

@@ -142,7 +142,7 @@ def test_the_published_layout_and_a_supervised_checkpoint_load(tmp_path):
     for key, value in supervised.state_dict().items():
         if key.startswith("base."):
             assert torch.equal(fresh.state_dict()[key], value)
-    assert torch.equal(fresh.bottleneck.weight, torch.ones(fresh.width))  # the neck starts anew
+    assert torch.equal(fresh.bottleneck.weight, torch.ones(fresh.width))  # the neck starts fresh
 
 
 # ---------------------------------------------------------------- runs
