@@ -23,6 +23,7 @@ from yacs.config import CfgNode
 
 from configs import load_config
 from datasets.batches import batches_of, one_thread
+from datasets.checks import log_kinds
 from datasets.images import Batch, ImageList
 from datasets.loaders import num_workers, pinned
 from datasets.readers.image_list import CARRIED, Carried, read_image_list
@@ -130,11 +131,11 @@ def extract_to_folder(
     cfg.defrost()
     cfg.OUTPUT_DIR = str(out)
     with prepared(cfg, config_file, [], "extract_log.txt"):
-        return _extract(cfg, records, carried, out, config_file, space)
+        return _extract(cfg, images, records, carried, out, config_file, space)
 
 
 def _extract(
-    cfg: CfgNode, records: Records, carried: Carried, out: Path, config_file: str, space: str
+    cfg: CfgNode, images: str | Path, records: Records, carried: Carried, out: Path, config_file: str, space: str
 ) -> dict[str, Any]:
     extractor = make_extractor(cfg, space)
     plan = {
@@ -150,6 +151,8 @@ def _extract(
     before = int((writer.done != OPEN).sum())
     if before:
         log.info("%d of %d images were done before", before, len(records))
+    elif is_main():
+        log_kinds(str(images), "image", records)
     barrier()  # every process has counted before one writes
     count, seconds = fill(writer, records, extractor, num_workers(cfg), pinned(cfg))
     done = gather_objects((count, seconds))

@@ -31,7 +31,8 @@ from datasets.options import options_of_run
 from datasets.paths import Paths
 from datasets.records import LONG, SPLITS, Records
 from datasets.storage.cache import packed, savez
-from datasets.storage.pillow_decoding import read_image
+from datasets.storage.pillow_decoding import decode, open_image, read_image
+from datasets.storage.pixels import is_unclear
 from datasets.storage.shard_index import INDEX, list_options
 from utils.commands import make_parser, run_command
 from utils.errors import UserError
@@ -104,10 +105,21 @@ def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(member, io.BytesIO(content))
 
 
+def refuse_unclear(raw: bytes, path: str) -> None:
+    """Raises ``BadImage`` for pixels whose range is not certain, which no run reads."""
+    try:
+        unclear = is_unclear(open_image(raw))
+    except Exception:  # noqa: BLE001 - damaged files fail in many ways; the run names or skips them (BAD_IMAGES)
+        return
+    if unclear:
+        decode(raw, path)
+
+
 def write_shards(dataset: ReIDDataset, out: Path, chosen: dict[str, Any], size: int) -> str:
     """Writes ``out/NAME``, whole or not at all, and returns the line that says what was written.
 
-    chosen: see ``list_options``. size: bytes of a shard. Raises ``UserError`` for an image that is missing.
+    chosen: see ``list_options``. size: bytes of a shard. Raises ``UserError`` for an image that is missing, or
+    of 32-bit integers or floats.
     """
     home = out / dataset.spec.name
     if home.exists():
@@ -121,8 +133,9 @@ def write_shards(dataset: ReIDDataset, out: Path, chosen: dict[str, Any], size: 
         writer = Writer(partial_home, size)
         images = tqdm(images_of(splits), desc=dataset.spec.name, leave=False, disable=not sys.stderr.isatty())
         for number, (path, owners) in enumerate(images):
-            name = path.removeprefix(base)
-            writer.add(name, read_image(path), described(name, owners, splits))
+            name, raw = path.removeprefix(base), read_image(path)
+            refuse_unclear(raw, path)
+            writer.add(name, raw, described(name, owners, splits))
             for split, i in owners:
                 rows[split][i] = number
         writer.close()

@@ -209,6 +209,17 @@ def test_a_table_brings_boxes_and_columns(tmp_path):
     assert carried["pid"] == ["red", "blue"] and carried["x1"] == ["1", ""] and "colour" not in carried
 
 
+def test_images_that_need_more_than_decoding_are_named(market, weight, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    for i in range(3):
+        dark = np.full((16, 8), 4095 - i, np.uint16)
+        Image.fromarray(dark).save(tmp_path / "photos" / f"{i}.png")
+    extract_to_folder(settings(market, tmp_path, weight), tmp_path / "photos", tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert "of 3 images of the image list, 3: of 16 bits, scaled to 8" in printed
+    assert "3 images of 16 bits use only the lower 12 of them" in printed
+
+
 def test_mistakes_are_one_line(market, weight, tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()

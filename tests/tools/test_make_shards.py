@@ -274,6 +274,19 @@ def test_an_image_that_is_damaged_or_cut_off_in_a_shard_is_named(home, monkeypat
     opened.cache_clear()
     assert "the image is missing" in message(load_image, path)
 
+@pytest.mark.parametrize("kind", ["float32", "int32"])
+def test_pixels_that_no_run_reads_are_not_packed(kind, tmp_path):
+    build("market1501", tmp_path / "data")
+    dataset = make_dataset("market1501", tmp_path / "data")
+    path = dataset.gallery.paths[1]
+    Image.fromarray(np.zeros((8, 4), kind)).save(path, "TIFF")
+    line = message(convert, dataset, tmp_path / "out")
+    assert path in line and "whose range the file does not state" in line
+    assert not (tmp_path / "out" / "market1501").exists() and message(load_image, path) == line
+    Path(path).write_bytes(b"not an image")  # the run names it, or skips it by BAD_IMAGES
+    assert "1 shards" in convert(dataset, tmp_path / "out", 10**9)
+
+
 
 def test_nothing_is_left_of_a_conversion_that_cannot_be_finished(tmp_path):
     build("market1501", tmp_path / "data")

@@ -117,7 +117,7 @@ def unknown_threshold(pairs: PairCounts, fpir: float, draws: int = DRAWS, seed: 
     """
     nearest, edges = np.sort(pairs.nearest_of), pairs.tail_edges[1:]
     distance = unknown_distance(nearest, fpir)
-    within = np.cumsum(pairs.tail_counts.sum(0)) / 2 / pairs.impostors
+    within = rates_of(pairs)
     answered = np.searchsorted(nearest, edges[:-1], "right") / len(nearest)  # at the last edge ``nearest_of`` ends
     with np.errstate(divide="ignore", invalid="ignore"):
         change = resampled_rates(pairs, draws, seed)[:, :-1] / within[:-1]
@@ -131,12 +131,23 @@ def unknown_threshold(pairs: PairCounts, fpir: float, draws: int = DRAWS, seed: 
     return Threshold(fpir, distance, float(low), float(high), float(got_low), float(got_high), tar)
 
 
+def rates_of(pairs: PairCounts) -> np.ndarray:
+    """Returns the false accept rate at every edge of the tail, (T,)."""
+    return np.cumsum(pairs.tail_counts.sum(0)) / 2 / pairs.impostors
+
+
 def resampled_rates(pairs: PairCounts, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """Returns the false accept rate at every edge of the tail, a row per draw of the identities: (draws, T)."""
+    """Returns the false accept rate at every edge of the tail, a row per draw of the identities: (draws, T).
+
+    A draw that changes the rate by a share x multiplies it by exp(x): rates of few identities spread evenly around
+    their mean on a scale of logarithms, not on a plain one, where they would even fall below 0.
+    """
     extra = draw_counts(len(pairs.identities), draws, np.random.default_rng(seed)) - 1
     tail = pairs.tail_counts.sum(0) / 2 + extra @ pairs.tail_counts.astype(np.float32)
     total = pairs.impostors + extra @ pairs.pairs_of.astype(np.float32)
-    return np.maximum.accumulate(np.cumsum(tail, 1).clip(min=0), 1) / total.clip(min=1)[:, None]
+    drawn, rates = np.cumsum(tail, 1) / total.clip(min=1)[:, None], rates_of(pairs)
+    change = np.divide(drawn, rates, out=np.ones_like(drawn), where=rates > 0) - 1
+    return np.maximum.accumulate(rates * np.exp(change), 1)
 
 
 def _crossing(edges: np.ndarray, rates: np.ndarray, far: float) -> float:
