@@ -71,17 +71,17 @@ def log_findings(dataset: ReIDDataset) -> None:
         log.log(logging.WARNING if finding.serious else logging.INFO, "%s: %s", dataset.spec.name, finding.text)
 
 
-def log_kinds(name: str, split: str, records: Records, looked_at: int = 32) -> None:
-    """Logs what some images of a list need beyond decoding. name: of the dataset.
+def log_kinds(name: str, split: str, paths: Sequence[str], looked_at: int = 32) -> None:
+    """Logs what some images of a list need beyond decoding. name: of the dataset; split: of the list.
 
     By their headers alone, but for images of 16 bits, which may use few of them.
     """
-    rows = np.unique(np.linspace(0, len(records) - 1, min(looked_at, len(records))).astype(int))
+    rows = np.unique(np.linspace(0, len(paths) - 1, min(looked_at, len(paths))).astype(int))
     counts: Counter[str] = Counter()
     levels = []
-    for row in rows.tolist():
+    for row in map(int, rows):
         with suppress(Exception):  # what cannot be read is reported when the loader reaches it
-            path = records.paths[row]
+            path = paths[row]
             raw = read_image(path)
             kinds = kinds_of(open_image(raw))
             counts.update(kinds)

@@ -195,7 +195,7 @@ def check_sets(cfg: CfgNode, method: Method, sets: Sets, training: bool) -> None
         splits = tuple(split for split in SPLITS if used[split])
         refuse_missing(dataset, splits, skip=cfg.DATALOADER.BAD_IMAGES == "skip")
         for split in splits[:1] if training else splits:
-            log_kinds(dataset.spec.name, split, dataset.split(split))
+            log_kinds(dataset.spec.name, split, dataset.split(split).paths)
 
 
 def training_list(cfg: CfgNode, method: Method, sets: Sets, training: bool) -> Records:

@@ -152,7 +152,7 @@ def _extract(
     if before:
         log.info("%d of %d images were done before", before, len(records))
     elif is_main():
-        log_kinds(str(images), "image", records)
+        log_kinds(str(images), "image", records.paths)
     barrier()  # every process has counted before one writes
     count, seconds = fill(writer, records, extractor, num_workers(cfg), pinned(cfg))
     done = gather_objects((count, seconds))

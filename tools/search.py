@@ -23,6 +23,7 @@ import numpy as np
 from yacs.config import CfgNode
 
 from configs import load_config
+from datasets.checks import log_kinds
 from datasets.loaders import TestSet, make_dataloader
 from datasets.storage.pillow_decoding import BadImage, load_image
 from datasets.storage.pixels import PixelRules
@@ -128,6 +129,7 @@ def from_images(cfg: CfgNode, paths: list[str], gallery: Gallery, force: bool) -
     """Makes queries from image files and skips those that cannot be read. Raises ``UserError`` if none can be."""
     extractor = make_extractor(cfg, gallery.meta.get("space", IMAGE))
     refuse_other_model(extractor.model_hash, gallery, force)
+    log_kinds("--query", "image", paths)
     feats, columns, skipped = [], [], []
     for start in range(0, len(paths), extractor.batch_size):
         images = []

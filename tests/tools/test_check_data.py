@@ -362,7 +362,7 @@ def test_images_of_16_bits_that_use_few_of_them_are_named(top, white, words, tmp
         check.main(words_of_run)
     lines = [line for line in capsys.readouterr().out.splitlines() if "16 bits use" in line]
     with caplog.at_level("WARNING", logger="lineup"):
-        log_kinds("csv", "train", make_dataset("csv", tmp_path).train)
+        log_kinds("csv", "train", make_dataset("csv", tmp_path).train.paths)
     lines += [record.getMessage() for record in caplog.records if "16 bits use" in record.getMessage()]
     assert len(lines) == (2 if words else 0) and all("4 images of 16 bits" in line and words in line for line in lines)
 

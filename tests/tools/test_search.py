@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from model import make_model
 from model.backbones.clip import build_clip, clip_config
@@ -99,6 +100,13 @@ def test_image_files_find_what_their_extraction_finds_and_bad_ones_are_skipped(p
     page = (tmp_path / "page.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 8 * 17 and page.count('class="shot match"') == 8 * 16
     assert "8 queries in 16 images" in page and not re.search(r'(?:src|href)="(?!data:|#)', page)
+
+
+def test_a_dark_query_of_16_bits_is_named(place, given, tmp_path, capsys, caplog):
+    Image.fromarray(np.full((16, 8), 4095, np.uint16)).save(tmp_path / "dark.png")
+    search("--query", tmp_path / "dark.png", "--gallery", place / "gallery", *given)
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["query"]["path"] == str(tmp_path / "dark.png")
+    assert "--query: of 1 images of the image list, 1 images of 16 bits use only the lower 12 of them" in caplog.text
 
 
 def test_a_page_marks_identities_and_shows_rows_without_pictures(place, tmp_path, capsys):
