@@ -10,10 +10,11 @@ import torch
 from model import make_model
 from tests.tiny import CLIP_RUN, config
 
-NET = "torchreid_osnet_x0_25"
+NET = "timm:test_efficientnet"
+"""Convolutions, batch norms and drop path at 0.1 M parameters."""
 
 DOMAINS = {
-    "MODEL__NAME": NET, "MODEL__FC_DIM": 32, "DATASETS__SYNTHETIC__IDS": 8, "DATASETS__NAMES": "synthetic",
+    "MODEL__NAME": NET, "DATASETS__SYNTHETIC__IDS": 8, "DATASETS__SYNTHETIC__IMAGES": 2, "DATASETS__NAMES": "synthetic",
     "INPUT__SIZE_TRAIN": [64, 32], "INPUT__SIZE_TEST": [64, 32], "SOLVER__SCHEDULER": "step",
     "SOLVER__OPTIMIZER_NAME": "Adam", "SOLVER__BASE_LR": 1e-3, "SOLVER__IMS_PER_BATCH": 8,
 }  # fmt: skip
@@ -24,8 +25,8 @@ DISTILLATION = DOMAINS | {
 }  # fmt: skip
 
 CLUSTER = {
-    "PROCESSOR__NAME": "cluster", "MODEL__NAME": "resnet10", "MODEL__POOLING": "gem", "DATASETS__NAMES": "synthetic",
-    "DATASETS__SYNTHETIC__IDS": 16, "INPUT__SIZE_TRAIN": [64, 32], "INPUT__SIZE_TEST": [64, 32],
+    "PROCESSOR__NAME": "cluster", "MODEL__POOLING": "gem", "DATASETS__NAMES": "synthetic",
+    "DATASETS__SYNTHETIC__IDS": 16, "DATASETS__SYNTHETIC__IMAGES": 2, "MODEL__DROP_OUT": 0.1,
     "DATALOADER__SAMPLER": "multiple_gallery", "DATALOADER__NUM_INSTANCE": 4, "SOLVER__IMS_PER_BATCH": 16,
     "SOLVER__SCHEDULER": "step", "CLUSTER__ITERS": 4, "CLUSTER__K1": 8, "CLUSTER__K2": 4, "CLUSTER__USE_HARD": True,
 }  # fmt: skip
@@ -53,13 +54,15 @@ KINDS: dict[str, dict[str, Any]] = {
     "dino": DINO,
     "dino, accumulated": DINO | {"SOLVER__ACCUMULATION": 2, "SOLVER__IMS_PER_BATCH": 2},
     "cluster": CLUSTER,
-    "cluster, averaged, accumulated": CLUSTER | {"SOLVER__EMA__RATIO": 0.5, "SOLVER__ACCUMULATION": 2},
+    "cluster, averaged, accumulated": CLUSTER | {
+        "MODEL__NAME": NET, "MODEL__POOLING": "auto", "SOLVER__EMA__RATIO": 0.5, "SOLVER__ACCUMULATION": 2,
+    },
     "self_distill": SELF_DISTILLATION,
     "self_distill, logits": SELF_DISTILLATION | {"SSD__MODE": "logits", "SSD__PAIRED_VIEWS": True},
     "dmmd": DOMAINS | {"PROCESSOR__NAME": "dmmd", "DATASETS__TARGETS": ["synthetic_b"], "DMMD__WARMUP_EPOCHS": 1},
     "dmmd, clusters": DOMAINS | {
         "PROCESSOR__NAME": "dmmd", "DATASETS__TARGETS": ["synthetic_b"], "DMMD__WARMUP_EPOCHS": 1,
-        "DMMD__GROUPS": "pseudo", "CLUSTER__K1": 8, "CLUSTER__MIN_SAMPLES": 2,
+        "DMMD__GROUPS": "pseudo", "CLUSTER__K1": 8, "CLUSTER__MIN_SAMPLES": 2, "DATASETS__SYNTHETIC__IMAGES": 4,
     },
     "mtda_kd": DISTILLATION | {"KD__SWEEPS": "per_teacher"},
     "mtda_kd, by shift": DISTILLATION | {"KD__ORDER": "shift"},
