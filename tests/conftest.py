@@ -6,7 +6,9 @@ compare a process of their own with this one.
 
 from __future__ import annotations
 
+import fcntl
 import os
+from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 if not os.environ.get("LINEUP_GPU_TESTS"):  # make gpu
@@ -15,6 +17,7 @@ if not os.environ.get("LINEUP_GPU_TESTS"):  # make gpu
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from tests.runs import TORCHRUN, start_process  # noqa: E402
 from tests.tiny import write_market  # noqa: E402
 
 
@@ -26,3 +29,24 @@ def pytest_runtest_setup():
 def market(tmp_path_factory):
     """A data root with a tiny Market-1501: 4 training and 4 test identities, 2 cameras, 2 images of each."""
     return write_market(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def together(tmp_path_factory) -> Path:
+    """A folder with what ``tests.together`` leaves and what the shares of a step are in one process.
+
+    One worker of the session fills it, the others wait.
+    """
+    from tests.processor.shares import write_shares
+
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "together"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "filled").exists():
+            done = start_process(*TORCHRUN, "-m", "tests.together", folder)
+            (folder / "filled").write_text(done.stderr[-3000:] if done.returncode else "")
+            write_shares(folder)
+    assert not (error := (folder / "filled").read_text()), error
+    return folder

@@ -1,6 +1,6 @@
 """One process of several, each with its slice of one global batch: writes the gradients of the supervised losses.
 
-Started by ``tests.processor.shares``.
+Called by ``tests.processor.shares``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One process of several, each with its share of both stages' batches: writes losses and gradients.
 
-Started by ``tests.processor.shares``.
+Called by ``tests.processor.shares``.
 """
 
 from __future__ import annotations

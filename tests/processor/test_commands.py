@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.runs import call
+from tests.runs import call, started
 from tests.tiny import options, write_market
 from tools import record
 from utils.commands import run_command
@@ -271,29 +272,34 @@ def test_help_is_quick():
     assert time.perf_counter() - began < 3
 
 
+def train_into(output: Path, words: list) -> None:
+    with output.open("w") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+    sys.exit(call("train", words))
+
+
+def lines_of(output: Path) -> int:
+    return output.read_text().count("\n") if output.exists() else 0
+
+
 def test_kill_9_and_start_again(market, tmp_path):
     """Killed by the system at random moments, the same command ends with the same bytes."""
     import random
 
     changes = {"SOLVER__MAX_EPOCHS": 20, "SOLVER__EVAL_PERIOD": 10, "SOLVER__CHECKPOINT_PERIOD": 0, "MODEL__JPM": True}
     changes |= {"MODEL__SHIFT_NUM": 2, "DATALOADER__NUM_WORKERS": 1}
-    command = [sys.executable, "train.py"]
-    whole = [*command, *map(str, options(market, tmp_path / "whole", **changes))]
-    killed = [*command, *map(str, options(market, tmp_path / "killed", **changes))]
-    subprocess.run(whole, cwd=ROOT, env=environment(), check=True, capture_output=True)
-    rng, kills = random.Random(0), 0
-    while kills < 2:
-        process = subprocess.Popen(killed, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
-        for _ in range(rng.randint(8, 16)):  # so many log lines later
-            if not process.stdout.readline():
-                break
+    killed = options(market, tmp_path / "killed", **changes)
+    assert call("train", options(market, tmp_path / "whole", **changes)) == 0
+    rng = random.Random(0)
+    for number in range(2):
+        process = started(train_into, output := tmp_path / f"output {number}", killed)
+        enough = rng.randint(8, 16)
+        while process.is_alive() and lines_of(output) < enough:  # so many log lines later
+            time.sleep(0.01)
         time.sleep(rng.random() * 0.1)
-        if process.poll() is not None:
-            break
         process.kill()
-        process.wait()
-        kills += 1
-    assert kills == 2, "the run ended before it could be killed twice"
-    subprocess.run(killed, cwd=ROOT, env=environment(), check=True, capture_output=True)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "the run ended before it could be killed"
+    assert call("train", killed) == 0
     a, b = (torch.load(tmp_path / f / "transformer_20.pth", weights_only=True) for f in ("whole", "killed"))
     assert all(torch.equal(a[k], b[k]) for k in a)

@@ -4,46 +4,33 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.runs import ROOT, assert_same_bytes, call, weights
+from tests.runs import assert_same_bytes, call, exit_code_of, weights
 from tests.tiny import options
 from tools import report
 
 WRITES = ["config.yml", "per_query.csv", "ranked.npz", "transformer_1.pth", "last", "metrics.json", "report.html"]
 
 
-KILLED_INSIDE = """
-import os, signal, sys
-from pathlib import Path
-from tests.runs import call
+def die_inside(name: str, command: str, words: list) -> None:
+    """Runs a command and is killed when the file of that name has been written but not yet renamed."""
+    real = os.fsync
 
-name, command, *words = sys.argv[1:]
-real = os.fsync
+    def fsync(descriptor):
+        real(descriptor)
+        if Path(os.readlink(f"/proc/self/fd/{descriptor}")).name.startswith(f".{name}.lineup-"):
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def fsync(descriptor):
-    real(descriptor)
-    if Path(os.readlink(f"/proc/self/fd/{descriptor}")).name.startswith(f".{name}.lineup-"):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-os.fsync = fsync
-sys.exit(call(command, words))
-"""
+    os.fsync = fsync
+    call(command, words)
 
 
 def killed_inside(name: str, command: str, words: list) -> None:
-    """Runs a command in a process that is killed when the file of that name has been written but not yet renamed.
-
-    Not in a fork of this process: OpenMP's threads, which other tests may have started, do not survive one.
-    """
-    arguments = [sys.executable, "-c", KILLED_INSIDE, name, command, *map(str, words)]
-    done = subprocess.run(arguments, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
-    assert done.returncode == -signal.SIGKILL
+    assert exit_code_of(die_inside, name, command, words) == -signal.SIGKILL
 
 
 def files_of(folder: Path) -> set[str]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
+import os
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,28 +18,20 @@ from datasets.readers.image_list import read_image_list
 from model import make_model
 from processor.evaluate import extract_features
 from processor.extractor import Extractor, make_extractor
-from tests.runs import TORCHRUN, start_process
+from tests.runs import exit_code_of
 from tests.tiny import CLIP, MSVIT, config, options
+from tests.together import SIDES, extraction_words, output_of, write_weight
 from tools import extract as command
 from tools.extract import extract_to_folder
 from utils.checkpoint import load_weights
 from utils.errors import UserError
 from utils.feature_files import Features
 
-SIDES = {"MODEL__SIE_CAMERA": True, "MODEL__JPM": True, "MODEL__STRIDE_SIZE": [4, 4]}
-
 
 @pytest.fixture(scope="module")
 def weight(tmp_path_factory):
-    """A checkpoint of a model with side information for two cameras and local parts, its neck's statistics not bare."""
     folder = tmp_path_factory.mktemp("weight")
-    torch.manual_seed(0)
-    model = make_model(config(folder, folder, **SIDES), 4, 2, 1)
-    torch.nn.init.normal_(model.base.sie_embed)
-    for name, value in model.named_buffers():
-        if "running" in name:
-            value.uniform_(0.5, 1.5)
-    torch.save(model.state_dict(), folder / "model.pth")
+    write_weight(folder / "model.pth")
     return folder / "model.pth"
 
 
@@ -136,21 +127,24 @@ def test_both_kinds_of_side_information_are_left_out_and_that_is_said(market, tm
     assert "both.pth holds none" in caplog.text
 
 
-def test_a_killed_extraction_goes_on_to_the_same_bytes(market, weight, tmp_path):
-    (tmp_path / "images").mkdir()
-    for path in sorted(market.rglob("*.jpg"))[:23]:
-        shutil.copy(path, tmp_path / "images")
-    damaged = sorted((tmp_path / "images").iterdir())[7]
-    damaged.write_bytes(damaged.read_bytes()[:200])
-    extract_to_folder(settings(market, tmp_path, weight), tmp_path / "images", tmp_path / "whole")
-    kill = (  # as the third batch is about to be written
-        "import os, signal, sys; from tools import extract as e; e.FLUSH_SECONDS = 0; keep, calls = e.keep, []\n"
-        "def dies(*args):\n    calls.append(1); len(calls) < 3 or os.kill(os.getpid(), signal.SIGKILL); keep(*args)\n"
-        "e.keep = dies; e.main(sys.argv[1:])"
-    )
-    words = ["--images", tmp_path / "images", "--out", tmp_path / "out"]
-    given = options(market, tmp_path, TEST__WEIGHT=weight, TEST__IMS_PER_BATCH=5, **SIDES)
-    assert start_process(sys.executable, "-c", kill, *words, *given).returncode == -signal.SIGKILL
+def die_at_the_third_write(words: list[str]) -> None:
+    """Extracts, and is killed as the third batch is about to be written."""
+    command.FLUSH_SECONDS, keep, calls = 0, command.keep, []
+
+    def dies(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        keep(*args)
+
+    command.keep = dies
+    command.main(words)
+
+
+def test_a_killed_extraction_goes_on_to_the_same_bytes_and_so_do_two_processes(market, together, tmp_path):
+    words = [str(word) for word in extraction_words(together, tmp_path / "out")]
+    command.main([str(word) for word in extraction_words(together, tmp_path / "whole")])
+    assert exit_code_of(die_at_the_third_write, words) == -signal.SIGKILL
     done = np.load(tmp_path / "out" / "done.part.npy")
     assert 0 < (done > 0).sum() < 23 and not (tmp_path / "out" / "meta.json").exists()
     with pytest.raises(UserError, match=r"no finished extraction .* the same command continues it"):
@@ -158,17 +152,18 @@ def test_a_killed_extraction_goes_on_to_the_same_bytes(market, weight, tmp_path)
     changes = {"another batch size": {"TEST__IMS_PER_BATCH": 4}, "another model": {"TEST__FLIP": True}}
     for line, change in changes.items():
         with pytest.raises(UserError, match=line):
-            extract_to_folder(settings(market, tmp_path, weight, **change), tmp_path / "images", tmp_path / "out")
-    command.main([str(word) for word in (*words, *given)])
+            cfg = settings(market, tmp_path, together / "sides.pth", **change)
+            extract_to_folder(cfg, together / "images", tmp_path / "out")
+    command.main(words)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-    two = start_process(*TORCHRUN, "-m", "tools.extract", *words[:2], "--out", tmp_path / "two", *given)
-    assert two.returncode == 0, two.stderr[-2000:]
-    assert contents(tmp_path / "two") == contents(tmp_path / "whole")
-    assert two.stdout.count("images/s") == 1
-    skipped = list(csv.reader((tmp_path / "two" / "skipped.csv").open()))
+    two = together / "features"
+    assert output_of(together, "extraction").count("images/s") == 1
+    assert contents(two) == contents(tmp_path / "whole")
+    skipped = list(csv.reader((two / "skipped.csv").open()))
+    damaged = sorted((together / "images").iterdir())[7]
     assert len(skipped) == 2 and skipped[1][0] == str(damaged) and "cannot be read" in skipped[1][1]
-    meta = json.loads((tmp_path / "two" / "meta.json").read_text())
-    assert (meta["count"], meta["skipped"], len(Features(tmp_path / "two"))) == (22, 1, 22)
+    meta = json.loads((two / "meta.json").read_text())
+    assert (meta["count"], meta["skipped"], len(Features(two))) == (22, 1, 22)
 
 
 def test_finished_work_is_left_alone_and_another_list_is_refused(market, weight, tmp_path, monkeypatch):

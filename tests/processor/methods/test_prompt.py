@@ -332,8 +332,8 @@ def test_batches_that_cannot_be_made_are_named_by_stage_2s_key(market, tmp_path)
 # ---------------------------------------------------------------- several processes
 
 
-def test_two_processes_have_the_losses_and_gradients_of_one(shares):
-    one, two = (torch.load(shares / f"prompt_{n}.pt", weights_only=True) for n in (1, 2))
+def test_two_processes_have_the_losses_and_gradients_of_one(together):
+    one, two = (torch.load(together / f"prompt_{n}.pt", weights_only=True) for n in (1, 2))
     assert set(one["prompts"]["terms"]) == {"i2t", "t2i", "ssl", "loss"}
     assert set(one["encoder"]["terms"]) == {"id", "triplet", "i2t", "ssl", "loss"}
     assert set(one["prompts"]["grads"]) == {"prompt_learner.cls_ctx"} and len(one["encoder"]["grads"]) > 40
