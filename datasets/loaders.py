@@ -104,6 +104,11 @@ class Data:
     plain_targets: list[TestLoader] = field(default_factory=list)
     fingerprint: Fingerprint = field(default_factory=dict)
 
+    @property
+    def held_out_only(self) -> bool:
+        """Whether the identities held out of training are all that is evaluated."""
+        return len(self.tests) == 1 and self.tests[0] is self.validation
+
 
 # ---------------------------------------------------------------- the way of the data
 

@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 import processor.methods  # noqa: F401 - fills in the stages of utils.methods.METHODS
 from configs import dump, with_traits
 from datasets.catalogue import find_spec
-from datasets.loaders import Data, make_dataloader
+from datasets.loaders import Data, TestSet, make_dataloader
 from datasets.options import names_of
 from model import RetrievalModel, make_model
 from model.freezing import freeze_matching
@@ -52,29 +52,52 @@ log = logging.getLogger("lineup")
 After = Callable[[CfgNode, RetrievalModel, Data, torch.device, Path], None]
 """What follows a finished run: (cfg, model, data, device, folder)."""
 
+Watch = Callable[[list[dict[str, Any]]], None]
+"""What follows an evaluation in training: (the history so far, the newest last)."""
 
-def train(cfg: CfgNode, config_file: str = "", notes: Sequence[str] = (), after: After | None = None) -> dict[str, Any]:
+
+def train(
+    cfg: CfgNode,
+    config_file: str = "",
+    notes: Sequence[str] = (),
+    after: After | None = None,
+    *,
+    watch: Watch | None = None,
+    held_out_only: bool = False,
+) -> dict[str, Any]:
     """Trains what the configuration asks for and returns the content of ``metrics.json``.
 
     notes: lines for the log. after: called on the first process when all files are written, while the log is open.
+    watch: called after each evaluation with the history; what it raises ends the run. held_out_only: evaluate on the
+    identities that DATASETS.VAL_SHARE holds out, as the set ``validation``, and never on the test sets. Raises
+    ``UserError`` for a user's mistake.
     """
     with prepared(cfg, config_file, notes, "log.txt") as context:
-        return _train(cfg, config_file, context, after)
+        return _train(cfg, config_file, context, after, watch, held_out_only)
 
 
-def _train(cfg: CfgNode, config_file: str, context: RunContext, after: After | None) -> dict[str, Any]:
+def _train(
+    cfg: CfgNode,
+    config_file: str,
+    context: RunContext,
+    after: After | None,
+    watch: Watch | None,
+    held_out_only: bool,
+) -> dict[str, Any]:
     device, folder = context.device, context.folder
     dtype = choose_precision(cfg.SOLVER.PRECISION, device)
     cfg = with_traits(cfg)
     method_of(cfg)  # refuses an unknown name before any work
     write_config(cfg, folder)
     data = make_dataloader(cfg)
+    if held_out_only:
+        data.tests = [held_out(data)]
     refuse_keep_best(cfg, data)
     model = make_initial_model(cfg, data, folder)
     stages = build_stages(cfg, data, model)
     evaluator = Evaluator(data, Settings.from_cfg(cfg), device, folder)
     writer = scalar_writer(folder)
-    progress = make_trainer(cfg, context, dtype, evaluator, writer).fit(stages)
+    progress = make_trainer(cfg, context, dtype, evaluator, writer, watch).fit(stages)
     if not evaluator.results and progress.history:  # finished before this start
         if (folder / METRICS).exists():
             return TrainingMetrics.read(folder / METRICS).content
@@ -196,6 +219,16 @@ def refuse_keep_best(cfg: CfgNode, data: Data) -> None:
         )
 
 
+def held_out(data: Data) -> TestSet:
+    """Returns the set of identities held out of training. Raises ``UserError`` if there is none."""
+    if data.validation is None:
+        raise UserError(
+            "DATASETS.VAL_SHARE: no identities are held out of training to evaluate on; set it to a share of them, "
+            "such as 0.25"
+        )
+    return data.validation
+
+
 def make_initial_model(cfg: CfgNode, data: Data, folder: Path) -> RetrievalModel:
     """Builds the network, with its initial weights unless the run resumes."""
     model = make_model(cfg, data.num_classes, data.num_cameras, data.num_views, data.kind)
@@ -249,13 +282,18 @@ class Evaluator:
 
     def __call__(self, network: RetrievalModel) -> dict[str, float]:
         self.results = evaluate(network, self.data.tests, self.settings, self.device, self.folder)
-        if self.data.validation:
+        if self.data.validation and not self.data.held_out_only:
             return means(evaluate(network, [self.data.validation], self.settings, self.device))
         return mean_of(self.data.tests, self.results)
 
 
 def make_trainer(
-    cfg: CfgNode, context: RunContext, dtype: torch.dtype, evaluator: Evaluator, writer: SummaryWriter | None
+    cfg: CfgNode,
+    context: RunContext,
+    dtype: torch.dtype,
+    evaluator: Evaluator,
+    writer: SummaryWriter | None,
+    watch: Watch | None = None,
 ) -> Trainer:
     """Makes the trainer by the SOLVER keys."""
     return Trainer(
@@ -266,6 +304,7 @@ def make_trainer(
         fingerprint=fingerprint(cfg),
         training_lists=evaluator.data.fingerprint,
         evaluate=evaluator if evaluator.data.tests else None,
+        watch=watch,
         evaluate_before=cfg.SOLVER.EVAL_BEFORE,
         resume=cfg.SOLVER.RESUME,
         keep_best=cfg.SOLVER.KEEP_BEST,
@@ -287,7 +326,7 @@ def training_metrics(
     """Returns the content of ``metrics.json``."""
     mean = mean_of(data.tests, results) if results else {}
     metrics: dict[str, Any] = {"results": results, "mean": mean, "history": progress.history}
-    metrics |= on_unseen_targets(cfg, results)
+    metrics |= {} if data.held_out_only else on_unseen_targets(cfg, results)
     if cfg.SOLVER.KEEP_BEST:
         metrics["best"] = best_entry(cfg, data, progress)
     return metrics | provenance(config_file, device) | {

@@ -64,10 +64,11 @@ class Trainer:
     device, dtype: where and in which precision (float16 with a gradient scaler). folder: OUTPUT_DIR. model_name: in
     the names of saved files. fingerprint, training_lists: the settings and what identifies the lists that a restart
     must share. evaluate: model -> named shares, or None for no evaluation; evaluate_before: evaluate the untrained
-    model too. resume: ``auto``, ``never`` or a path. keep_best: name of the value to keep the best weights by, or ''.
-    clip_grad: largest gradient norm, 0 for no limit. accumulation: micro-batches per update. save_every: minutes after
-    which ``last`` is saved inside an epoch, 0 for never. signals: noted while training, which then stops behind a step.
-    compiled: compile the model. writer: TensorBoard's, on the first process.
+    model too; watch: called with the history after each evaluation. resume: ``auto``, ``never`` or a path. keep_best:
+    name of the value to keep the best weights by, or ''. clip_grad: largest gradient norm, 0 for no limit.
+    accumulation: micro-batches per update. save_every: minutes after which ``last`` is saved inside an epoch, 0 for
+    never. signals: noted while training, which then stops behind a step. compiled: compile the model. writer:
+    TensorBoard's, on the first process.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Trainer:
         fingerprint: dict[str, Any],
         training_lists: Fingerprint | None = None,
         evaluate: Callable[[RetrievalModel], dict[str, float]] | None = None,
+        watch: Callable[[list[dict[str, Any]]], None] | None = None,
         evaluate_before: bool = False,
         resume: str = "auto",
         keep_best: str = "",
@@ -94,6 +96,7 @@ class Trainer:
         self.training_lists = training_lists or {}
         self.fingerprint, self.evaluate, self.resume, self.keep_best = fingerprint, evaluate, resume, keep_best
         self.clip_grad, self.accumulation, self.compiled, self.writer = clip_grad, accumulation, compiled, writer
+        self.watch = watch
         self.evaluate_before, self.save_every, self.signals = evaluate_before, save_every, signals or StopSignals()
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.progress = RunProgress()
@@ -298,6 +301,8 @@ class Trainer:
         if self.keep_best and metrics[self.keep_best] > self.progress.best:
             self.progress.best, self.progress.best_at = metrics[self.keep_best], f"{stage.name} epoch {epoch}"
             self._save_weights(stage, "best", ".pth")
+        if self.watch is not None:
+            self.watch(self.progress.history)
 
     def _write_scalars(self, stage: Stage, values: dict[str, float]) -> None:
         if self.writer is not None:
