@@ -233,3 +233,8 @@ def test_what_gives_no_pairs_is_refused():
         Probability.fit(count_pairs(same, same, pids, pids, which="all", same_list=True), 0.5)
     with pytest.raises(UserError, match="--prior"):
         Probability.fit(counted(), 1)
+
+
+def test_in_a_gallery_of_one_image_nearly_every_stranger_may_be_answered():
+    nearest = np.linspace(1, 2, 50)
+    assert unknown_distance(nearest, 0.5, ratio=1e6) == np.nextafter(2.0, -np.inf)  # the share is 1
