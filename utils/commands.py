@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from utils.errors import UserError, one_line
 from utils.interrupt import EXIT_CODE, INTERRUPTED, raise_when_interrupted
-from utils.workers import too_many_files, worker_mistake
+from utils.workers import forget_workers, too_many_files, worker_mistake
 
 OUT_OF_MEMORY = (
     "out of memory on this machine: lower SOLVER.IMS_PER_BATCH (with SOLVER.ACCUMULATION), TEST.IMS_PER_BATCH, "
@@ -89,6 +89,7 @@ def reported_errors() -> Iterator[None]:
     except MemoryError:
         refuse(OUT_OF_MEMORY)
     except RuntimeError as error:
+        forget_workers()
         line = runtime_mistake(f"{error} {error.__cause__ or ''}")  # torch names a worker's signal in the cause
         if not line:
             raise
@@ -105,6 +106,7 @@ def reported_errors() -> Iterator[None]:
 
 def refuse(message: object) -> NoReturn:
     """Prints the one line of an error and exits with code 2."""
+    forget_workers()
     print(f"error: {one_line(message)}", file=sys.stderr)
     sys.exit(2)
 

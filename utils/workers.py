@@ -13,6 +13,8 @@ import os
 import re
 import resource
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
@@ -72,6 +74,12 @@ def worker_mistake(message: str) -> str:
     signal = re.search(r"killed by signal: ([\w ]+)", message)
     how = f"was ended by a signal ({signal[1]})" if signal else "has ended"
     return f"a process that loads images {how}; with DATALOADER.NUM_WORKERS 0 there are none, and an error says more"
+
+
+def forget_workers() -> None:
+    """Keeps torch from raising its error about a worker once more for each that ends while the first is reported."""
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def require_room(workers: int, batches: int, batch_bytes: int) -> None:

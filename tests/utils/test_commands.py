@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tools.__main__ import list_commands
-from utils.commands import make_parser
+from utils.commands import make_parser, reported_errors
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,3 +50,23 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
     assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: ")
+
+
+def test_workers_that_end_while_an_error_is_reported_do_not_raise_again(capsys, monkeypatch):
+    killed = "DataLoader worker (pid 7) is killed by signal: Killed. "
+
+    def again(*_):  # what torch does whenever a child ends
+        raise RuntimeError(killed)
+
+    def during(line):
+        os.kill(os.getpid(), signal.SIGCHLD)
+        return line
+
+    previous = signal.signal(signal.SIGCHLD, again)
+    monkeypatch.setattr("utils.commands.one_line", during)
+    try:
+        with pytest.raises(SystemExit) as end, reported_errors():
+            raise RuntimeError(killed)
+    finally:
+        signal.signal(signal.SIGCHLD, previous)
+    assert end.value.code == 2 and capsys.readouterr().err.startswith("error: a process that loads images was killed")
