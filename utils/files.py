@@ -42,8 +42,18 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> Non
             temporary.unlink(missing_ok=True)
         if not isinstance(error, OSError | RuntimeError) or "DataLoader" in str(error):
             raise  # torch reports a dead worker as a RuntimeError, wherever the process is
-        reason = getattr(error, "strerror", None) or reason_of(error)
-        raise UserError(f"{path}: could not be written ({reason}); OUTPUT_DIR needs room and permission") from None
+        where = f"{path}: could not be written"
+        raise UserError(f"{where} ({_why(error)}); OUTPUT_DIR needs room and permission") from None
+
+
+def _why(error: BaseException) -> str:
+    """Returns the system's words for a failed write, which torch puts behind an error of its own."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__context__
+    return reason_of(error)
 
 
 def remove_left_over(folder: Path, gone: Collection[tuple[str, int]] = ()) -> int:

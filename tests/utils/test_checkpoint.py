@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import pickle
@@ -25,6 +26,7 @@ from utils.checkpoint import (
     unwrap,
 )
 from utils.errors import UserError
+from utils.files import write_atomically
 from utils.weight_files import read_state, save_atomically
 
 
@@ -548,3 +550,18 @@ def test_a_written_file_is_readable_for_others_and_replaces_the_old_one(tmp_path
         assert read_state(path)["a"].tolist() == [value] * 2
     assert path.stat().st_mode & 0o777 == 0o644
     assert os.listdir(tmp_path) == ["model.pth"]
+
+
+def test_a_full_disk_is_named_where_torch_speaks_of_positions(tmp_path):
+    class Full(io.BytesIO):
+        def write(self, data):
+            if self.tell() > 1000:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
+
+    def write(handle):
+        torch.save({"a": torch.zeros(1000)}, Full())
+
+    with pytest.raises(UserError, match=r"could not be written \(No space left on device\)"):
+        write_atomically(tmp_path / "a.pth", write)
+    assert not list(tmp_path.iterdir())
