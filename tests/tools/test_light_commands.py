@@ -10,7 +10,7 @@ import pytest
 from tests.runs import ROOT
 from tests.tools.test_compare import aps, finished
 
-LIGHT = ("average", "compare", "record", "report")
+LIGHT = ("average", "compare", "frontier", "record", "report")
 AFTER = "; import sys; assert 'torch' not in sys.modules, 'torch was imported'"
 
 

@@ -6,7 +6,8 @@ variables ``--c0`` to ``--c5``, so that light and dark pages both work.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from html import escape
 
 import numpy as np
@@ -48,8 +49,14 @@ class Frame:
         low, high = self.y_range
         return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
-    def axes(self, x_label: str, y_label: str, x_ticks: Sequence[float] | None = None) -> str:
-        """Returns grid lines, numbers and labels. x_ticks: None for round numbers."""
+    def axes(
+        self,
+        x_label: str,
+        y_label: str,
+        x_ticks: Sequence[float] | None = None,
+        shown: Callable[[float], str] = "{:g}".format,
+    ) -> str:
+        """Returns grid lines, numbers and labels. x_ticks: None for round numbers. shown: the text of such a number."""
         out = []
         for value in ticks(*self.y_range, most=5):
             y = self.y(value)
@@ -57,7 +64,8 @@ class Frame:
             out.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
         for value in ticks(*self.x_range) if x_ticks is None else x_ticks:
             out.append(
-                f'<text x="{self.x(value):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{value:g}</text>'
+                f'<text x="{self.x(value):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">'
+                f"{escape(shown(value))}</text>"
             )
         middle = (TOP + HEIGHT - BOTTOM) / 2
         out.append(
@@ -139,6 +147,60 @@ def scatter(points: np.ndarray, groups: np.ndarray, filled: np.ndarray, titles: 
         )
     description = f"{len(points)} images of {len(set(groups))} groups; similar images are close together."
     return drawing(name, description, "".join(body), side)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A value with its interval at a cost above 0. label: beside it; group: its colour; front: on the frontier."""
+
+    x: float
+    y: float
+    low: float
+    high: float
+    label: str
+    group: int
+    front: bool
+    title: str
+
+
+def round_costs(low: float, high: float) -> list[float]:
+    """Returns 1, 2 and 5 times powers of ten between two numbers above 0; their ends if there are fewer than two."""
+    powers = range(int(np.floor(np.log10(low))) - 1, int(np.ceil(np.log10(high))) + 1)
+    inside = [m * 10.0**power for power in powers for m in (1, 2, 5) if low <= m * 10.0**power <= high]
+    return inside if len(inside) > 1 else [low, high]
+
+
+def interval_chart(points: Sequence[Point], name: str, x_label: str, y_label: str, legend: Sequence[str] = ()) -> str:
+    """Draws values with their intervals over costs on a logarithmic axis, those on the frontier joined by steps.
+
+    legend: names of the groups, none for one group.
+    """
+    room = 1.25  # beside the outermost points, for their labels
+    low, high = min(p.x for p in points) / room, max(p.x for p in points) * room
+    top, bottom = max(p.high for p in points), min(p.low for p in points)
+    edge = max(0.08 * (top - bottom), 0.5)
+    frame = Frame((np.log10(low), np.log10(high)), (max(bottom - edge, 0), min(top + edge, 100)))
+    costs = round_costs(low, high)
+    body = [frame.axes(x_label, y_label, [float(np.log10(cost)) for cost in costs], lambda v: f"{10**v:.3g}")]
+    front = sorted((p for p in points if p.front), key=lambda p: p.x)
+    steps = [(frame.x(np.log10(p.x)), frame.y(p.y)) for p in front]
+    corners = [(x, y) for (_, y), (x, _) in zip(steps, steps[1:], strict=False)]
+    path = [steps[0], *(point for pair in zip(corners, steps[1:], strict=True) for point in pair)] if steps else []
+    body.append(f'<polyline class="frontier" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in path)}"/>')
+    for p in points:
+        x, colour = frame.x(np.log10(p.x)), p.group % COLOURS
+        body.append(
+            f'<line class="whisker line s{colour}" x1="{x:.1f}" x2="{x:.1f}" y1="{frame.y(p.low):.1f}" '
+            f'y2="{frame.y(p.high):.1f}"/><circle class="dot s{colour}" cx="{x:.1f}" cy="{frame.y(p.y):.1f}" r="4">'
+            f"<title>{escape(p.title)}</title></circle>"
+            f'<text class="halo" x="{x + 6:.1f}" y="{frame.y(p.y) - 6:.1f}">{escape(p.label)}</text>'
+        )
+    for i, label in enumerate(legend):
+        y = HEIGHT - BOTTOM - 12 - 16 * (len(legend) - 1 - i)
+        body.append(f'<circle class="dot s{i % COLOURS}" cx="{WIDTH - 110}" cy="{y - 4}" r="4"/>')
+        body.append(f'<text x="{WIDTH - 102}" y="{y}">{escape(label)}</text>')
+    description = "; ".join(f"{p.title}: {p.y:.1f} ({p.low:.1f} to {p.high:.1f}) at {p.x:.3g}" for p in points)
+    return drawing(name, f"{y_label} over {x_label}: {description}.", "".join(body))
 
 
 SHAPES = ("M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z", "M-4 -4h8v8h-8z", "M0 -5L5 4H-5z", "M0 -5L5 0L0 5L-5 0z")
