@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -84,13 +86,18 @@ def head_of(state: dict[str, Tensor], dim: int) -> tuple[str, int]:
 
 def trunks_of(state: dict[str, Tensor]) -> list[str]:
     """Returns the names of the trunks whose parameters a file holds, each in its shape. state: under our names."""
-    names = []
-    for name in TRUNKS:
-        with torch.device("meta"):
-            parameters = dict(make_trunk(name).named_parameters(prefix="base"))
-        if all(key in state and state[key].shape == value.shape for key, value in parameters.items()):
-            names.append(PREFIX + name)
-    return names
+
+    def holds(shapes: dict[str, torch.Size]) -> bool:
+        return all(key in state and state[key].shape == shape for key, shape in shapes.items())
+
+    return [PREFIX + name for name in TRUNKS if holds(trunk_shapes(name))]
+
+
+@cache
+def trunk_shapes(name: str) -> dict[str, torch.Size]:
+    """Returns the shapes of a trunk's parameters, by their names in a model."""
+    with torch.device("meta"):
+        return {key: value.shape for key, value in make_trunk(name).named_parameters(prefix="base")}
 
 
 class TorchreidModel(RetrievalModel):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from configs import ConfigError, load_config
-from utils.commands import reported_errors
+from tools import search
+from utils.commands import reported_errors, run_command
 from utils.errors import LONGEST_LINE, LONGEST_WORD, UserError, cut, one_line, reason_of
 from utils.safe_pickle import UnsafePickle
 
@@ -86,12 +87,12 @@ def test_a_bug_keeps_its_traceback():
 
 
 @pytest.mark.parametrize("words", [["--top"], ["--unknown\x1b[31m"]])
-def test_a_mistake_in_the_options_is_one_line(words):
-    done = subprocess.run(
-        [sys.executable, "-m", "tools.search", *words], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("error: ") and "--help" in done.stderr and done.stderr[:-1].isprintable()
+def test_a_mistake_in_the_options_is_one_line(words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run_command(lambda: search.main(words))
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and error.startswith("error: ") and "--help" in error
+    assert error[:-1].isprintable()
 
 
 INTERRUPTED = """

@@ -147,30 +147,33 @@ def test_the_published_layout_and_a_supervised_checkpoint_load(tmp_path):
 
 # ---------------------------------------------------------------- runs
 
+QUICK = SMALL | {"MODEL__NAME": "timm:test_efficientnet", "MODEL__POOLING": "auto", "DATASETS__SYNTHETIC__IMAGES": 2}
+"""Convolutions, batch norms and drop path at a fiftieth of the weights."""
+
 
 @pytest.mark.slow
 def test_a_run_without_labels_learns(tmp_path):
     changes = SMALL | {
         "DATASETS__NAMES": "market1501", "INPUT__SIZE_TRAIN": [32, 16], "INPUT__SIZE_TEST": [32, 16],
         "INPUT__RE_PROB": 0.0, "SOLVER__OPTIMIZER_NAME": "Adam", "SOLVER__BASE_LR": 1e-3, "SOLVER__EVAL_BEFORE": True,
-        "SOLVER__MAX_EPOCHS": 6, "CLUSTER__ITERS": 12,
+        "SOLVER__MAX_EPOCHS": 3, "CLUSTER__ITERS": 12,
     }  # fmt: skip
     images = write_market(tmp_path, ids=16, cameras=2, images=4, size=(32, 16))
     before, after = run.train(config(images, tmp_path / "run", **changes))["history"]
     assert after["mAP"] - before["mAP"] > 0.3, f"mAP {before['mAP']:.3f} before, {after['mAP']:.3f} after"
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert log.count(" clusters, ") >= 6 and "against the labels: NMI" in log
+    assert log.count(" clusters, ") >= 3 and "against the labels: NMI" in log
 
 
 def test_a_run_killed_between_any_two_steps_ends_with_the_same_bytes(root, tmp_path, monkeypatch):
-    settings = SMALL | {"SOLVER__MAX_EPOCHS": 3, "SOLVER__CHECKPOINT_PERIOD": 0}
+    settings = QUICK | {"SOLVER__MAX_EPOCHS": 3, "SOLVER__CHECKPOINT_PERIOD": 0}
     run.train(config(root, tmp_path / "whole", **settings))
     with monkeypatch.context() as patch:
         kill_at(patch, 6, ClusterContrast)
         with pytest.raises(Killed):
             run.train(config(root, tmp_path / "killed", **settings))
     run.train(config(root, tmp_path / "killed", **settings))
-    assert_same_bytes(*(weights(tmp_path / name, 3, "resnet10") for name in ("whole", "killed")))
+    assert_same_bytes(*(weights(tmp_path / name, 3, "timm_test_efficientnet") for name in ("whole", "killed")))
 
 
 def test_averaged_weights_are_re_estimated_on_the_last_clusters(root, tmp_path, monkeypatch):
@@ -188,10 +191,10 @@ def test_averaged_weights_are_re_estimated_on_the_last_clusters(root, tmp_path, 
 
     monkeypatch.setattr(Clustering, "labels_of", labels_of)
     monkeypatch.setattr(ClusterContrast, "forward", forward)
-    run.train(config(root, tmp_path, **(SMALL | {"SOLVER__MAX_EPOCHS": 2, "SOLVER__EMA__RATIO": 0.5})))
+    run.train(config(root, tmp_path, **(QUICK | {"SOLVER__MAX_EPOCHS": 2, "SOLVER__EMA__RATIO": 0.5})))
     (stage,) = stages
     assert len(clusterings) == 2 and stage.step_features == []
-    assert len(forwards) == 3 * SMALL["CLUSTER__ITERS"]
+    assert len(forwards) == 3 * QUICK["CLUSTER__ITERS"]
     trained, again = forwards[4:8], forwards[8:]
     assert [rows for *_, rows in again] == [rows for *_, rows in trained]
     assert all(training and not grad for training, grad, _ in again)
@@ -205,7 +208,7 @@ def test_an_epoch_has_its_steps_and_only_images_of_clusters(root, tmp_path, monk
         return real(self, batch)
 
     monkeypatch.setattr(ClusterContrast, "losses", losses)
-    run.train(config(root, tmp_path, **(SMALL | {"SOLVER__MAX_EPOCHS": 1, "CLUSTER__ITERS": 7})))
+    run.train(config(root, tmp_path, **(QUICK | {"SOLVER__MAX_EPOCHS": 1, "CLUSTER__ITERS": 7})))
     assert len(seen) == 7  # several passes over the clusters, whatever their number
     for labels, batch in seen:
         assert labels.min() >= 0
