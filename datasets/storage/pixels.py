@@ -134,9 +134,17 @@ def kinds_of(image: Image.Image) -> set[str]:
         "turned": lambda: (image.format != "PNG" or "exif" in image.info) and orientation_of(image) != 1,
         "unclear": lambda: is_unclear(image),
         "transparent": lambda: image.mode in TRANSPARENT or "transparency" in image.info,
-        "animated": lambda: bool(getattr(image, "is_animated", False)) and image.format != "MPO",
+        "animated": lambda: image.format != "MPO" and is_animated(image),
     }
     return {kind for kind, test in applies.items() if test()}
+
+
+def is_animated(image: Image.Image) -> bool:
+    """Returns whether an image has more frames than the first."""
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # noqa: BLE001 - a damaged second frame fails in many ways; the first is what is read
+        return True
 
 
 KINDS = {

@@ -17,7 +17,7 @@ from datasets.batches import TestLoader
 from datasets.images import ImageList
 from datasets.records import Records
 from datasets.storage.decoding import DECODERS, is_plain_jpeg, make_decoder
-from datasets.storage.pillow_decoding import BadImage, load_image
+from datasets.storage.pillow_decoding import BadImage, decode, load_image
 from datasets.storage.pixels import PixelRules, UnclearPixels, kinds_of, to_rgb
 from datasets.storage.stores import ByteStore, PixelStore
 from datasets.transforms.resizing import RESIZERS, to_pixels
@@ -115,6 +115,24 @@ def test_what_is_counted_of_each_kind():
     for raw in UNCLEAR.values():
         with Image.open(io.BytesIO(raw)) as image:
             assert kinds_of(image) == {"unclear"}
+
+
+def test_a_damaged_second_frame_does_not_make_the_first_one_unreadable():
+    frames = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (9, 9, 3), dtype=np.uint8)) for i in (0, 1)]
+    file = io.BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    whole, read = file.getvalue(), 0
+    with Image.open(io.BytesIO(whole)) as image:
+        assert kinds_of(image) == {"animated"}
+    for length in range(len(whole)):
+        try:
+            expected = decode(whole[:length], "a.gif")
+        except BadImage:
+            continue
+        kinds: set[str] = set()
+        assert decode(whole[:length], "a.gif", kinds=kinds).tobytes() == expected.tobytes()
+        read += 1
+    assert read > 10
 
 
 def test_partial_transparency_is_blended():
