@@ -17,7 +17,7 @@ from model.backbones.part_tokens import PartTokenViT
 from model.backbones.resnet import RESNET_TYPES, ReIDResNet
 from model.backbones.solider import SoliderSwin
 from model.backbones.swin import SOLIDER_TYPES, SWIN_TYPES, Swin
-from model.backbones.timm_image import TimmBackbone, refuse_other_size
+from model.backbones.timm_image import TimmBackbone
 from model.backbones.vit import DEIT_SMALL, TRANSREID_VIT_SMALL, VIT_SMALL, VIT_TYPES, ViT, ViTSpec
 from model.base import Backbone, RetrievalModel, as_backbone
 from model.layers.batch_erasing import BatchErasing
@@ -178,11 +178,8 @@ def make_backbone(cfg: CfgNode, camera_num: int, view_num: int) -> Backbone:
     if name in BACKBONES:
         return as_backbone(BACKBONES[name](cfg, camera_num, view_num))
     if name.startswith("timm:"):
-        size, tested = tuple(cfg.INPUT.SIZE_TRAIN), tuple(cfg.INPUT.SIZE_TEST)
-        backbone = TimmBackbone(name.removeprefix("timm:"), size, cfg.MODEL.DROP_PATH, cfg.MODEL.GRAD_CHECKPOINT)
-        if method_of(cfg).network != "multi_crop":
-            refuse_other_size(backbone.net, (size[0], size[1]), (tested[0], tested[1]))
-        return backbone
+        size = tuple(cfg.INPUT.SIZE_TRAIN)
+        return TimmBackbone(name.removeprefix("timm:"), size, cfg.MODEL.DROP_PATH, cfg.MODEL.GRAD_CHECKPOINT)
     known = ["transformer", "ssdvit", *RESNET_TYPES, *MSVIT_TYPES, *(PREFIX + trunk for trunk in TRUNKS), *BACKBONES]
     hint = nearest(name, [*known, "ViT-B-16", "RN50"])
     raise UserError(

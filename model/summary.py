@@ -28,12 +28,13 @@ def count(model: nn.Module, image_size: tuple[int, int]) -> tuple[int, int, int]
     return sum(p.numel() for p in parameters), trained, counter.get_total_flops() // 2
 
 
-def require_size(model: nn.Module, key: str, size: tuple[int, int]) -> None:
+def require_size(model: nn.Module, key: str, size: tuple[int, int], built_for: tuple[int, int] | None = None) -> None:
     """Raises ``UserError`` if the network cannot take images of a size. key: its name in the message.
 
-    The sizes in use, multiples of 16 and not small, are taken by every network here and not tried.
+    built_for: the size that the network was built for, if it may be another. The sizes in use, multiples of 16 and not
+    small, are taken by every network that was built for them, and not tried.
     """
-    if min(size) >= 64 and not any(side % 16 for side in size):
+    if built_for in (None, size) and min(size) >= 64 and not any(side % 16 for side in size):
         return
     try:
         count(model, size)
@@ -41,8 +42,8 @@ def require_size(model: nn.Module, key: str, size: tuple[int, int]) -> None:
         raise
     except (RuntimeError, ValueError, AssertionError) as error:
         raise UserError(
-            f"{key}: the network cannot take images of {size[0]} x {size[1]}, which may be too small or leave part of "
-            f"a patch over ({reason_of(error)})"
+            f"{key}: the network cannot take images of {size[0]} x {size[1]}, which may be too small, leave part of a "
+            f"patch over or not be INPUT.SIZE_TRAIN ({reason_of(error)})"
         ) from None
 
 

@@ -232,8 +232,9 @@ def held_out(data: Data) -> TestSet:
 def make_initial_model(cfg: CfgNode, data: Data, folder: Path) -> RetrievalModel:
     """Builds the network, with its initial weights unless the run resumes."""
     model = make_model(cfg, data.num_classes, data.num_cameras, data.num_views, data.kind)
+    trained = cfg.INPUT.SIZE_TRAIN[0], cfg.INPUT.SIZE_TRAIN[1]
     for key in ("SIZE_TEST", "SIZE_TRAIN"):
-        require_size(model, f"INPUT.{key}", (cfg.INPUT[key][0], cfg.INPUT[key][1]))
+        require_size(model, f"INPUT.{key}", (cfg.INPUT[key][0], cfg.INPUT[key][1]), trained)
     log.info("model: %s", summary(model, (cfg.INPUT.SIZE_TEST[0], cfg.INPUT.SIZE_TEST[1])))
     if cfg.SOLVER.RESUME != "auto" or not (folder / LAST).exists():
         load_initial_weights(cfg, model)

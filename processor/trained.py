@@ -22,7 +22,8 @@ def tested_model(cfg: CfgNode, data: Data) -> RetrievalModel:
     """Returns the model of TEST.WEIGHT. Raises ``UserError`` if the file is missing or belongs to another model."""
     model = make_model(cfg, data.num_classes, data.num_cameras, data.num_views, data.kind)
     load_complete(model, weight_file(cfg), key=cfg.MODEL.WEIGHT_KEY)
-    require_size(model, "INPUT.SIZE_TEST", (cfg.INPUT.SIZE_TEST[0], cfg.INPUT.SIZE_TEST[1]))
+    tested, trained = ((size[0], size[1]) for size in (cfg.INPUT.SIZE_TEST, cfg.INPUT.SIZE_TRAIN))
+    require_size(model, "INPUT.SIZE_TEST", tested, trained)
     return model
 
 

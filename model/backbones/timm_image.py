@@ -36,31 +36,16 @@ def patch_grid(network: nn.Module) -> tuple[int, int] | None:
     return None if grid is None else (grid[0], grid[1])
 
 
-def refuse_untiled(network: nn.Module, size: tuple[int, int], key: str = "INPUT.SIZE_TRAIN") -> None:
-    """Raises ``UserError`` if a timm model's patches do not tile an image (height, width): pixels would be lost.
-
-    key: names the size in the message.
-    """
+def refuse_untiled(network: nn.Module, size: tuple[int, int]) -> None:
+    """Raises ``UserError`` if a timm model's patches do not tile an image (height, width): pixels would be lost."""
     patch = getattr(dict(network.named_children()).get("patch_embed"), "patch_size", None)
     if patch is None or not any(side % step for side, step in zip(size, patch, strict=True)):
         return
     near = [max(round(side / step), 1) * step for side, step in zip(size, patch, strict=True)]
     raise UserError(
-        f"{key}: {size[0]} x {size[1]} cannot be tiled by the model's patches of {patch[0]} x {patch[1]}; "
+        f"INPUT.SIZE_TRAIN: {size[0]} x {size[1]} cannot be tiled by the model's patches of {patch[0]} x {patch[1]}; "
         f"the nearest size that can is {near[0]} x {near[1]}; set INPUT.SIZE_TRAIN and INPUT.SIZE_TEST to it"
     )
-
-
-def refuse_other_size(network: nn.Module, trained: tuple[int, int], tested: tuple[int, int]) -> None:
-    """Raises ``UserError`` if a timm model for images of one size (height, width) is to be tested at another."""
-    if tested == trained:
-        return
-    refuse_untiled(network, tested, "INPUT.SIZE_TEST")
-    if getattr(dict(network.named_children()).get("patch_embed"), "strict_img_size", False):
-        raise UserError(
-            f"INPUT.SIZE_TEST: {tested[0]} x {tested[1]} is not INPUT.SIZE_TRAIN {trained[0]} x {trained[1]}, and this "
-            "model takes images of one size; set both to the same"
-        )
 
 
 def layers_of_timm(network: Any) -> Layers:

@@ -35,7 +35,9 @@ class LoRALinear(nn.Linear):
         nn.init.kaiming_uniform_(self.lora_down, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        thin = F.linear(x, self.lora_down) * self.lora_scale
+        source = normed_from(x)
+        down = F.linear(x, self.lora_down) if source is None else _ThinOfNormed.apply(x, self.lora_down, *source)
+        thin = down * self.lora_scale
         return F.linear(x, self.weight, self.bias) + F.linear(thin, self.lora_up)
 
     def merged(self) -> nn.Linear:
@@ -46,6 +48,54 @@ class LoRALinear(nn.Linear):
             if self.bias is not None:
                 plain.bias.copy_(self.bias)
         return plain.to(self.weight)
+
+
+class FrozenLayerNorm(nn.LayerNorm):
+    """A layer norm that is not trained, and whose output an adapter need not keep for the backward pass.
+
+    The norm's backward keeps its input anyway, from which the output is computed again at the cost of a pass over it:
+    one width less per token and adapter.
+    """
+
+    @classmethod
+    def of(cls, plain: nn.LayerNorm) -> FrozenLayerNorm:
+        """Returns a norm that shares a plain one's parameters and names."""
+        norm = cls(list(plain.normalized_shape), plain.eps, plain.elementwise_affine, plain.bias is not None, "meta")
+        norm.weight, norm.bias = plain.weight, plain.bias
+        return norm
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+        normed = super().forward(input)
+        if input.requires_grad and len(self.normalized_shape) == 1 and not torch.compiler.is_compiling():
+            normed.made_from = (input, self.weight, self.bias, self.eps)  # pyright: ignore[reportAttributeAccessIssue]
+        return normed
+
+
+Made = tuple[Tensor, Tensor | None, Tensor | None, float]
+"""Input, weight, bias and epsilon of a layer norm over the last dimension."""
+
+
+def normed_from(x: Tensor) -> Made | None:
+    """Returns what a tensor was normed from, if a ``FrozenLayerNorm`` made it and it is in full precision."""
+    made = getattr(x, "made_from", None)
+    return None if made is None or torch.is_autocast_enabled(x.device.type) else made
+
+
+class _ThinOfNormed(torch.autograd.Function):
+    """``F.linear(normed, down)``, which keeps what ``normed`` was made from in place of it."""
+
+    @staticmethod
+    def forward(ctx, normed: Tensor, down: Tensor, source: Tensor, weight, bias, eps: float) -> Tensor:
+        ctx.save_for_backward(down, source, weight, bias)
+        ctx.eps = eps
+        return F.linear(normed, down)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        (grad,), (down, source, weight, bias) = grads, ctx.saved_tensors
+        normed = F.layer_norm(source, source.shape[-1:], weight, bias, ctx.eps)
+        of_down = grad.flatten(0, -2).t() @ normed.flatten(0, -2)
+        return grad @ down, of_down, None, None, None, None
 
 
 def add_adapters(module: nn.Module, rank: int, alpha: float, targets: Sequence[str]) -> list[str]:
@@ -67,6 +117,10 @@ def add_adapters(module: nn.Module, rank: int, alpha: float, targets: Sequence[s
     for name in sorted(chosen):
         parent, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(parent), leaf, LoRALinear(linears[name], rank, alpha))
+    for parent in list(module.modules()):
+        for leaf, layer in list(parent.named_children()):
+            if type(layer) is nn.LayerNorm:
+                setattr(parent, leaf, FrozenLayerNorm.of(layer))
     return sorted(chosen)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from model import make_model
-from model.layers.lora import LoRALinear, merge_adapters
+from model.layers.lora import FrozenLayerNorm, LoRALinear, merge_adapters
 from solver import make_optimizer
 from tests.model.families import MODELS, OF_METHODS
 from tests.tiny import config
@@ -94,3 +94,33 @@ def test_a_file_brings_its_adapters_and_their_scale(tmp_path):
 def test_what_adapters_do_not_fit_is_refused(name, changes, words, tmp_path):
     with pytest.raises(UserError, match=words):
         build(tmp_path, name, **LORA | changes)
+
+
+def test_an_adapter_behind_a_frozen_norm_keeps_no_input_and_has_the_same_gradients():
+    def gradients(norm: nn.Module, layer: LoRALinear) -> tuple[list[torch.Tensor], int]:
+        kept: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        x = torch.randn(4, 6, 32, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            out = (layer(norm(x * 1.5)) ** 2).sum()
+        grads = torch.autograd.grad(out, [x, layer.lora_down, layer.lora_up])
+        return list(grads), sum(kept.values())
+
+    plain, layer = nn.LayerNorm(32).requires_grad_(False), LoRALinear(nn.Linear(32, 8).requires_grad_(False), 2, 6.0)
+    nn.init.normal_(layer.lora_up), nn.init.normal_(plain.weight), nn.init.normal_(plain.bias)
+    expected, before = gradients(plain, layer)
+    ours, after = gradients(FrozenLayerNorm.of(plain), layer)
+    torch.testing.assert_close(ours, expected)
+    assert before - after == 4 * 6 * 32 * 4  # the norm's output
+
+
+def test_the_norms_of_an_adapted_network_are_frozen_ones_under_their_names(tmp_path):
+    _, model = build(tmp_path, **LORA)
+    _, plain = build(tmp_path)
+    norms = [name for name, module in model.named_modules() if type(module) is FrozenLayerNorm]
+    assert norms == [name for name, module in plain.named_modules() if type(module) is nn.LayerNorm]
+    assert {name for name in model.state_dict() if "lora" not in name} == plain.state_dict().keys()
