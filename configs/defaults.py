@@ -463,6 +463,21 @@ KD = {
     "MULTI_HEAD": Key(False, "a head of its own for each target"),
 }
 
+DISTILL = {
+    "TEACHERS": Key((), "YAML of each teacher, such as a run's config.yml: any method, network and size of images. "
+                    "Several are an ensemble", type=str, is_list=True, path=True),
+    "CHECKPOINTS": Key((), "checkpoint of each teacher, in the order of TEACHERS", type=str, is_list=True, path=True),
+    "WEIGHT_LABELS": Key(1.0, "weight of the identity and metric terms on labelled images; 0: the teachers alone",
+                         min=0),
+    "WEIGHT_DISTANCES": Key(100.0, "weight of the relative distances within a batch, whose Huber loss is around 0.01",
+                            min=0),
+    "WEIGHT_DISSIMILARITIES": Key(0.0, "weight of the cosine dissimilarities within a batch, the term of mtda_kd; off, "
+                                  "as it compares the same features as the distances", min=0),
+    "WEIGHT_LOGITS": Key(0.0, "weight of the teachers' class shares on labelled images; off, as they must have the "
+                         "student's training classes", min=0),
+    "TEMPERATURE": Key(4.0, "temperature of the class shares; the lower, the less the wrong classes count", min=1e-3),
+}
+
 SSD = {
     "MODE": Key("released", "self distillation: released (over feature entries, as published), logits (over "
                 "identities), off (class memory and triplets alone)", choices=("released", "logits", "off")),
@@ -481,11 +496,12 @@ SSD = {
 }
 
 _SECTIONS = {"MODEL": MODEL, "INPUT": INPUT, "DATASETS": DATASETS, "DATALOADER": DATALOADER, "SOLVER": SOLVER,
-             "TEST": TEST, "DINO": DINO, "CLUSTER": CLUSTER, "DMMD": DMMD, "KD": KD, "SSD": SSD}
+             "TEST": TEST, "DINO": DINO, "CLUSTER": CLUSTER, "DMMD": DMMD, "KD": KD, "DISTILL": DISTILL,
+             "SSD": SSD}
 
 KEYS: dict[str, Key] = {
-    "PROCESSOR.NAME": Key("auto", "method: supervised, prompt, dino, cluster, self_distill, dmmd, mtda_kd; auto: "
-                          "prompt when a SOLVER.STAGE1 key is set, else supervised"),
+    "PROCESSOR.NAME": Key("auto", "method: supervised, prompt, dino, cluster, self_distill, distill, dmmd, "
+                          "mtda_kd; auto: prompt when a SOLVER.STAGE1 key is set, else supervised"),
     **{f"{section}.{name}": key for section, keys in _SECTIONS.items() for name, key in keys.items()},
     "EXTRA_MODULES": Key((), "your own Python modules, imported first: they may register models, data and methods",
                          type=str, path=True),

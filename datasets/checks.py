@@ -114,7 +114,12 @@ def refuse_missing(dataset: ReIDDataset, splits: Sequence[str], skip: bool) -> N
 def refuse_unlabelled(cfg: CfgNode, method: Method, train: Records) -> None:
     """Raises ``UserError`` where labels are needed and some training images have none."""
     without = int((train.pids < 0).sum())
-    if without and (method.labels or cfg.DATASETS.VAL_SHARE):
+    if without and method.unlabelled_too and cfg.DATALOADER.SAMPLER != "softmax":
+        raise UserError(
+            f"DATALOADER.SAMPLER {cfg.DATALOADER.SAMPLER!r}: {without} training images have no pid, and it draws by "
+            "identity; use 'softmax'"
+        )
+    if without and ((method.labels and not method.unlabelled_too) or cfg.DATASETS.VAL_SHARE):
         raise UserError(
             f"{without} training images have no pid; only methods without labels, such as clustering and pre-training, "
             f"accept that, and not with DATASETS.VAL_SHARE (PROCESSOR.NAME is {method.name!r})"

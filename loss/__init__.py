@@ -4,7 +4,12 @@ from loss.center import center
 from loss.cluster_memory import ClusterMemory
 from loss.cross_entropy import cross_entropy
 from loss.dino import DINOLoss
-from loss.distillation import dissimilarity_distillation, margin_distillation
+from loss.distillation import (
+    dissimilarity_distillation,
+    distance_distillation,
+    logit_distillation,
+    margin_distillation,
+)
 from loss.dmmd import dmmd
 from loss.make_loss import make_loss, part_weights
 from loss.simclr import simclr
@@ -14,6 +19,7 @@ from loss.triplet import triplet
 from utils.statistics import bn_margins
 
 __all__ = [
-    "ClusterMemory", "DINOLoss", "bn_margins", "center", "cross_entropy", "dissimilarity_distillation", "dmmd",
-    "make_loss", "margin_distillation", "part_weights", "simclr", "simsiam", "supervised_contrastive", "triplet",
+    "ClusterMemory", "DINOLoss", "bn_margins", "center", "cross_entropy", "dissimilarity_distillation",
+    "distance_distillation", "dmmd", "logit_distillation", "make_loss", "margin_distillation", "part_weights", "simclr",
+    "simsiam", "supervised_contrastive", "triplet",
 ]  # fmt: skip

@@ -1,7 +1,9 @@
-"""Knowledge distillation from one ReID network to another: in the dissimilarity space and on stage maps.
+"""Knowledge distillation from one ReID network to another: relations within a batch, stage maps, logits.
 
-The first is that of "Knowledge Distillation for Multi-Target Domain Adaptation in Real-Time Person Re-Identification",
-the second that of Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019.
+Dissimilarities: "Knowledge Distillation for Multi-Target Domain Adaptation in Real-Time Person Re-Identification".
+Distances: Park et al., "Relational Knowledge Distillation", CVPR 2019. Stage maps: Heo et al., "A Comprehensive
+Overhaul of Feature Distillation", ICCV 2019. Logits: Hinton et al., "Distilling the Knowledge in a Neural Network",
+arXiv:1503.02531.
 """
 
 from __future__ import annotations
@@ -69,6 +71,38 @@ def dissimilarity_distillation(student: Tensor, teacher: Tensor, log_euclid: boo
         if log_euclid:
             ours, theirs = symmetric_log(1 - ours), symmetric_log(1 - theirs)
         return torch.linalg.matrix_norm(ours - theirs)
+
+
+def relative_distances(feats: Tensor) -> Tensor:
+    """Returns the distances of all pairs of unit-length rows over their mean. (B, D) -> (B (B - 1) / 2,).
+
+    Rows that are all equal give zeros.
+    """
+    distances = F.pdist(F.normalize(feats.float()))
+    return distances / distances.mean().clamp(min=torch.finfo(distances.dtype).tiny)
+
+
+def distance_distillation(student: Tensor, teacher: Tensor) -> Tensor:
+    """Returns the mean Huber loss between the relative distances of both (Park et al., CVPR 2019, eq. 4 to 6).
+
+    student: (B, d). teacher: (B, D). Rows are scaled to unit length first, as retrieval compares them; each side is
+    divided by its own mean distance, so that neither width nor spread matters. With B = 2 the only distance is the
+    mean, and the loss is 0. Returns a scalar.
+    """
+    with torch.autocast(student.device.type, enabled=False):
+        return F.smooth_l1_loss(relative_distances(student), relative_distances(teacher))
+
+
+def logit_distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Returns the divergence of the student's softened class shares from the teacher's (Hinton et al., 2015).
+
+    student, teacher: (B, C) logits. temperature: of both; the mean over the batch is multiplied by its square, which
+    keeps the size of the gradient. Returns a scalar.
+    """
+    with torch.autocast(student.device.type, enabled=False):
+        shares = (teacher.float() / temperature).log_softmax(1)
+        ours = (student.float() / temperature).log_softmax(1)
+        return temperature**2 * F.kl_div(ours, shares, reduction="batchmean", log_target=True)
 
 
 def margin_distillation(student_map: Tensor, teacher_map: Tensor) -> Tensor:

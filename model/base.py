@@ -218,9 +218,11 @@ class RetrievalModel(WeightRules, Layered, nn.Module):
             "MODEL.MSVIT.HEAD 'classifier' has"
         )
 
-    def outputs(self, images: Tensor) -> ReIDOutput:
+    def outputs(
+        self, images: Tensor, cam_label: Tensor | None = None, view_label: Tensor | None = None
+    ) -> ReIDOutput:
         """Returns what a teacher is distilled from: its feature and, where it has them, scores and stage maps."""
-        out = self(images)
+        out = self(images, cam_label=cam_label, view_label=view_label)
         return ReIDOutput(scores=[], feats=[out]) if isinstance(out, Tensor) else out
 
     def class_feature(

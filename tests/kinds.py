@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from yacs.config import CfgNode
 
+from configs import dump
 from model import make_model
 from tests.tiny import CLIP_RUN, config
 
@@ -64,6 +66,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "PROCESSOR__NAME": "dmmd", "DATASETS__TARGETS": ["synthetic_b"], "DMMD__WARMUP_EPOCHS": 1,
         "DMMD__GROUPS": "pseudo", "CLUSTER__K1": 8, "CLUSTER__MIN_SAMPLES": 2, "DATASETS__SYNTHETIC__IMAGES": 4,
     },
+    "distill": {"PROCESSOR__NAME": "distill", "DISTILL__WEIGHT_LOGITS": 1.0, "MODEL__DROP_OUT": 0.1},
     "mtda_kd": DISTILLATION | {"KD__SWEEPS": "per_teacher"},
     "mtda_kd, by shift": DISTILLATION | {"KD__ORDER": "shift"},
     "mtda_kd, one by one": DISTILLATION | {"KD__ORDER": "shift", "KD__ALTERNATION": "full"},
@@ -71,9 +74,21 @@ KINDS: dict[str, dict[str, Any]] = {
 """Name -> changes to ``tests.tiny.options``."""
 
 
+def write_teacher(cfg: CfgNode, folder: Path, name: str = "distilled") -> dict[str, str]:
+    """The keys of ``DISTILL`` that name an untrained teacher of four identities, written to ``folder``."""
+    torch.manual_seed(0)
+    torch.save(make_model(cfg, 4, 2, 1).state_dict(), folder / f"{name}.pth")
+    (folder / f"{name}.yml").write_text(dump(cfg))
+    return {
+        "DISTILL__TEACHERS": str(folder / f"{name}.yml"), "DISTILL__CHECKPOINTS": str(folder / f"{name}.pth"),
+    }  # fmt: skip
+
+
 def changes_of(kind: str, root: Path) -> dict[str, Any]:
     """The changes of a kind, with a teacher's file where it needs one; it is made in ``root``."""
     changes = dict(KINDS[kind])
+    if changes.get("PROCESSOR__NAME") == "distill":
+        return changes | write_teacher(config(root, root), root)
     if changes.get("PROCESSOR__NAME") != "mtda_kd":
         return changes
     teacher = root / "teacher.pth"

@@ -25,7 +25,8 @@ class Method:
     Data:
     labels: every training image needs an identity. Without labels, batches are drawn by pseudo-labels that the method
     gives to its loader in every epoch (``in_order``: they come from features of all training images), or, where
-    ``in_order`` is False too, as shuffled images that never have one.
+    ``in_order`` is False too, as shuffled images that never have one. unlabelled_too: images without an identity are
+    accepted beside labelled ones, or alone, in shuffled batches.
     in_order: needs the training images in list order under the test transform (``Data.plain``).
     targets: trains on the training images of DATASETS.TARGETS too (``Data.targets``). targets_in_order: needs these in
     list order as well (``Data.plain_targets``). blends_targets: DMMD.BLEND joins several targets into one.
@@ -47,6 +48,7 @@ class Method:
     name: str
     stages: Builder | None = None
     labels: bool = True
+    unlabelled_too: bool = False
     in_order: bool = False
     targets: bool = False
     targets_in_order: bool = False
@@ -104,6 +106,7 @@ METHODS: dict[str, Method] = {
         ),
         Method("self_distill", sources_apart=True, views="weak_strong", network="ssdvit", keys=("SSD.",)),
         Method("dmmd", targets=True, targets_in_order=True, blends_targets=True, keys=("DMMD.", "CLUSTER.")),
+        Method("distill", unlabelled_too=True, keys=("DISTILL.",)),
         Method("mtda_kd", targets=True, head_per_target=True, keys=("KD.", "DMMD."), shared_keys=("KD.TEACHER.NAME",)),
     )
 }  # fmt: skip

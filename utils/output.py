@@ -13,7 +13,8 @@ class ReIDOutput:
 
     scores: (B, C) logits each. feats: (B, d) features each, for the metric loss, before the necks. maps: flattened
     stage maps where a method needs them. i2t_logits: (B, C) image-to-text logits of prompt models. heads, tokens:
-    outputs of the self-supervised head and features of further views, (B, d) each.
+    outputs of the self-supervised head and features of further views, (B, d) each. retrieval: (B, D) the retrieval
+    feature by the batch's statistics, where it is not ``feats[0]``.
     """
 
     scores: list[Tensor]
@@ -22,3 +23,4 @@ class ReIDOutput:
     i2t_logits: Tensor | None = None
     heads: list[Tensor] = field(default_factory=list)
     tokens: list[Tensor] = field(default_factory=list)
+    retrieval: Tensor | None = None

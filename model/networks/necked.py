@@ -60,14 +60,33 @@ class NeckedModel(RetrievalModel):
         feats, metric_only = self.part_features(images, cam_label, view_label)
         if not self.training and self.neck_feat == "before":
             return self.join(feats)
-        necked = [self.get_submodule(f"bottleneck{s}")(f) for s, f in zip(self.suffixes, feats, strict=True)]
+        necked = self.after_necks(feats)
         if not self.training:
             return self.join(necked)
-        scores = [
+        retrieval = self.join(feats if self.neck_feat == "before" else necked)
+        return ReIDOutput(scores=self.scores(necked, label), feats=[*metric_only, *feats], retrieval=retrieval)
+
+    def outputs(
+        self, images: Tensor, cam_label: Tensor | None = None, view_label: Tensor | None = None
+    ) -> ReIDOutput:
+        """Returns in evaluation the retrieval feature and the scores of every part, without a margin."""
+        if self.training:
+            return super().outputs(images, cam_label, view_label)
+        feats, _ = self.part_features(images, cam_label, view_label)
+        necked = self.after_necks(feats)
+        retrieval = self.join(feats if self.neck_feat == "before" else necked)
+        return ReIDOutput(scores=self.scores(necked, None), feats=[retrieval])
+
+    def after_necks(self, feats: Sequence[Tensor]) -> list[Tensor]:
+        """Returns the parts' features behind their necks."""
+        return [self.get_submodule(f"bottleneck{s}")(f) for s, f in zip(self.suffixes, feats, strict=True)]
+
+    def scores(self, necked: Sequence[Tensor], label: Tensor | None) -> list[Tensor]:
+        """Returns the logits (B, C) of every part. label: (B,) where a margin is wanted."""
+        return [
             self.get_submodule(f"classifier{s}")(self.dropout(f), label)
             for s, f in zip(self.suffixes, necked, strict=True)
         ]
-        return ReIDOutput(scores=scores, feats=[*metric_only, *feats])
 
     def join(self, feats: Sequence[Tensor]) -> Tensor:
         """Returns the retrieval feature of all parts, (B, sum of their widths)."""

@@ -51,7 +51,8 @@ class PartTokenModel(RetrievalModel):
         after = self.after_necks(tokens)
         if not self.training:
             return after
-        return ReIDOutput(scores=[self.classifier(after, label)], feats=[before])
+        retrieval = before if self.neck_feat == "before" else after
+        return ReIDOutput(scores=[self.classifier(after, label)], feats=[before], retrieval=retrieval)
 
     def class_scores(self, images: Tensor, cam_label: Tensor | None = None, view_label: Tensor | None = None) -> Tensor:
         """Returns the logits (B, C), without a margin."""

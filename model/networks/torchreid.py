@@ -169,7 +169,9 @@ class TorchreidModel(RetrievalModel):
             return self.feat_bn(self.feat(pooled))
         return self.fc(pooled) if self.head == "fc" else pooled
 
-    def outputs(self, images: Tensor) -> ReIDOutput:
+    def outputs(
+        self, images: Tensor, cam_label: Tensor | None = None, view_label: Tensor | None = None
+    ) -> ReIDOutput:
         """Returns scores, feature and, if the model gives them, flattened stage maps, in either mode."""
         maps: list[Tensor] = []
         if self.maps == "none":

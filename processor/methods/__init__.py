@@ -1,5 +1,5 @@
 """The training methods, one file each. Importing this package fills in ``utils.methods.METHODS``."""
 
-from processor.methods import cluster, dino, dmmd, mtda_kd, prompt, self_distill, supervised
+from processor.methods import cluster, dino, distill, dmmd, mtda_kd, prompt, self_distill, supervised
 
-__all__ = ["cluster", "dino", "dmmd", "mtda_kd", "prompt", "self_distill", "supervised"]
+__all__ = ["cluster", "dino", "distill", "dmmd", "mtda_kd", "prompt", "self_distill", "supervised"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -86,7 +87,8 @@ class Supervised(Stage):
         self.accuracy = torch.zeros(())
 
     @classmethod
-    def from_cfg(cls, cfg: CfgNode, data: Data, model: RetrievalModel) -> Supervised:
+    def from_cfg(cls, cfg: CfgNode, data: Data, model: RetrievalModel, **more: Any) -> Self:
+        """Makes the stage by the keys. more: further arguments of a subclass."""
         centers = None
         if "center" in cfg.MODEL.METRIC_LOSS_TYPE:
             centers = Centers(data.num_classes, model.width, cfg.SOLVER.CENTER_LOSS_WEIGHT, cfg.SOLVER.CENTER_LR)
@@ -101,6 +103,7 @@ class Supervised(Stage):
             freeze_epochs=cfg.SOLVER.FREEZE_EPOCHS,
             mixup=make_mixup(cfg, data.num_classes),
             periods=Periods.from_cfg(cfg),
+            **more,
         )
 
     def modules(self) -> Mapping[str, nn.Module]:
@@ -140,12 +143,15 @@ class Supervised(Stage):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         batch, targets = self.mixed(batch)
-        out = self.outputs(batch)
+        return self.labelled_terms(self.outputs(batch), batch.pids, targets)
+
+    def labelled_terms(self, out: ReIDOutput, pids: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Returns the weighted terms of an output. pids: (B,). targets: the same, or shares of classes (B, C)."""
         scores = out.scores[0] if out.i2t_logits is None else out.i2t_logits
-        self.accuracy = (scores.detach().argmax(1) == batch.pids).float().mean()
+        self.accuracy = (scores.detach().argmax(1) == pids).float().mean()
         terms = self.loss_function(out, targets)
         if self.centers:
-            terms["center"] = self.centers(out.feats[0], batch.pids)
+            terms["center"] = self.centers(out.feats[0], pids)
         return terms
 
     def logs(self) -> dict[str, float]:
