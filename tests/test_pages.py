@@ -19,8 +19,9 @@ from model import make_model
 from model.deployed import make_deployed
 from processor.extractor import Extractor
 from tests.imports import PACKAGES, python_files
+from tests.kinds import write_teacher
 from tests.runs import call
-from tests.tiny import MSVIT, options, write_market
+from tests.tiny import MSVIT, config, options, write_market
 from tools import record
 from tools.export import write_onnx
 from utils.calibration import Calibration
@@ -95,6 +96,8 @@ def tiny_network(config_file: str, folder: Path) -> dict:
     if "ssdvit" in config_file:
         data = {"DATASETS__NAMES": "synthetic", "DATASETS__TARGETS": "synthetic_b"}
         return data | {"MODEL__NAME": "ssdvit", "DATALOADER__SAMPLER": "multiple_gallery_nocam", "SSD__ITERS": 1}
+    if load_config(config_file).PROCESSOR.NAME == "distill":
+        return write_teacher(config(folder, folder), folder)
     if "mtda" in config_file:
         return tiny_adaptation(config_file, folder)
     if family := next((more for part, more in MINIATURES.items() if part in config_file), None):

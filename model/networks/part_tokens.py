@@ -54,6 +54,17 @@ class PartTokenModel(RetrievalModel):
         retrieval = before if self.neck_feat == "before" else after
         return ReIDOutput(scores=[self.classifier(after, label)], feats=[before], retrieval=retrieval)
 
+    def outputs(
+        self, images: Tensor, cam_label: Tensor | None = None, view_label: Tensor | None = None
+    ) -> ReIDOutput:
+        """Returns in evaluation the retrieval feature and the scores, without a margin."""
+        if self.training:
+            return super().outputs(images, cam_label, view_label)
+        tokens = self.base.leading(images)
+        after = self.after_necks(tokens)
+        retrieval = fuse(tokens, self.base.fusion) if self.neck_feat == "before" else after
+        return ReIDOutput(scores=[self.classifier(after, None)], feats=[retrieval])
+
     def class_scores(self, images: Tensor, cam_label: Tensor | None = None, view_label: Tensor | None = None) -> Tensor:
         """Returns the logits (B, C), without a margin."""
         return self.classifier(self.after_necks(self.base.leading(images)), None)

@@ -221,6 +221,10 @@ def refuse_conflicts(cfg: CfgNode, lesson: Lesson, without: int) -> None:
     if without and (cfg.INPUT.MIXUP or cfg.INPUT.CUTMIX):
         key = "INPUT.MIXUP" if cfg.INPUT.MIXUP else "INPUT.CUTMIX"
         raise conflict(key, f"{without} training images without a pid", "mixed images need the identities of both")
+    if "center" in cfg.MODEL.METRIC_LOSS_TYPE and (without or not lesson.labels):
+        other = f"{without} training images without a pid" if without else "DISTILL.WEIGHT_LABELS 0"
+        kind = f"MODEL.METRIC_LOSS_TYPE {cfg.MODEL.METRIC_LOSS_TYPE!r}"
+        raise conflict(kind, other, "centers are moved by the labelled images of every batch")
     if lesson.logits and cfg.MODEL.ID_LOSS_TYPE != "softmax":
         kind = f"MODEL.ID_LOSS_TYPE {cfg.MODEL.ID_LOSS_TYPE!r}"
         raise conflict("DISTILL.WEIGHT_LOGITS", kind, "its scores hold a margin that the teachers' do not have")

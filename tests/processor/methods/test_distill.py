@@ -144,6 +144,16 @@ def test_a_teacher_sees_the_same_pixels_at_its_own_size_and_normalisation(market
     assert not any(p.requires_grad for p in network.parameters()) and not network.training
 
 
+@pytest.mark.parametrize("changes", [{"MODEL__NAME": "resnet10"}, {"MODEL__PART_TOKENS": True}], ids=["cnn", "pass"])
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_a_network_shows_the_feature_and_the_scores_that_it_has_elsewhere(market, tmp_path, changes, place):
+    network = make_model(config(market, tmp_path, TEST__NECK_FEAT=place, **changes), 4).eval()
+    images = torch.randn(2, 3, 32, 16)
+    out = network.outputs(images)
+    torch.testing.assert_close(out.feats[0], network(images))
+    torch.testing.assert_close(out.scores[0], network.class_scores(images))
+
+
 # ---------------------------------------------------------------- runs
 
 
@@ -249,6 +259,7 @@ def test_a_killed_run_ends_with_the_same_bytes(market, tmp_path, taught, monkeyp
         ({"DISTILL__WEIGHT_LOGITS": -1.0}, "DISTILL.WEIGHT_LOGITS: -1.0 must be at least 0"),
         ({"SOLVER__IMS_PER_BATCH": 2}, "SOLVER.IMS_PER_BATCH: 2 images have one distance"),
         ({"DISTILL__WEIGHT_LOGITS": 1.0, "MODEL__ID_LOSS_TYPE": "arcface"}, "scores hold a margin"),
+        ({"DISTILL__WEIGHT_LABELS": 0.0, "MODEL__METRIC_LOSS_TYPE": "triplet_center"}, "WEIGHT_LABELS 0 cannot go"),
         ({"DISTILL__WEIGHT_LOGITS": 1.0, "DATASETS__NAMES": "synthetic", "DATASETS__SYNTHETIC__IDS": 4},
          "was trained on other classes than the"),
     ],
