@@ -1,4 +1,4 @@
-"""The retrieval model as it is exported: uint8 images of any size in, features of unit length out.
+"""The retrieval model as it is exported: images in, features of unit length out.
 
 Written in plain tensor operations, so that it can be traced for any number and size of images.
 """
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from model.layouts import Given
 from utils import switch
 from utils.errors import UserError
 from utils.features import mean_with_mirrored, to_unit_length
@@ -69,7 +70,7 @@ class Preprocess(nn.Module):
         super().__init__()
         if resize not in FILTERS:
             raise UserError(f"INPUT.RESIZE: unknown {resize!r}. Known: {', '.join(FILTERS)}")
-        self.size, self.margin = size, margin
+        self.size, self.margin, self.resize = size, margin, resize
         self.kernel, self.antialias = FILTERS[resize]
         self.register_buffer("scale", torch.tensor([1 / (255 * s) for s in std]).view(3, 1, 1), persistent=False)
         shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(3, 1, 1)
@@ -90,17 +91,40 @@ class Preprocess(nn.Module):
         return self.resized(images) * self.scale + self.shift
 
 
+class Renormalise(nn.Module):
+    """The normalisation alone, of pixels that another program has resized and scaled in its own way.
+
+    size: (H, W) that it resizes to. mean, std: those of training. given: how the program scales.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, size: tuple[int, int], mean: Sequence[float], std: Sequence[float], given: Given):
+        super().__init__()
+        self.size = size
+        scale = torch.tensor(given.std) / torch.tensor(std)
+        shift = (torch.tensor(given.mean) - torch.tensor(mean)) / torch.tensor(std)
+        self.register_buffer("scale", scale.view(3, 1, 1), persistent=False)
+        self.register_buffer("shift", shift.view(3, 1, 1), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Returns pixels as training normalised them, (B, 3, H, W) float32. pixels: the same shape, as ``Given``."""
+        return pixels * self.scale + self.shift
+
+
 class Deployed(nn.Module):
     """Preprocessing, network and scaling in one.
 
-    model: in evaluation mode. sides: names of the labels that it takes beside the images. flip: the mean with the
-    mirrored image's features (TEST.FLIP). unit: scale features to unit length (TEST.FEAT_NORM).
+    model: in evaluation mode. preprocess: of whole images, or of what a program feeds. sides: names of the labels that
+    it takes beside the images. flip: the mean with the mirrored image's features (TEST.FLIP). unit: scale features to
+    unit length (TEST.FEAT_NORM).
     """
 
     def __init__(
         self,
         model: nn.Module,
-        preprocess: Preprocess,
+        preprocess: Preprocess | Renormalise,
         sides: tuple[str, ...] = (),
         flip: bool = False,
         unit: bool = True,
@@ -109,21 +133,34 @@ class Deployed(nn.Module):
         self.model, self.preprocess, self.sides, self.flip, self.unit = model, preprocess, sides, flip, unit
 
     def forward(self, images: Tensor, *labels: Tensor) -> Tensor:
-        """Returns features (B, D) float32 of RGB images, uint8 (B, H', W', 3), and int64 labels (B,) per ``sides``."""
+        """Returns features (B, D) float32 of images, as the preprocessing takes them, and int64 labels (B,) each."""
         pixels, named = self.preprocess(images), dict(zip(self.sides, labels, strict=True))
         feats = mean_with_mirrored(self.model, pixels, **named) if self.flip else self.model(pixels, **named)
         return to_unit_length(feats) if self.unit else feats.float()
 
 
-def make_deployed(cfg: CfgNode, model: nn.Module) -> Deployed:
-    """Returns the model as it is exported, on the CPU in full precision. cfg: the configuration of its test."""
+def make_deployed(cfg: CfgNode, model: nn.Module, given: Given | None = None) -> Deployed:
+    """Returns the model as it is exported, on the CPU in full precision.
+
+    cfg: the configuration of its test. given: what a program feeds that resizes images itself.
+    """
     if cfg.KD.MULTI_HEAD:
         raise UserError("KD.MULTI_HEAD: a model with a head per target has no single feature to export")
     if cfg.INPUT.PIPELINE != "reid":
         raise UserError(f"INPUT.PIPELINE {cfg.INPUT.PIPELINE!r}: only 'reid' can be exported, the others classify")
     sizes = tuple(cfg.INPUT.SIZE_TEST), cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD
-    preprocess = Preprocess(*sizes, cfg.INPUT.RESIZE, cfg.INPUT.RESIZE_MARGIN)
+    if given is None:
+        preprocess = Preprocess(*sizes, cfg.INPUT.RESIZE, cfg.INPUT.RESIZE_MARGIN)
+    elif cfg.INPUT.RESIZE_MARGIN:
+        raise UserError("INPUT.RESIZE_MARGIN: no tracker cuts a margin off; export --for raw")
+    else:
+        preprocess = Renormalise(*sizes, given)
     keys = (("cam_label", cfg.MODEL.SIE_CAMERA), ("view_label", cfg.MODEL.SIE_VIEW))
     sides = tuple(name for name, switched_on in keys if switched_on)
+    if given is not None and sides:
+        raise UserError(
+            f"this layout has no input for {' and '.join(sides)}; export --for raw, or a model that was trained "
+            "without MODEL.SIE_CAMERA and MODEL.SIE_VIEW"
+        )
     unit = switch("TEST.FEAT_NORM", cfg.TEST.FEAT_NORM)
     return Deployed(model.cpu().float().eval(), preprocess, sides, cfg.TEST.FLIP, unit).eval()

@@ -17,13 +17,13 @@ from PIL import Image
 from configs import load_config
 from model import make_model
 from model.deployed import make_deployed
+from model.exporting import write_onnx
 from processor.extractor import Extractor
 from tests.imports import PACKAGES, python_files
 from tests.kinds import write_teacher
 from tests.runs import call
 from tests.tiny import MSVIT, config, options, write_market
 from tools import record
-from tools.export import write_onnx
 from utils.calibration import Calibration
 from utils.errors import UserError
 from utils.methods import METHODS

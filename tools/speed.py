@@ -21,7 +21,7 @@ from configs import load_config, with_traits
 from model import make_model
 from model.layers.lora import merge_adapters
 from processor.finished import CONFIG, TEST_CONFIG, FinishedRun
-from tools.export import open_session
+from processor.runtimes import OnnxRuntime
 from tools.frontier import SPEED
 from utils.checkpoint import rules_of
 from utils.commands import make_parser, run_command
@@ -72,11 +72,10 @@ def size_of(model: nn.Module) -> tuple[int, float]:
 
 def exported_pass(path: Path, size: tuple[int, int], batch: int) -> Callable[[], object]:
     """Returns a pass of an exported file over ``batch`` images of a size (H, W)."""
-    session: Any = open_session(path)
-    inputs = {}
+    session, inputs = OnnxRuntime(path).session, {}
     for one in session.get_inputs():
-        free = [*size, 3] if len(one.shape) == 4 else []
-        inputs[one.name] = np.zeros([batch, *free], KINDS[one.type])
+        images = [*size, 3] if one.type == "tensor(uint8)" else one.shape[1:]  # of a tracker's layout the size is fixed
+        inputs[one.name] = np.zeros([batch, *images], KINDS[one.type])
     return lambda: session.run(None, inputs)
 
 

@@ -10,12 +10,15 @@ import torch
 from PIL import Image
 
 from datasets.transforms.resizing import make_resizer
-from model.deployed import FILTERS, Preprocess, make_deployed
+from model.deployed import FILTERS, Preprocess, Renormalise, make_deployed
+from model.exporting import write_onnx
+from model.layouts import IMAGENET, LAYOUTS, LEVELS, SHARES
 from model.make_model import make_model
 from processor import run
+from processor.runtimes import OnnxRuntime, OpenVino
 from tests.tiny import CLIP, MSVIT, config, write_market
 from tools import export as exporting
-from tools.export import export, open_session, write_onnx
+from tools.export import export, fed
 from utils.checkpoint import load_weights
 from utils.errors import UserError
 
@@ -57,12 +60,12 @@ def test_an_exported_model_scores_alike_and_its_weights_load(trained, tmp_path):
     assert before["Rank-1"] == after["Rank-1"] and abs(before["mAP"] - after["mAP"]) < 0.01
     about = json.loads((tmp_path / "out" / "model.json").read_text())
     assert set(about["inputs"]) == {"images", "cam_label"} and about["opset"] == 18 and about["size"] == [32, 16]
-    runner = open_session(tmp_path / "out" / "model.onnx")
+    runtime = OnnxRuntime(tmp_path / "out" / "model.onnx")
     images = np.random.default_rng(0).integers(0, 256, (3, 70, 41, 3), dtype=np.uint8)  # another number and size
-    feats = runner.run(None, {"images": images, "cam_label": np.array([0, 1, 0])})[0]
+    feats = runtime(images, cam_label=np.array([0, 1, 0]))
     assert feats.shape == (3, about["width"])
     np.testing.assert_allclose(np.linalg.norm(feats, axis=1), 1, rtol=1e-5)
-    assert not np.allclose(feats, runner.run(None, {"images": images, "cam_label": np.array([1, 0, 1])})[0])
+    assert not np.allclose(feats, runtime(images, cam_label=np.array([1, 0, 1])))
     model = make_model(cfg, 4, 2, 1)
     assert not load_weights(model, tmp_path / "out" / "model.safetensors").missing
 
@@ -86,7 +89,7 @@ def test_networks_are_traced_for_any_batch_and_size(name, tmp_path):
     images = torch.randint(0, 256, (3, 64, 32, 3), dtype=torch.uint8)
     with torch.no_grad():
         wanted = deployed(images).numpy()
-    found = open_session(tmp_path / "model.onnx").run(None, {"images": images.numpy()})[0]
+    found = OnnxRuntime(tmp_path / "model.onnx")(images.numpy())
     np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
@@ -97,7 +100,8 @@ def test_networks_are_traced_for_any_batch_and_size(name, tmp_path):
 def test_a_file_that_differs_is_not_written(trained, tmp_path, monkeypatch, differences, line):
     """The differences of a real file are measured above; here they are given, which saves tracing the network again."""
     _, cfg = trained
-    for name, value in (("write_onnx", None), ("open_session", None), ("compare", differences)):
+    given = {"write_file": (None, None), "feature_difference": differences[0], "pixel_difference": differences[1]}
+    for name, value in given.items():
         monkeypatch.setattr(exporting, name, lambda *args, value=value, **more: value)
     with pytest.raises(UserError, match=f"not exported: .*{line}"):
         export(cfg, tmp_path / "out")
@@ -118,6 +122,64 @@ def test_mistakes_are_one_line(trained, tmp_path):
 
     with pytest.raises(UserError, match="the network cannot be exported: "):
         write_onnx(Untraceable(), tmp_path / "x.onnx")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """The configuration of a small ResNet without side information, whose statistics are not those of the start."""
+    root, weight = write_market(tmp_path_factory.mktemp("plain")), tmp_path_factory.mktemp("weight") / "resnet10.pth"
+    cfg = config(root, weight.parent, MODEL__NAME="resnet10", TEST__WEIGHT=str(weight))
+    torch.manual_seed(0)
+    model = make_model(cfg, 4)
+    for name, value in model.named_buffers():
+        if "running" in name:
+            value.uniform_(0.5, 1.5)
+    torch.save(model.state_dict(), weight)
+    return cfg
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "raw"])
+def test_a_layout_takes_what_its_program_feeds(layout, plain, tmp_path):
+    if layout == "openvino":
+        pytest.importorskip("openvino", reason="requirements-dev.txt has it")
+    report = export(plain, tmp_path, layout)
+    about = json.loads((tmp_path / "model.json").read_text())
+    assert about["layout"] == layout and set(about["sha256"]) <= {path.name for path in tmp_path.iterdir()}
+    given, size = LAYOUTS[layout].given, tuple(about["size"])
+    assert ("with_its_resize" in report) == (given is not None)
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    expected = make_deployed(plain, exporting.tested_model(plain, exporting.data_for_the_check(plain)))
+    with torch.no_grad():
+        wanted = expected(torch.from_numpy(image)[None]).numpy()
+    feed = image[None] if given is None else fed(given, size, "auto")(image)
+    if layout == "torchscript":
+        (found,) = torch.jit.load(tmp_path / "model.torchscript")(torch.from_numpy(feed)).detach().numpy()
+    else:
+        found = (OpenVino if layout == "openvino" else OnnxRuntime)(tmp_path / f"model.{LAYOUTS[layout].ending}")(feed)
+    np.testing.assert_allclose(found.reshape(1, -1), wanted, atol=1e-5)
+    assert (layout == "deepstream") == (tmp_path / "config_tracker.yml").exists()
+
+
+@pytest.mark.parametrize(("given", "values"), [(LEVELS, (0, 255)), (SHARES, (0, 1)), (IMAGENET, (-2.2, 2.7))])
+def test_what_a_tracker_scales_is_normalised_as_in_training(given, values):
+    image = np.random.default_rng(2).integers(0, 256, (16, 8, 3), dtype=np.uint8)
+    mean, std = [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
+    feed = fed(given, (16, 8), "auto")(image)
+    assert values[0] <= feed.min() and feed.max() <= values[1] and feed.shape == (1, 3, 16, 8)
+    wanted = Preprocess((16, 8), mean, std)(torch.from_numpy(image)[None])
+    found = Renormalise((16, 8), mean, std, given)(torch.from_numpy(feed))
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+
+def test_a_layout_without_labels_refuses_a_model_that_needs_them(trained, plain, tmp_path):
+    _, cfg = trained
+    with pytest.raises(UserError, match="this layout has no input for cam_label; export --for raw, or a model"):
+        export(cfg, tmp_path / "out", "boxmot")
+    margin = plain.clone()
+    margin.merge_from_list(["INPUT.RESIZE_MARGIN", 4])
+    with pytest.raises(UserError, match=r"INPUT\.RESIZE_MARGIN: no tracker cuts a margin off; export --for raw"):
+        export(margin, tmp_path / "out", "ultralytics")
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_its_images_export_says_what_they_are_for_and_what_else_will_do(tmp_path):
