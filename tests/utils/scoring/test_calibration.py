@@ -10,6 +10,7 @@ from sklearn.metrics import roc_curve
 from utils.errors import UserError
 from utils.scoring.calibration import (
     Probability,
+    _crossing,
     reliability,
     resampled_rates,
     smallest_far,
@@ -238,3 +239,14 @@ def test_what_gives_no_pairs_is_refused():
 def test_in_a_gallery_of_one_image_nearly_every_stranger_may_be_answered():
     nearest = np.linspace(1, 2, 50)
     assert unknown_distance(nearest, 0.5, ratio=1e6) == np.nextafter(2.0, -np.inf)  # the share is 1
+
+
+@pytest.mark.parametrize("fpir", [0.0, 1.0, -0.1])
+def test_a_rate_of_unknowns_is_a_share(fpir):
+    with pytest.raises(UserError, match="--fpir: expected a share between 0 and 1"):
+        unknown_distance(np.linspace(1, 2, 50), fpir)
+
+
+def test_a_rate_that_no_edge_reaches_or_all_exceed_ends_at_the_outer_edge():
+    edges, rates = np.array([1.0, 2.0, 3.0]), np.array([0.1, 0.2, 0.4])
+    assert [_crossing(edges, rates, far) for far in (0.05, 0.15, 0.3, 0.5)] == pytest.approx([1, 1.5, 2.5, 3])
