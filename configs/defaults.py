@@ -138,6 +138,8 @@ MODEL = {
     "LORA.ALPHA": Key(16.0, "adapters count ALPHA / RANK times", min=1e-3),
     "LORA.TARGETS": Key(["qkv", "proj"], "patterns of the ends of the layers' names; the attention's, as in the paper",
                         type=str, is_list=True),
+    "LORA.SAVE": Key("all", "what checkpoints hold: all, or adapters (they, necks and heads; the frozen backbone comes "
+                     "from PRETRAIN_PATH again)", choices=("all", "adapters")),
     "SYNC_BN": Key(False, "batch norm statistics over all processes"),
     "COMPILE": Key(False, "torch.compile the model; off, since the first step takes minutes"),
     "GRAD_CHECKPOINT": Key(False, "recompute activations in the backward pass: less memory, more time"),

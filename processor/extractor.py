@@ -23,10 +23,10 @@ from datasets.transforms.pipelines import build_transforms
 from model import RetrievalModel, make_model
 from model.networks.clip_reid import PromptReID
 from model.sentences import refuse_missing_text_tower, refuse_without_text, sentence_features, token_table
-from processor.trained import weight_file
+from processor.trained import load_tested, weight_file
 from utils import switch
 from utils.calibration import Calibration
-from utils.checkpoint import as_tensors, load_complete
+from utils.checkpoint import as_tensors
 from utils.device import choose_device
 from utils.errors import UserError
 from utils.extra_modules import import_extras
@@ -191,7 +191,7 @@ def make_extractor(cfg: CfgNode, space: str = IMAGE) -> Extractor:
     weight = weight_file(cfg)
     cfg, cameras, views = with_sides_of(cfg, weight)
     model = make_model(cfg, 2, cameras, views)  # classifiers do not matter here
-    report = load_complete(model, weight, key=cfg.MODEL.WEIGHT_KEY)
+    report = load_tested(cfg, model, weight)
     if space == TEXT:
         refuse_missing_text_tower(cfg, report)
     sides = (("cam_label", cameras), ("view_label", views))

@@ -22,6 +22,7 @@ from model import RetrievalModel, make_model
 from model.freezing import freeze_matching
 from model.pretrained import load_initial_weights
 from model.summary import require_size, summary
+from processor.adapters import Slim, slim_checkpoints
 from processor.evaluate import Settings, evaluate, generalisation_report, mean_of, means
 from processor.finished import CONFIG, FREE_KEYS, LAST, TEST_CONFIG
 from processor.last import RunProgress
@@ -94,10 +95,12 @@ def _train(
         data.tests = [held_out(data)]
     refuse_keep_best(cfg, data)
     model = make_initial_model(cfg, data, folder)
+    slim = slim_checkpoints(cfg, model)
     stages = build_stages(cfg, data, model)
     evaluator = Evaluator(data, Settings.from_cfg(cfg), device, folder)
     writer = scalar_writer(folder)
-    progress = make_trainer(cfg, context, dtype, evaluator, writer, watch).fit(stages)
+    trainer = make_trainer(cfg, context, dtype, evaluator, writer, watch, slim)
+    progress = trainer.fit(stages)
     if not evaluator.results and progress.history:  # finished before this start
         if (folder / METRICS).exists():
             return TrainingMetrics.read(folder / METRICS).content
@@ -295,6 +298,7 @@ def make_trainer(
     evaluator: Evaluator,
     writer: SummaryWriter | None,
     watch: Watch | None = None,
+    slim: Slim | None = None,
 ) -> Trainer:
     """Makes the trainer by the SOLVER keys."""
     return Trainer(
@@ -306,6 +310,7 @@ def make_trainer(
         training_lists=evaluator.data.fingerprint,
         evaluate=evaluator if evaluator.data.tests else None,
         watch=watch,
+        slim=slim,
         evaluate_before=cfg.SOLVER.EVAL_BEFORE,
         resume=cfg.SOLVER.RESUME,
         keep_best=cfg.SOLVER.KEEP_BEST,

@@ -64,7 +64,8 @@ class Trainer:
     device, dtype: where and in which precision (float16 with a gradient scaler). folder: OUTPUT_DIR. model_name: in
     the names of saved files. fingerprint, training_lists: the settings and what identifies the lists that a restart
     must share. evaluate: model -> named shares, or None for no evaluation; evaluate_before: evaluate the untrained
-    model too; watch: called with the history after each evaluation. resume: ``auto``, ``never`` or a path. keep_best:
+    model too; watch: called with the history after each evaluation; slim: what a
+    checkpoint of weights holds of a state, all without it. resume: ``auto``, ``never`` or a path. keep_best:
     name of the value to keep the best weights by, or ''. clip_grad: largest gradient norm, 0 for no limit.
     accumulation: micro-batches per update. save_every: minutes after which ``last`` is saved inside an epoch, 0 for
     never. signals: noted while training, which then stops behind a step. compiled: compile the model. writer:
@@ -82,6 +83,7 @@ class Trainer:
         training_lists: Fingerprint | None = None,
         evaluate: Callable[[RetrievalModel], dict[str, float]] | None = None,
         watch: Callable[[list[dict[str, Any]]], None] | None = None,
+        slim: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         evaluate_before: bool = False,
         resume: str = "auto",
         keep_best: str = "",
@@ -96,7 +98,7 @@ class Trainer:
         self.training_lists = training_lists or {}
         self.fingerprint, self.evaluate, self.resume, self.keep_best = fingerprint, evaluate, resume, keep_best
         self.clip_grad, self.accumulation, self.compiled, self.writer = clip_grad, accumulation, compiled, writer
-        self.watch = watch
+        self.watch, self.slim = watch, slim
         self.evaluate_before, self.save_every, self.signals = evaluate_before, save_every, signals or StopSignals()
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.progress = RunProgress()
@@ -312,7 +314,8 @@ class Trainer:
     def _save_weights(self, stage: Stage, name: str, ending: str) -> None:
         if is_main():
             for kind, state in stage.saved_states().items():
-                save_atomically(state, self.folder / f"{name}{kind}{ending}")
+                held = self.slim(state) if self.slim is not None else state
+                save_atomically(held, self.folder / f"{name}{kind}{ending}")
 
     def _save_inside(self, stage: Stage, meter: Meter, step: int, where: str) -> None:
         """Saves ``last`` inside an epoch if it is time to, and stops there if a signal asks for it."""
