@@ -67,9 +67,18 @@ def started(target: Callable, *args) -> BaseProcess:
     It is a fork of a process that has done nothing but import. One of this process would lack OpenMP's threads, which
     other tests may have started.
     """
-    process = FRESH.Process(target=target, args=args)
+    process = FRESH.Process(target=forking, args=(target, args))
     process.start()
     return process
+
+
+def forking(target: Callable, args: tuple) -> None:
+    """Calls ``target`` where processes that load images are forks again, as in a program that the system starts.
+
+    Else they would be children of another server, and outlive a training process that is killed.
+    """
+    multiprocessing.set_start_method("fork", force=True)
+    target(*args)
 
 
 def exit_code_of(target: Callable, *args) -> int | None:
