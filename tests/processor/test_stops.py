@@ -17,7 +17,7 @@ from processor import run
 from processor.methods.supervised import Supervised
 from processor.trainer import Trainer
 from tests.kinds import KINDS, changes_of
-from tests.runs import Killed
+from tests.runs import Killed, exit_code_of
 from tests.tiny import config
 from utils.methods import METHODS, Method
 
@@ -120,21 +120,25 @@ def check_kills(cfg, monkeypatch) -> None:
     run.train(cfg)
 
 
-def test_a_signal_in_evaluation_stops_after_it_and_one_in_the_last_epoch_changes_nothing(market, tmp_path, monkeypatch):
-    cfg = config(market, tmp_path)
-    with monkeypatch.context() as patch:
-        real = run.Evaluator.__call__
+def train_with_signals(cfg) -> None:
+    """Trains in a process of its own, with a signal in every evaluation."""
+    real = run.Evaluator.__call__
 
-        def evaluate(self, network):
-            os.kill(os.getpid(), signal.SIGTERM)
-            return real(self, network)
+    def evaluate(self, network):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, network)
 
-        patch.setattr(run.Evaluator, "__call__", evaluate)
-        with pytest.raises(SystemExit):
-            run.train(cfg)
-        assert "SIGTERM: stopped after epoch 1 of stage supervised" in (tmp_path / "log.txt").read_text()
-        assert len(run.train(cfg)["history"]) == 2
+    run.Evaluator.__call__ = evaluate
+    run.train(cfg)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_signal_in_evaluation_stops_after_it_and_one_in_the_last_epoch_changes_nothing(market, tmp_path):
+    cfg = config(market, tmp_path)
+    assert exit_code_of(train_with_signals, cfg) == 143
+    assert "SIGTERM: stopped after epoch 1 of stage supervised" in (tmp_path / "log.txt").read_text()
+    assert exit_code_of(train_with_signals, cfg) == 0
+    assert len(json.loads((tmp_path / "metrics.json").read_text())["history"]) == 2
 
 
 class Clueless(Supervised):
