@@ -30,9 +30,10 @@ def tested_model(cfg: CfgNode, data: Data) -> RetrievalModel:
 
 def load_tested(cfg: CfgNode, model: RetrievalModel, path: str) -> LoadReport:
     """Loads a checkpoint, or one of adapters with the backbone's file. Raises ``UserError`` as ``load_complete``."""
-    state, _ = as_tensors(path, key=cfg.MODEL.WEIGHT_KEY)
-    if BASE in state:
-        return load_complete(model, with_base(cfg, model, state, path))
+    if cfg.MODEL.LORA.RANK:  # other files are read once
+        state, _ = as_tensors(path, key=cfg.MODEL.WEIGHT_KEY)
+        if BASE in state:
+            return load_complete(model, with_base(cfg, model, state, path))
     return load_complete(model, path, key=cfg.MODEL.WEIGHT_KEY)
 
 

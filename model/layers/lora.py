@@ -67,7 +67,8 @@ class FrozenLayerNorm(nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
         normed = super().forward(input)
         if input.requires_grad and len(self.normalized_shape) == 1 and not torch.compiler.is_compiling():
-            normed.made_from = (input, self.weight, self.bias, self.eps)  # pyright: ignore[reportAttributeAccessIssue]
+            made = (input, self.weight, self.bias, self.eps)
+            normed.made_from = (normed._version, made)  # pyright: ignore[reportAttributeAccessIssue]
         return normed
 
 
@@ -76,9 +77,12 @@ Made = tuple[Tensor, Tensor | None, Tensor | None, float]
 
 
 def normed_from(x: Tensor) -> Made | None:
-    """Returns what a tensor was normed from, if a ``FrozenLayerNorm`` made it and it is in full precision."""
-    made = getattr(x, "made_from", None)
-    return None if made is None or torch.is_autocast_enabled(x.device.type) else made
+    """Returns what a tensor was normed from: None unless a ``FrozenLayerNorm`` made it, nothing has changed it in place
+    since, and it is in full precision."""
+    version, made = getattr(x, "made_from", (0, None))
+    if made is None or version != x._version or torch.is_autocast_enabled(x.device.type):
+        return None
+    return made
 
 
 class _ThinOfNormed(torch.autograd.Function):

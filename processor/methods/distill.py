@@ -27,7 +27,7 @@ from model.summary import require_size
 from processor.extractor import with_sides_of
 from processor.methods.supervised import Supervised
 from processor.stage import Stage
-from utils.checkpoint import load_complete
+from processor.trained import load_tested
 from utils.distributed import gather_rows, world_size
 from utils.errors import UserError, conflict
 from utils.extra_modules import import_extras
@@ -257,7 +257,7 @@ def make_teacher(cfg: CfgNode, config_file: str, path: str, num_classes: int) ->
     if own.KD.MULTI_HEAD:
         raise UserError(f"DISTILL.TEACHERS: {config_file}: KD.MULTI_HEAD gives a feature per target, not one to teach")
     try:
-        report = load_complete(network, path, key=own.MODEL.WEIGHT_KEY)
+        report = load_tested(own, network, path)
     except UserError as error:
         raise UserError(f"DISTILL.CHECKPOINTS: {error} (its DISTILL.TEACHERS is {config_file})") from None
     height, width = own.INPUT.SIZE_TEST

@@ -118,6 +118,16 @@ def test_an_adapter_behind_a_frozen_norm_keeps_no_input_and_has_the_same_gradien
     assert before - after == 4 * 6 * 32 * 4  # the norm's output
 
 
+def test_a_norm_s_output_that_is_changed_in_place_is_kept():
+    def gradients(norm: nn.Module) -> list[torch.Tensor]:
+        x = torch.randn(4, 6, 32, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        return list(torch.autograd.grad((layer(norm(x).mul_(3)) ** 2).sum(), [x, layer.lora_down]))
+
+    plain, layer = nn.LayerNorm(32).requires_grad_(False), LoRALinear(nn.Linear(32, 8).requires_grad_(False), 2, 6.0)
+    nn.init.normal_(layer.lora_up)
+    torch.testing.assert_close(gradients(FrozenLayerNorm.of(plain)), gradients(plain))
+
+
 def test_the_norms_of_an_adapted_network_are_frozen_ones_under_their_names(tmp_path):
     _, model = build(tmp_path, **LORA)
     _, plain = build(tmp_path)
