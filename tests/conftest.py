@@ -50,3 +50,11 @@ def together(tmp_path_factory) -> Path:
             write_shares(folder)
     assert not (error := (folder / "filled").read_text()), error
     return folder
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """Says how a worker of the session ended that did not end in order; below 0 it is a signal's number."""
+    if error:
+        process = node.gateway._io.popen
+        print(f"\nworker {node.gateway.id}, process {process.pid}, ended with code {process.wait(60)}")
