@@ -350,7 +350,10 @@ SOLVER = {
 
 TEST = {
     "IMS_PER_BATCH": Key(128, "images per batch", min=1),
-    "WEIGHT": Key("", "checkpoint to test", path=True),
+    "WEIGHT": Key("", "checkpoint to test, or a model.onnx or model.xml of tools.export", path=True),
+    "RUNTIME": Key("torch", "what computes features in tests, extraction and search: torch, as it trained the network; "
+                   "onnxruntime and openvino, to judge what will run elsewhere. An exported file runs in its own "
+                   "runtime if this is torch", choices=("torch", "onnxruntime", "openvino")),
     "CALIBRATION": Key("", "file of tools.calibrate by which an extractor decides; '' for features alone",
                        path=True),
     "NECK_FEAT": Key("after", "retrieval feature before or after the neck", choices=("before", "after")),

@@ -180,6 +180,12 @@ class RetrievalModel(WeightRules, Layered, nn.Module):
     needed_for_stage2: tuple[str, ...] = ()
     """Prefixes of what a checkpoint of the prompt method's stage 1 must bring."""
 
+    runs_in: str = "torch"
+    """The runtime that computes ``forward``, a word of TEST.RUNTIME."""
+
+    averages_mirrored: bool = False
+    """Whether the feature is the mean with the mirrored image's by itself, so that TEST.FLIP need not make it one."""
+
     sees_whole_batch: tuple[str, ...] = ()
     """Sub-modules that see the rows of all processes on each of them, so that their batch norms need not share."""
 

@@ -139,6 +139,12 @@ class Deployed(nn.Module):
         return to_unit_length(feats) if self.unit else feats.float()
 
 
+def side_labels(cfg: CfgNode) -> tuple[str, ...]:
+    """Returns the names of the labels that a network takes beside the images."""
+    keys = (("cam_label", cfg.MODEL.SIE_CAMERA), ("view_label", cfg.MODEL.SIE_VIEW))
+    return tuple(name for name, switched_on in keys if switched_on)
+
+
 def make_deployed(cfg: CfgNode, model: nn.Module, given: Given | None = None) -> Deployed:
     """Returns the model as it is exported, on the CPU in full precision.
 
@@ -155,8 +161,7 @@ def make_deployed(cfg: CfgNode, model: nn.Module, given: Given | None = None) ->
         raise UserError("INPUT.RESIZE_MARGIN: no tracker cuts a margin off; export --for raw")
     else:
         preprocess = Renormalise(*sizes, given)
-    keys = (("cam_label", cfg.MODEL.SIE_CAMERA), ("view_label", cfg.MODEL.SIE_VIEW))
-    sides = tuple(name for name, switched_on in keys if switched_on)
+    sides = side_labels(cfg)
     if given is not None and sides:
         raise UserError(
             f"this layout has no input for {' and '.join(sides)}; export --for raw, or a model that was trained "

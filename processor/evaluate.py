@@ -342,7 +342,11 @@ def evaluate(
     ``settings.report`` ``ranked.npz``; None: nowhere.
     """
     results = {}
-    settings = replace(settings, report=settings.report and folder is not None and is_main())
+    settings = replace(
+        settings,
+        report=settings.report and folder is not None and is_main(),
+        flip=settings.flip and not model.averages_mirrored,
+    )
     counted = [test.name for test in tests if test.in_mean]
     for test in tests:
         model.use_domain(counted.index(test.name) if test.in_mean else 0)

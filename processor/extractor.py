@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -21,9 +22,13 @@ from datasets.storage.pillow_decoding import load_image
 from datasets.storage.pixels import MEANING, PLAIN, PixelRules, to_rgb
 from datasets.transforms.pipelines import build_transforms
 from model import RetrievalModel, make_model
+from model.deployed import side_labels
 from model.networks.clip_reid import PromptReID
 from model.sentences import refuse_missing_text_tower, refuse_without_text, sentence_features, token_table
-from processor.trained import load_tested, weight_file
+from processor.exported import ExportedFile, is_exported
+from processor.runtime_network import network_of_file
+from processor.runtimes import TORCH
+from processor.trained import in_tested_runtime, last_of_run, load_tested, tested_file, weight_file
 from utils import switch
 from utils.calibration import Calibration
 from utils.checkpoint import as_tensors
@@ -50,13 +55,13 @@ Picture = str | Path | Image.Image | np.ndarray
 
 
 class Extractor:
-    """Turns images into features. ``Extractor.load(config_file, weight)`` makes one.
+    """Turns images into features. ``Extractor.load`` makes one.
 
     model: moved to the device, in evaluation mode. transform: PIL image -> (3, H, W). size: height and width that it
     gives. settings: what else the features depend on. flip: average with the mirrored image's features. unit: scale to
     unit length. sides: names of the labels that the model takes beside the images. space: ``image`` or ``text``; in the
     latter the model is a ``PromptReID``. sentences: strings -> (S, P), in space ``text``. rules: how files become
-    pixels.
+    pixels. model_hash: of the features, where the model is not the network itself; None: ``hash_of(model, settings)``.
     """
 
     def __init__(
@@ -74,7 +79,9 @@ class Extractor:
         batch_size: int = 64,
         sentences: Callable[[list[str]], Tensor] | None = None,
         rules: PixelRules = PLAIN,
+        model_hash: str | None = None,
     ):
+        self._model_hash, self.size = model_hash, size
         self.model, self.transform, self.settings, self.device = model.to(device).eval(), transform, settings, device
         self.flip, self.unit, self.sides, self.space, self.batch_size = flip, unit, sides, space, batch_size
         self.call: Callable[..., Tensor] = model.embed if isinstance(model, PromptReID) and space == TEXT else model
@@ -83,9 +90,27 @@ class Extractor:
         self.width = self.features(torch.zeros(1, 3, *size)).shape[1]
 
     @classmethod
-    def load(cls, config_file: str, weight: str | Path, *settings: Any, space: str = IMAGE) -> Extractor:
-        """Makes the extractor of a YAML and a checkpoint. settings: further ``KEY, VALUE, ...`` pairs."""
+    def load(
+        cls, source: str | Path, weight: str | Path | None = None, *settings: Any, space: str = IMAGE
+    ) -> Extractor:
+        """Makes the extractor of a trained model.
+
+        source: a YAML file, with a checkpoint or an exported file as ``weight``; or, with None: a ``model.onnx`` or
+        ``model.xml`` of tools.export, or the folder of a run, whose last checkpoint is taken. settings: further
+        ``KEY, VALUE, ...`` pairs. Raises ``UserError`` if something is missing or belongs to another model.
+        """
+        if weight is None and is_exported(source):
+            file = ExportedFile.read(source)
+            return extractor_of_file(load_config("", [*file.words(), *settings, "TEST.WEIGHT", str(source)]), file)
+        config_file, weight = last_of_run(Path(source)) if weight is None else (source, weight)
         return make_extractor(load_config(config_file, [*settings, "TEST.WEIGHT", str(weight)]), space)
+
+    def with_network(self, network: RetrievalModel) -> Extractor:
+        """Returns this extractor with its network in another runtime: the features are the same but for rounding."""
+        other = copy.copy(self)
+        other._model_hash, other.model = self.model_hash, network.to(self.device).eval()
+        other.call = other.model
+        return other
 
     def __call__(
         self, images: Sequence[Picture], camids: Sequence[int] | None = None, viewids: Sequence[int] | None = None
@@ -147,14 +172,25 @@ class Extractor:
     def model_hash(self) -> str:
         """The SHA-256 of the weights that retrieval needs and of the settings that change features, in hexadecimal.
 
-        Features of different hashes are not comparable. Classifiers and the machine do not enter.
+        Features of different hashes are not comparable. Classifiers, the machine and the runtime do not enter.
         """
-        digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode())
-        for name, value in sorted(self.model.state_dict().items()):
-            if not name.startswith(self.model.optional_keys) and not name.endswith("num_batches_tracked"):
-                digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return self._model_hash or hash_of(self.model, self.settings)
+
+
+def hash_of(model: RetrievalModel, settings: dict[str, Any]) -> str:
+    """Returns ``Extractor.model_hash`` of a network in torch and the settings of its features."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, value in sorted(model.state_dict().items()):
+        if not name.startswith(model.optional_keys) and not name.endswith("num_batches_tracked"):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def hash_of_tested(cfg: CfgNode, model: RetrievalModel) -> str:
+    """Returns ``Extractor.model_hash`` of TEST.WEIGHT, whose network ``model`` is."""
+    cameras, views, _ = side_counts(cfg, weight_file(cfg))
+    return hash_of(model, feature_settings(cfg, IMAGE, cameras, views))
 
 
 def pil_image(image: Picture, rules: PixelRules = PLAIN) -> Image.Image:
@@ -182,19 +218,20 @@ def make_extractor(cfg: CfgNode, space: str = IMAGE) -> Extractor:
     """Makes the extractor of TEST.WEIGHT. Raises ``UserError`` if it is missing or belongs to another model."""
     import_extras(cfg.EXTRA_MODULES)
     cfg = with_traits(cfg)
-    if space == TEXT:
-        refuse_without_text(cfg)
+    refuse_space(cfg, space)
     if cfg.KD.MULTI_HEAD:
         raise UserError(
             "KD.MULTI_HEAD: a model with a head per target has several features, so there is none to extract"
         )
+    file = tested_file(cfg)
+    if file is not None:
+        return extractor_of_file(cfg, file)
     weight = weight_file(cfg)
     cfg, cameras, views = with_sides_of(cfg, weight)
     model = make_model(cfg, 2, cameras, views)  # classifiers do not matter here
     report = load_tested(cfg, model, weight)
     if space == TEXT:
         refuse_missing_text_tower(cfg, report)
-    sides = (("cam_label", cameras), ("view_label", views))
     extractor = Extractor(
         model,
         build_transforms(cfg, is_train=False),
@@ -203,18 +240,59 @@ def make_extractor(cfg: CfgNode, space: str = IMAGE) -> Extractor:
         choose_device(cfg.MODEL.DEVICE),
         flip=cfg.TEST.FLIP,
         unit=switch("TEST.FEAT_NORM", cfg.TEST.FEAT_NORM),
-        sides=tuple(name for name, count in sides if count),
+        sides=side_labels(cfg),
         space=space,
         batch_size=cfg.TEST.IMS_PER_BATCH,
         sentences=make_sentence_encoder(cfg, model) if space == TEXT else None,
         rules=PixelRules.from_cfg(cfg),
     )
+    if cfg.TEST.RUNTIME != TORCH:
+        extractor = extractor.with_network(in_tested_runtime(cfg, model))
+    read_calibration(cfg, extractor)
+    return extractor
+
+
+def extractor_of_file(cfg: CfgNode, file: ExportedFile) -> Extractor:
+    """Makes the extractor of an exported file. Raises ``UserError`` if the configuration contradicts it."""
+    file.refuse_other_settings(cfg)
+    network = network_of_file(file, cfg.TEST.RUNTIME)
+    extractor = Extractor(
+        network,
+        build_transforms(cfg, is_train=False),
+        file.size,
+        file.settings | {"space": IMAGE, "pixels": MEANING},
+        torch.device("cpu"),
+        flip=False,  # inside the file, if it is on
+        unit=switch("TEST.FEAT_NORM", cfg.TEST.FEAT_NORM),
+        sides=file.sides,
+        batch_size=min(cfg.TEST.IMS_PER_BATCH, network.batch or cfg.TEST.IMS_PER_BATCH),
+        rules=PixelRules.from_cfg(cfg),
+        model_hash=file.model_hash,
+    )
+    extractor.calibration = file.calibration
+    read_calibration(cfg, extractor)
+    return extractor
+
+
+def read_calibration(cfg: CfgNode, extractor: Extractor) -> None:
+    """Gives an extractor TEST.CALIBRATION, if it is set. Raises ``UserError`` if that is of another model."""
     if cfg.TEST.CALIBRATION:
         extractor.calibration = Calibration.read(cfg.TEST.CALIBRATION)
         extractor.calibration.refuse_other(
             extractor.model_hash, cfg.TEST.METRIC, extractor.unit, f"TEST.CALIBRATION {cfg.TEST.CALIBRATION}"
         )
-    return extractor
+
+
+def refuse_space(cfg: CfgNode, space: str) -> None:
+    """Raises ``UserError`` if TEST.WEIGHT gives no features of a space."""
+    if space != TEXT:
+        return
+    refuse_without_text(cfg)
+    if cfg.TEST.RUNTIME != TORCH or is_exported(cfg.TEST.WEIGHT):
+        raise UserError(
+            "features that sentences are compared with come from the network itself: set TEST.RUNTIME torch, and "
+            "TEST.WEIGHT to its checkpoint"
+        )
 
 
 def make_sentence_encoder(cfg: CfgNode, model: RetrievalModel) -> Callable[[list[str]], Tensor]:
@@ -239,15 +317,22 @@ def with_sides_of(cfg: CfgNode, weight: str) -> tuple[CfgNode, int, int]:
 
     With both switched on, the number of rows does not say how many there are of each; then both are switched off.
     """
-    if not (cfg.MODEL.SIE_CAMERA or cfg.MODEL.SIE_VIEW):
-        return cfg, 0, 0
-    state, _ = as_tensors(weight, key=cfg.MODEL.WEIGHT_KEY)
-    rows = next((len(value) for key, value in state.items() if key.endswith(("sie_embed", "cv_embed"))), 0)
-    if rows and not (cfg.MODEL.SIE_CAMERA and cfg.MODEL.SIE_VIEW):
-        return cfg, rows if cfg.MODEL.SIE_CAMERA else 0, rows if cfg.MODEL.SIE_VIEW else 0
-    reason = f"has {rows} rows for cameras and views together" if rows else "holds none"
+    cameras, views, reason = side_counts(cfg, weight)
+    if not reason:
+        return cfg, cameras, views
     log.warning("features are extracted without side information: %s %s", weight, reason)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.SIE_CAMERA = cfg.MODEL.SIE_VIEW = False
     return cfg, 0, 0
+
+
+def side_counts(cfg: CfgNode, weight: str) -> tuple[int, int, str]:
+    """Returns how many cameras and views a weight file has rows for, and why that is not known; '' where it is."""
+    if not (cfg.MODEL.SIE_CAMERA or cfg.MODEL.SIE_VIEW):
+        return 0, 0, ""
+    state, _ = as_tensors(weight, key=cfg.MODEL.WEIGHT_KEY)
+    rows = next((len(value) for key, value in state.items() if key.endswith(("sie_embed", "cv_embed"))), 0)
+    if rows and not (cfg.MODEL.SIE_CAMERA and cfg.MODEL.SIE_VIEW):
+        return rows if cfg.MODEL.SIE_CAMERA else 0, rows if cfg.MODEL.SIE_VIEW else 0, ""
+    return 0, 0, f"has {rows} rows for cameras and views together" if rows else "holds none"

@@ -27,8 +27,9 @@ from processor.evaluate import Settings, evaluate, generalisation_report, mean_o
 from processor.finished import CONFIG, FREE_KEYS, LAST, TEST_CONFIG
 from processor.last import RunProgress
 from processor.metrics_files import METRICS, TEST_METRICS, Results, TrainingMetrics
+from processor.runtime_network import network_of_file
 from processor.stage import Stage
-from processor.trained import output_folder, tested_model, weight_file
+from processor.trained import in_tested_runtime, output_folder, tested_file, tested_model, weight_file
 from processor.trainer import Trainer
 from solver import make_average
 from utils.device import choose_device, choose_precision, seed_everything
@@ -126,10 +127,16 @@ def test(cfg: CfgNode, config_file: str = "", notes: Sequence[str] = (), after: 
 def _test(cfg: CfgNode, config_file: str, context: RunContext, after: After | None) -> dict[str, Any]:
     device, folder = context.device, context.folder
     cfg = with_traits(cfg)
+    file = tested_file(cfg)
     data = make_dataloader(cfg, training=False)
-    model = tested_model(cfg, data)
-    results = evaluate(model.to(device), data.tests, Settings.from_cfg(cfg), device, folder)
+    if file is None:
+        model = tested_model(cfg, data)
+        network = in_tested_runtime(cfg, model)
+    else:
+        model = network = network_of_file(file, cfg.TEST.RUNTIME, cfg.TEST.IMS_PER_BATCH)
+    results = evaluate(network.to(device), data.tests, Settings.from_cfg(cfg), device, folder)
     metrics = {"results": results, "mean": mean_of(data.tests, results), "weight": cfg.TEST.WEIGHT}
+    metrics |= {"runtime": network.runs_in}
     metrics |= provenance(config_file, device) | on_unseen_targets(cfg, results)
     if is_main():
         write_json(folder / TEST_METRICS, metrics)

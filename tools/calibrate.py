@@ -71,6 +71,7 @@ class Labelled:
     @classmethod
     def extracted(cls, extractor: Extractor, test: TestSet, settings: Settings) -> Labelled:
         """Extracts the features of a test set, and what TEST.CAMERA_NORM is fitted on."""
+        settings = replace(settings, flip=extractor.flip)
         feats = extract_features(extractor.model, test.loader, extractor.device, settings.flip)
         return cls.of(test, feats, settings, camera_reference(extractor.model, test, extractor.device, settings))
 

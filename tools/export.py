@@ -12,7 +12,6 @@ written.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import platform
 import shutil
@@ -38,7 +37,8 @@ from model.exporting import OPSET, WHOLE, example_images, write_onnx, write_open
 from model.layers.lora import merge_adapters
 from model.layouts import LAYOUTS, LEVELS, Given
 from processor.evaluate import Settings, evaluate, score
-from processor.extractor import make_extractor
+from processor.exported import sha256
+from processor.extractor import hash_of_tested, make_extractor
 from processor.runtimes import OnnxRuntime, OpenVino, Runtime, TorchScript
 from processor.trained import tested_model
 from utils.commands import make_parser, run_command
@@ -159,12 +159,6 @@ def speed_ratio(deployed: Deployed, runtime: Runtime, batch: int = 8, repeats: i
     return eager / best(lambda: runtime(images.numpy(), **labels))
 
 
-def sha256(path: Path) -> str:
-    """Returns the SHA-256 of a file in hexadecimal."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def model_card(cfg: CfgNode, deployed: Deployed, layout: str, width: int, folder: Path) -> dict[str, Any]:
     """Returns the content of ``model.json``, less the report of the check. layout: of ``LAYOUTS``."""
     height, across = deployed.preprocess.size
@@ -185,9 +179,11 @@ def model_card(cfg: CfgNode, deployed: Deployed, layout: str, width: int, folder
         "width": width,
         "size": [height, across],
         "resize": cfg.INPUT.RESIZE,
+        "resize_margin": cfg.INPUT.RESIZE_MARGIN,
         "background": list(cfg.INPUT.BACKGROUND),
         "mean": list(cfg.INPUT.PIXEL_MEAN),
         "std": list(cfg.INPUT.PIXEL_STD),
+        "flip": deployed.flip,
         "unit_length": deployed.unit,
         "distance": cfg.TEST.METRIC,
         "opset": OPSET,
@@ -240,7 +236,9 @@ def export(cfg: CfgNode, out: Path, layout: str = "raw") -> dict[str, Any]:
     decisions, given = calibration_of(cfg), LAYOUTS[layout].given
     data = data_for_the_check(cfg)
     tests = [test for test in data.tests if test.protocol != "classification"]
-    model = merge_adapters(tested_model(cfg, data))
+    model = tested_model(cfg, data)
+    decisions |= {"model_hash": hash_of_tested(cfg, model)}
+    model = merge_adapters(model)
     settings = replace(Settings.from_cfg(cfg), camera_norm="off", centralisation=None)  # features alone
     deployed, reference = make_deployed(cfg, model, given), make_deployed(cfg, model)
     size = deployed.preprocess.size

@@ -4,7 +4,8 @@ I is a folder, a text file with a path per line, or a .csv or .tsv table with a 
 ``camid``, ``viewid`` (numbers from 0, as training counted them, where the model uses side information) and a crop box
 ``x1``, ``y1``, ``x2``, ``y2``. DIR gets ``features.npy`` (images, width) float32, ``rows.csv``, ``meta.json``, and
 ``skipped.csv`` with what could not be read. After a kill the same command continues, to the same bytes. Several
-processes (torchrun) share the batches.
+processes (torchrun) share the batches. ``--runtime auto`` takes the fastest of torch, onnxruntime and OpenVINO that is
+installed and gives torch's features.
 """
 
 from __future__ import annotations
@@ -31,17 +32,24 @@ from datasets.records import Records
 from datasets.storage.decoding import make_decoder
 from datasets.storage.pillow_decoding import BadImage, load_image
 from datasets.storage.pixels import PixelRules
+from processor.exported import is_exported
 from processor.extractor import IMAGE, TEXT, Extractor, finite, make_extractor
+from processor.fastest import in_fastest_runtime
 from processor.run import prepared
+from processor.runtimes import RUNTIMES, TORCH
 from processor.trained import weight_file
 from utils.commands import make_parser, run_command
 from utils.distributed import barrier, broadcast_object, gather_objects, is_main, rank, world_size
 from utils.errors import UserError
-from utils.feature_files import META, OPEN, FeatureWriter, read_json
+from utils.feature_files import META, OPEN, RUNTIME, FeatureWriter, begun_in, read_json
 from utils.provenance import commit
 from utils.scoring.blocks import Progress
 
 log = logging.getLogger("lineup")
+
+AUTO = "auto"
+TRIED = 32
+"""Images of the first batch, at most, on which ``--runtime auto`` compares runtimes."""
 
 FLUSH_SECONDS = 5.0
 """How much work a kill can cost, at most."""
@@ -120,10 +128,17 @@ def reason(records: Records, row: int, rules: PixelRules) -> str:
 
 
 def extract_to_folder(
-    cfg: CfgNode, images: str | Path, out: Path, config_file: str = "", space: str = IMAGE
+    cfg: CfgNode, images: str | Path, out: Path, config_file: str = "", space: str = IMAGE, auto: bool = False
 ) -> dict[str, Any]:
-    """Extracts features, or continues an extraction that was stopped; returns the content of ``meta.json``."""
-    weight_file(cfg)  # before any work
+    """Extracts features, or continues an extraction that was stopped; returns the content of ``meta.json``.
+
+    auto: in the fastest runtime, or in that of the extraction that is continued, in place of TEST.RUNTIME.
+    """
+    if is_exported(weight_file(cfg)) and auto:  # before any work
+        raise UserError(
+            f"--runtime auto: compares runtimes with torch, and {cfg.TEST.WEIGHT} is an exported file; name its "
+            "weights (model.safetensors), or the runtime"
+        )
     records, carried = read_image_list(images)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is a file, not a folder")
@@ -131,15 +146,42 @@ def extract_to_folder(
     cfg.defrost()
     cfg.OUTPUT_DIR = str(out)
     with prepared(cfg, config_file, [], "extract_log.txt"):
-        return _extract(cfg, images, records, carried, out, config_file, space)
+        extractor = make_fastest(cfg, records, out, space) if auto else make_extractor(cfg, space)
+        return _extract(cfg, extractor, images, records, carried, out, config_file)
+
+
+def make_fastest(cfg: CfgNode, records: Records, out: Path, space: str) -> Extractor:
+    """Makes the extractor in the runtime in which the folder's extraction was begun, else in the fastest.
+
+    cfg: not frozen. The first process decides for all.
+    """
+    begun = broadcast_object(begun_in(out) if is_main() else None)
+    cfg.TEST.RUNTIME = begun or TORCH
+    extractor = make_extractor(cfg, space)
+    if begun or space == TEXT:
+        log.info("--runtime auto: %s, %s", extractor.model.runs_in, "as before" if begun else "which alone embeds text")
+        return extractor
+    batch = first_batch(records, extractor) if is_main() else None
+    if batch is not None:
+        extractor = in_fastest_runtime(extractor, batch.images, batch.cam_labels, batch.view_labels)
+    cfg.TEST.RUNTIME = broadcast_object(extractor.model.runs_in if is_main() else None)
+    return extractor if extractor.model.runs_in == cfg.TEST.RUNTIME else make_extractor(cfg, space)
+
+
+def first_batch(records: Records, extractor: Extractor) -> Batch | None:
+    """Returns the first images that can be read, of at most one batch; None if no batch has any."""
+    size = min(extractor.batch_size, TRIED)
+    batches = [np.arange(top, min(top + size, len(records))) for top in range(0, len(records), size)]
+    return next((batch for _, batch in loaded(records, extractor, batches, 0, False) if len(batch)), None)
 
 
 def _extract(
-    cfg: CfgNode, images: str | Path, records: Records, carried: Carried, out: Path, config_file: str, space: str
-) -> dict[str, Any]:
-    extractor = make_extractor(cfg, space)
+    cfg: CfgNode, extractor: Extractor, images: str | Path, records: Records, carried: Carried, out: Path,
+    config_file: str,
+) -> dict[str, Any]:  # fmt: skip
     plan = {
         "model_hash": extractor.model_hash, "list_hash": list_hash(records, carried), "batch": extractor.batch_size,
+        RUNTIME: extractor.model.runs_in,
     }  # fmt: skip
     writer = FeatureWriter(out, plan, len(records), extractor.width)
     finished = broadcast_object(writer.begin() if is_main() else None)
@@ -159,7 +201,8 @@ def _extract(
     if is_main():
         columns = ["path", *(name for name in CARRIED if name in carried)]
         kept = writer.finish(
-            table_rows(records, carried), columns, lambda row: reason(records, row, extractor.rules), space=space,
+            table_rows(records, carried), columns, lambda row: reason(records, row, extractor.rules),
+            space=extractor.space,
             unit_length=extractor.unit, distance=cfg.TEST.METRIC, settings=extractor.settings, weight=cfg.TEST.WEIGHT,
             config_file=config_file, commit=commit(),
         )  # fmt: skip
@@ -181,9 +224,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--for_text", "--for-text", action="store_true",
         help="prompt models: features that sentences are compared with, for tools.search --text",
     )  # fmt: skip
+    parser.add_argument(
+        "--runtime", choices=(TORCH, *RUNTIMES, AUTO), default=None,
+        help="what computes (TEST.RUNTIME); auto: the fastest whose features are torch's",
+    )  # fmt: skip
     args = parser.parse_args(argv)
-    cfg = load_config(args.config_file, args.opts)
-    extract_to_folder(cfg, args.images, args.out, args.config_file, TEXT if args.for_text else IMAGE)
+    auto = args.runtime == AUTO
+    runtime = [] if auto or not args.runtime else ["TEST.RUNTIME", args.runtime]
+    cfg = load_config(args.config_file, [*args.opts, *runtime])
+    extract_to_folder(cfg, args.images, args.out, args.config_file, TEXT if args.for_text else IMAGE, auto)
 
 
 if __name__ == "__main__":

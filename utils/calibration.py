@@ -158,12 +158,17 @@ class Calibration:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             raise UserError(f"{path}: not a calibration file, or damaged; tools.calibrate writes one") from None
+        return cls.of(content, path)
+
+    @classmethod
+    def of(cls, content: Any, path: object) -> Calibration:
+        """Returns what the file's content says. path: the file, in messages. Raises ``UserError`` as ``read`` does."""
         if not isinstance(content, dict) or "version" not in content:
             raise UserError(f"{path}: not a calibration file; tools.calibrate writes one")
-        if content.pop("version") != VERSION:
+        if content["version"] != VERSION:
             raise UserError(f"{path}: a calibration file of another version; calibrate again with tools.calibrate")
         try:
-            return cls._of(content)
+            return cls._of({name: value for name, value in content.items() if name != "version"})
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise UserError(f"{path}: damaged ({error}); calibrate again with tools.calibrate") from None
 

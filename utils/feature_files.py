@@ -28,6 +28,8 @@ OPEN, KEPT, BAD = 0, 1, 2
 CHUNK = 1 << 14  # rows that are moved together
 WHAT = {"model_hash": "another model or setting", "list_hash": "another list of images", "batch": "another batch size"}
 """Entries of a plan that must be the same when work continues, and the words for a difference."""
+RUNTIME, TORCH = "runtime", "torch"
+"""A further such entry: what computes the features. A plan without it is of torch."""
 
 
 class FeatureWriter:
@@ -73,6 +75,12 @@ class FeatureWriter:
         for entry, words in WHAT.items():
             if before.get(entry) != self.plan[entry]:
                 raise UserError(f"{self.folder} holds features of {words} ({path.name}); name another folder")
+        one, other = (str(plan.get(RUNTIME, TORCH)) for plan in (before, self.plan))
+        if one != other:
+            raise UserError(
+                f"{self.folder} holds features that {one} computed ({path.name}), not {other}; name another folder, or "
+                f"set --runtime {one}"
+            )
 
     def open(self) -> None:
         """Maps the files into memory."""
@@ -188,6 +196,14 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: damaged, expected an object, not {type(content).__name__}")
     return content
+
+
+def begun_in(folder: Path) -> str | None:
+    """Returns the runtime of an extraction that was begun or finished in a folder, None if there is none."""
+    for path in (folder / META, folder / PLAN):
+        if path.is_file():
+            return str(read_json(path).get(RUNTIME, TORCH))
+    return None
 
 
 class Features:

@@ -57,7 +57,8 @@ def local_features(tokens: Tensor, local: nn.Module, pool: Callable[[Tensor], Te
     """Returns the four pieces' features alone; arguments as for ``jigsaw_features``."""
     pieces = jigsaw_pieces(tokens, **layout)
     if len({piece.shape[1] for piece in pieces}) == 1:
-        return list(pool(local(torch.cat(pieces))).chunk(LOCAL_PARTS))
+        feats = pool(local(torch.cat(pieces))).unflatten(0, (LOCAL_PARTS, -1))
+        return [feats[part] for part in range(LOCAL_PARTS)]  # chunk() would be a sequence in an exported file
     return [pool(local(piece)) for piece in pieces]
 
 
