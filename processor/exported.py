@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from utils import switch
 from utils.calibration import Calibration
 from utils.errors import UserError
 from utils.feature_files import read_json
+
+log = logging.getLogger("lineup")
 
 CARD = "model.json"
 FP32 = "fp32"
@@ -72,8 +75,8 @@ class ExportedFile:
 
     settings: the values of the keys that the file has inside, in JSON's types. network: those of the keys that say
     which network it is. distance: a word of TEST.METRIC. sides: names of its inputs beside the images. width: of a
-    feature. model_hash: of the features, see ``hash_of_features``. calibration: what distances between the file's
-    features mean, None if it is not known.
+    feature. model_hash: of the features, see ``hash_of_features``. digests: SHA-256 of its parts. calibration: what
+    distances between the file's features mean, None if it is not known.
     """
 
     path: Path
@@ -84,6 +87,7 @@ class ExportedFile:
     sides: tuple[str, ...]
     width: int
     model_hash: str
+    digests: tuple[str, ...]
     calibration: Calibration | None
 
     @classmethod
@@ -117,9 +121,12 @@ class ExportedFile:
         network |= {"MODEL.SIE_CAMERA": "cam_label" in sides, "MODEL.SIE_VIEW": "view_label" in sides}
         calibration = Calibration.of(card["calibration"], card_path) if "calibration" in card else None
         if calibration is not None and calibration.model_hash != model_hash:
+            log.warning("%s: its calibration is not of this file; calibrate it with tools.calibrate", card_path)
             calibration = None
-        layout = LAYOUTS[card["layout"]]
-        return cls(path, layout, settings, network, card["distance"], sides, card["width"], model_hash, calibration)
+        return cls(
+            path=path, layout=LAYOUTS[card["layout"]], settings=settings, network=network, distance=card["distance"],
+            sides=sides, width=card["width"], model_hash=model_hash, digests=tuple(digests), calibration=calibration,
+        )  # fmt: skip
 
     @property
     def size(self) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from model import RetrievalModel
 from model.exporting import write_onnx
 from model.layers.lora import merge_adapters
 from processor.exported import ExportedFile
-from processor.runtimes import READERS, RUNTIMES, TORCH, FileRuntime, Unreadable
+from processor.runtimes import READERS, RUNTIMES, TORCH, FileRuntime, Unreadable, import_runtime
 from utils.errors import UserError
 
 log = logging.getLogger("lineup")
@@ -200,5 +200,6 @@ def open_network(path: Path, name: str, size: tuple[int, int], sides: tuple[str,
 
 def in_runtime(model: RetrievalModel, name: str, size: tuple[int, int], sides: tuple[str, ...]) -> RuntimeNetwork:
     """Returns a network in another runtime, a word of ``RUNTIMES``. For the rest see ``exported_network``."""
+    import_runtime(name)  # before the export, which takes seconds
     with exported_network(model, size, sides) as path:
         return open_network(path, name, size, sides)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,14 @@ class FileRuntime(Runtime, Protocol):
     inputs: dict[str, Shape]
 
 
+def import_runtime(name: str) -> Any:
+    """Returns the package of a runtime, which has its name. Raises ``UserError`` if it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UserError(f"{name} is not installed: pip install -r requirements-extra.txt") from None
+
+
 class OnnxRuntime:
     """A file in onnxruntime, on the CPU with as many threads as torch has.
 
@@ -42,10 +51,7 @@ class OnnxRuntime:
     name = "onnxruntime"
 
     def __init__(self, path: Path):
-        try:
-            import onnxruntime
-        except ImportError:
-            raise UserError("onnxruntime is not installed: pip install -r requirements-extra.txt") from None
+        onnxruntime = import_runtime(self.name)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = torch.get_num_threads()
@@ -71,10 +77,7 @@ class OpenVino:
     name = "openvino"
 
     def __init__(self, path: Path):
-        try:
-            import openvino
-        except ImportError:
-            raise UserError("openvino is not installed: pip install -r requirements-extra.txt") from None
+        openvino = import_runtime(self.name)
         settings = {
             "INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32",
             "PERFORMANCE_HINT": "LATENCY",
