@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from utils.errors import UserError, cut, one_line
+from utils.signal_stack import kept_signal_stack
 
 TORCH = "torch"
 """The word of TEST.RUNTIME for the network itself."""
@@ -83,7 +84,8 @@ class OpenVino:
             "PERFORMANCE_HINT": "LATENCY",
         }  # fmt: skip
         try:
-            self.model = openvino.Core().compile_model(path, "CPU", settings)
+            with kept_signal_stack():
+                self.model = openvino.Core().compile_model(path, "CPU", settings)
         except Exception as error:  # noqa: BLE001 - the library raises RuntimeError for everything
             raise unreadable(path, f"openvino {openvino.__version__.partition('-')[0]}", error) from None
         self.inputs = {
