@@ -113,6 +113,17 @@ class Renormalise(nn.Module):
         return pixels * self.scale + self.shift
 
 
+class Normalised(nn.Module):
+    """No preprocessing: pixels come as training normalised them, (B, 3, H, W) float32. size: (H, W)."""
+
+    def __init__(self, size: tuple[int, int]):
+        super().__init__()
+        self.size = size
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return pixels
+
+
 class Deployed(nn.Module):
     """Preprocessing, network and scaling in one.
 
@@ -124,7 +135,7 @@ class Deployed(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        preprocess: Preprocess | Renormalise,
+        preprocess: Preprocess | Renormalise | Normalised,
         sides: tuple[str, ...] = (),
         flip: bool = False,
         unit: bool = True,
@@ -137,6 +148,10 @@ class Deployed(nn.Module):
         pixels, named = self.preprocess(images), dict(zip(self.sides, labels, strict=True))
         feats = mean_with_mirrored(self.model, pixels, **named) if self.flip else self.model(pixels, **named)
         return to_unit_length(feats) if self.unit else feats.float()
+
+    def network(self) -> Deployed:
+        """Returns the same without its preprocessing."""
+        return Deployed(self.model, Normalised(self.preprocess.size), self.sides, self.flip, self.unit).eval()
 
 
 def side_labels(cfg: CfgNode) -> tuple[str, ...]:
@@ -155,6 +170,7 @@ def make_deployed(cfg: CfgNode, model: nn.Module, given: Given | None = None) ->
     if cfg.INPUT.PIPELINE != "reid":
         raise UserError(f"INPUT.PIPELINE {cfg.INPUT.PIPELINE!r}: only 'reid' can be exported, the others classify")
     sizes = tuple(cfg.INPUT.SIZE_TEST), cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD
+    preprocess: Preprocess | Renormalise
     if given is None:
         preprocess = Preprocess(*sizes, cfg.INPUT.RESIZE, cfg.INPUT.RESIZE_MARGIN)
     elif cfg.INPUT.RESIZE_MARGIN:
@@ -164,8 +180,8 @@ def make_deployed(cfg: CfgNode, model: nn.Module, given: Given | None = None) ->
     sides = side_labels(cfg)
     if given is not None and sides:
         raise UserError(
-            f"this layout has no input for {' and '.join(sides)}; export --for raw, or a model that was trained "
-            "without MODEL.SIE_CAMERA and MODEL.SIE_VIEW"
+            f"this layout has no input for {' and '.join(sides)}; export --for raw or openvino, or a model that was "
+            "trained without MODEL.SIE_CAMERA and MODEL.SIE_VIEW"
         )
     unit = switch("TEST.FEAT_NORM", cfg.TEST.FEAT_NORM)
     return Deployed(model.cpu().float().eval(), preprocess, sides, cfg.TEST.FLIP, unit).eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.deployed import Deployed, Preprocess, Renormalise
+from model.deployed import Deployed, Preprocess
 from utils.errors import UserError
 
 OPSET = 18
@@ -22,7 +23,7 @@ WHOLE = torch.zeros(2, 90, 50, 3, dtype=torch.uint8)
 def example_images(deployed: Deployed) -> Tensor:
     """Returns two black images as the network takes them."""
     preprocess = deployed.preprocess
-    return torch.zeros(2, 3, *preprocess.size) if isinstance(preprocess, Renormalise) else WHOLE
+    return WHOLE if isinstance(preprocess, Preprocess) else torch.zeros(2, 3, *preprocess.size)
 
 
 def write_onnx(
@@ -34,7 +35,7 @@ def write_onnx(
     int64 (batch,). Raises ``UserError`` with the tracer's first line for a network that cannot be traced.
     """
     try:
-        import onnx  # noqa: F401 - torch's own message is long if one of them is missing
+        import onnx  # torch's own message is long if one of them is missing
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(f"export needs {error.name}: pip install -r requirements-extra.txt") from None
@@ -46,13 +47,33 @@ def write_onnx(
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            # not optimised here: onnxruntime does so when it loads the file
             torch.onnx.export(
                 module, (images, *labels), path, dynamo=True, opset_version=OPSET, optimize=False, verbose=False,
                 external_data=False, input_names=["images", *sides], output_names=[output], dynamic_shapes=shapes,
             )  # fmt: skip
     except Exception as error:  # noqa: BLE001 - the exporter raises many kinds of errors
         raise untraceable(error) from None
+    traced = optimised(onnx.load(path))
+    for node in traced.graph.node:
+        del node.metadata_props[:]  # the lines of code it comes from: half of a small file, and paths of this machine
+    onnx.save(traced, path)
+
+
+def optimised(model: Any) -> Any:
+    """Returns an ONNX model with its constants computed, so that runtimes can join batch norms and convolutions.
+
+    onnxruntime does not see that the biases which a trace adds are constants, and OSNet is three times slower then. A
+    model that the optimiser fails on (splits of unknown sizes) comes back as it is.
+    """
+    from onnxscript import optimizer
+
+    before = copy.deepcopy(model)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return optimizer.optimize(model)
+    except Exception:  # noqa: BLE001 - it raises many kinds of errors
+        return before
 
 
 def untraceable(error: Exception) -> UserError:
@@ -79,22 +100,49 @@ def write_torchscript(
     return traced
 
 
-def write_openvino(onnx: Path, path: Path, preprocess: Preprocess) -> None:
-    """Writes OpenVINO's ``.xml`` and ``.bin`` with resize, margin and normalisation inside, by its PrePostProcessor.
+def join_onnx(front: Path, network: Path, path: Path) -> None:
+    """Writes a network behind its preprocessing as one ONNX file.
 
-    onnx: the network alone, of levels 0 to 255, (batch, 3, H, W). Raises ``UserError`` for a resize that OpenVINO has
-    not, and if it is not installed.
+    front: of ``images``, output ``pixels``. network: of these pixels, its input ``images``, with its further inputs.
     """
+    import onnx
+    from onnx import compose
+
+    first, second = (compose.add_prefix(onnx.load(file), prefix, rename_inputs=False, rename_outputs=False)
+                     for file, prefix in ((front, "preprocessing/"), (network, "network/")))  # fmt: skip
+    for value in second.graph.input:
+        value.name = "pixels" if value.name == "images" else value.name
+    for node in second.graph.node:
+        node.input[:] = ["pixels" if name == "images" else name for name in node.input]
+    first.ir_version = second.ir_version = max(first.ir_version, second.ir_version)
+    onnx.save(compose.merge_models(first, second, io_map=[("pixels", "pixels")]), path)
+
+
+def read_openvino(path: Path) -> Any:
+    """Returns OpenVINO's model of an ONNX file or of its own. Raises ``UserError`` if it is not installed."""
     try:
-        import openvino as ov
-        from openvino.preprocess import PrePostProcessor, ResizeAlgorithm
+        import openvino
     except ImportError:
         raise UserError("this format needs openvino: pip install -r requirements-extra.txt") from None
+    return openvino.Core().read_model(path)
+
+
+def write_openvino(
+    network: Path, path: Path, preprocess: Preprocess, half: bool = False, normalise: bool = True
+) -> None:
+    """Writes OpenVINO's ``.xml`` and ``.bin`` with resize, margin and normalisation inside, by its PrePostProcessor.
+
+    network: of normalised pixels, (batch, 3, H, W). half: store weights in 16 bits. normalise: False for a network that
+    takes grey levels, 0 to 255. Raises ``UserError`` if OpenVINO is not installed.
+    """
+    model = read_openvino(network)
+    import openvino as ov
+    from openvino.preprocess import PrePostProcessor, ResizeAlgorithm
+
     algorithms = {
         "auto": ResizeAlgorithm.RESIZE_BILINEAR_PILLOW, "pil_bilinear": ResizeAlgorithm.RESIZE_BILINEAR_PILLOW,
         "pil_bicubic": ResizeAlgorithm.RESIZE_BICUBIC_PILLOW, "cv2_bilinear": ResizeAlgorithm.RESIZE_LINEAR,
     }  # fmt: skip
-    model = ov.Core().read_model(onnx)
     steps = PrePostProcessor(model)
     images = steps.input("images")
     images.tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC")).set_shape([-1, -1, -1, 3])
@@ -103,5 +151,8 @@ def write_openvino(onnx: Path, path: Path, preprocess: Preprocess) -> None:
     todo = images.preprocess().resize(algorithms[preprocess.resize], height, width).convert_element_type(ov.Type.f32)
     if preprocess.margin:
         edge = preprocess.margin // 2
-        todo.crop([0, edge, edge, 0], [2**31 - 1, edge + preprocess.size[0], edge + preprocess.size[1], 3])
-    ov.save_model(steps.build(), path, compress_to_fp16=False)
+        todo = todo.crop([0, edge, edge, 0], [2**31 - 1, edge + preprocess.size[0], edge + preprocess.size[1], 3])
+    if normalise:
+        mean, std = -preprocess.shift / preprocess.scale, 1 / preprocess.scale
+        todo.mean(mean.flatten().tolist()).scale(std.flatten().tolist())
+    ov.save_model(steps.build(), path, compress_to_fp16=half)

@@ -18,7 +18,9 @@ from processor import run
 from processor.runtimes import OnnxRuntime, OpenVino
 from tests.tiny import CLIP, MSVIT, config, write_market
 from tools import export as exporting
-from tools.export import export, fed
+from tools.export import export
+from tools.exporting.feeding import fed
+from tools.exporting.judging import Judge
 from utils.checkpoint import load_weights
 from utils.errors import UserError
 
@@ -100,9 +102,14 @@ def test_networks_are_traced_for_any_batch_and_size(name, tmp_path):
 def test_a_file_that_differs_is_not_written(trained, tmp_path, monkeypatch, differences, line):
     """The differences of a real file are measured above; here they are given, which saves tracing the network again."""
     _, cfg = trained
-    given = {"write_file": (None, None), "feature_difference": differences[0], "pixel_difference": differences[1]}
-    for name, value in given.items():
-        monkeypatch.setattr(exporting, name, lambda *args, value=value, **more: value)
+
+    class Traced:
+        def __init__(self, *args):
+            self.resize = self.open = self.fp32 = self.openers = lambda *args: {}
+
+    found = dict(zip(("feature_difference", "pixel_difference"), differences, strict=True))
+    monkeypatch.setattr(exporting, "FileWriter", Traced)
+    monkeypatch.setattr(Judge, "differences", lambda *args: found)
     with pytest.raises(UserError, match=f"not exported: .*{line}"):
         export(cfg, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -173,7 +180,7 @@ def test_what_a_tracker_scales_is_normalised_as_in_training(given, values):
 
 def test_a_layout_without_labels_refuses_a_model_that_needs_them(trained, plain, tmp_path):
     _, cfg = trained
-    with pytest.raises(UserError, match="this layout has no input for cam_label; export --for raw, or a model"):
+    with pytest.raises(UserError, match="this layout has no input for cam_label; export --for raw or openvino, or a model"):
         export(cfg, tmp_path / "out", "boxmot")
     margin = plain.clone()
     margin.merge_from_list(["INPUT.RESIZE_MARGIN", 4])

@@ -1,0 +1,61 @@
+"""Networks whose weights have 16 bits; their inputs and outputs stay in 32."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from model.exporting import read_openvino
+from utils.errors import UserError
+
+SCALING = ["ReduceL2", "ReduceSumSquare", "Clip", "Div"]
+"""Operators that stay in full precision: the squares of a feature's entries add up beyond what 16 bits hold."""
+
+LEAST_BFLOAT = 16
+"""Numbers of a weight from which on it is stored as bfloat16; scalars and shapes stay."""
+
+
+def write_float16(network: Path, path: Path) -> None:
+    """Writes an ONNX network in float16. Raises ``UserError`` if onnxruntime's converter is not installed."""
+    try:
+        import onnx
+        from onnxruntime.transformers import float16
+    except ImportError as error:
+        raise UserError(f"--precision fp16 needs {error.name}: pip install -r requirements-extra.txt") from None
+    logging.getLogger(float16.__name__).setLevel(logging.ERROR)  # a line for every weight below float16's range
+    blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *SCALING]
+    onnx.save(float16.convert_float_to_float16(onnx.load(network), keep_io_types=True, op_block_list=blocked), path)
+
+
+def refuse_without_bfloat16() -> None:
+    """Raises ``UserError`` if OpenVINO does not run bfloat16 on this processor."""
+    try:
+        import openvino
+    except ImportError:
+        raise UserError("--precision bf16 needs openvino: pip install -r requirements-extra.txt") from None
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise UserError(
+            "--precision bf16: OpenVINO runs bfloat16 on processors with AVX512_BF16 or AMX, and this one has neither; "
+            "--precision fp16 halves the file too"
+        )
+
+
+def write_bfloat16(network: Path, path: Path) -> None:
+    """Writes a network for OpenVINO with its weights in bfloat16; each is converted back where it is used."""
+    model = read_openvino(network)
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Constant" or node.get_element_type() != ov.Type.f32:
+            continue
+        values = node.get_data()
+        if values.size < LEAST_BFLOAT:
+            continue
+        users = list(node.output(0).get_target_inputs())
+        back = ops.convert(ops.constant(values, dtype=ov.Type.bf16), np.float32)
+        for user in users:
+            user.replace_source_output(back.output(0))
+    ov.save_model(model, path, compress_to_fp16=False)
