@@ -22,11 +22,16 @@ def write_float16(network: Path, path: Path) -> None:
     try:
         import onnx
         from onnxruntime.transformers import float16
+        from onnxruntime.transformers.onnx_model import OnnxModel
     except ImportError as error:
         raise UserError(f"--precision fp16 needs {error.name}: pip install -r requirements-extra.txt") from None
     logging.getLogger(float16.__name__).setLevel(logging.ERROR)  # a line for every weight below float16's range
     blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *SCALING]
-    onnx.save(float16.convert_float_to_float16(onnx.load(network), keep_io_types=True, op_block_list=blocked), path)
+    half = OnnxModel(float16.convert_float_to_float16(onnx.load(network), keep_io_types=True, op_block_list=blocked))
+    casts = {node.output[0]: node for node in half.model.graph.node if node.op_type == "Cast"}
+    half.remove_nodes([n for n in half.model.graph.node if n.op_type == "Cast" and n is not casts[n.output[0]]])
+    half.topological_sort()  # the converter puts the casts of inputs last, and casts a value once for each of its users
+    onnx.save(half.model, path)
 
 
 def refuse_without_bfloat16() -> None:

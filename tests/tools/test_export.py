@@ -105,7 +105,7 @@ def test_a_file_that_differs_is_not_written(trained, tmp_path, monkeypatch, diff
 
     class Traced:
         def __init__(self, *args):
-            self.resize = self.open = self.fp32 = self.openers = lambda *args: {}
+            self.resize = self.open = self.write = self.openers = lambda *args: {}
 
     found = dict(zip(("feature_difference", "pixel_difference"), differences, strict=True))
     monkeypatch.setattr(exporting, "FileWriter", Traced)
@@ -180,7 +180,7 @@ def test_what_a_tracker_scales_is_normalised_as_in_training(given, values):
 
 def test_a_layout_without_labels_refuses_a_model_that_needs_them(trained, plain, tmp_path):
     _, cfg = trained
-    with pytest.raises(UserError, match="this layout has no input for cam_label; export --for raw or openvino, or a model"):
+    with pytest.raises(UserError, match="this layout has no input for cam_label; export --for raw or openvino, or a"):
         export(cfg, tmp_path / "out", "boxmot")
     margin = plain.clone()
     margin.merge_from_list(["INPUT.RESIZE_MARGIN", 4])

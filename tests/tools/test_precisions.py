@@ -13,7 +13,7 @@ from torch import nn
 
 from datasets.loaders import make_dataloader
 from model.exporting import write_onnx
-from model.half_precision import store_bfloat16, write_float16
+from model.half_precision import write_bfloat16, write_float16
 from model.make_model import make_model
 from model.quantising_onnx import OnnxQuantiser
 from model.quantising_openvino import OpenVinoQuantiser
@@ -86,7 +86,7 @@ def test_a_file_in_half_precision_has_a_verdict_and_a_reference_that_it_passes(p
 def test_a_file_that_loses_too_much_is_not_written(plain, tmp_path, monkeypatch):
     class Traced:
         def __init__(self, *args):
-            self.resize = self.open = self.fp16 = self.fp32 = self.openers = lambda *args: {}
+            self.resize = self.open = self.write = self.openers = lambda *args: {}
 
     monkeypatch.setattr(exporting, "FileWriter", Traced)
     monkeypatch.setattr(Judge, "differences", lambda *args: {"feature_difference": 0.5, "pixel_difference": 0})
@@ -185,10 +185,8 @@ def test_weights_of_16_bits_change_features_little(network, tmp_path):
     path, feeds = network
     write_float16(path, tmp_path / "half.onnx")
     assert mean_change(OnnxRuntime(path), OnnxRuntime(tmp_path / "half.onnx"), feeds) < 1e-4
-    openvino = pytest.importorskip("openvino", reason="requirements-dev.txt has it")
-    model = openvino.Core().read_model(path)
-    store_bfloat16(model)
-    openvino.save_model(model, tmp_path / "bfloat.xml", compress_to_fp16=False)
+    pytest.importorskip("openvino", reason="requirements-dev.txt has it")
+    write_bfloat16(path, tmp_path / "bfloat.xml")
     assert 0 < mean_change(OpenVino(path), OpenVino(tmp_path / "bfloat.xml"), feeds) < 1e-3
 
 
@@ -236,7 +234,7 @@ def test_without_a_good_recipe_the_best_one_s_loss_is_named(tmp_path):
         results=lambda runtime: {}, losses=lambda results: {"one": 4.25, "two": 5.5}, speed=lambda runtime: 10.0
     )
     feeds, before = [{"images": np.eye(4, dtype=np.float32)}], {"one": {"mAP": 0.5}, "two": {"mAP": 0.5}}
-    line = r"not exported: the best of 5 int8 recipes \(minmax, per tensor\) loses 5.50 points of mAP on two, --max-loss"
+    line = r"not exported: the best of 5 int8 recipes \(minmax, per tensor\) loses 5.50 points of mAP on two, --max"
     with pytest.raises(UserError, match=line):
         write_int8(writer, judge, feeds, tmp_path / "model.onnx", 1.0, before)
 
@@ -251,7 +249,8 @@ def test_layers_are_grouped_in_order_with_what_follows_them():
 def verdict_of(int8: float, flags: frozenset[str]) -> Verdict:
     found = Comparison({"mAP": Figure(0.5, 0.51, -0.03, 0.01)}, 0.9, 0.99, 0.9)
     rows = [
-        Row("fp32", "PyTorch", 4.0, {1: 50.0, 2: 80.0}), Row("fp32", "onnxruntime", 4.0, {1: 60.0, 2: 100.0}, {"a": found}),
+        Row("fp32", "PyTorch", 4.0, {1: 50.0, 2: 80.0}),
+        Row("fp32", "onnxruntime", 4.0, {1: 60.0, 2: 100.0}, {"a": found}),
         Row("int8", "onnxruntime", 1.0, {1: 40.0, 2: int8}, {"a": found}), Row("int8", "openvino", 1.0, trouble="no"),
     ]  # fmt: skip
     recipes = [{"recipe": "minmax", "loss": {"a": 1.0}, "images_per_second": int8, "float": []}]
