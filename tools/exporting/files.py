@@ -23,10 +23,7 @@ from model.layouts import LAYOUTS
 from model.quantising_onnx import OnnxQuantiser
 from model.quantising_openvino import OpenVinoQuantiser
 from model.recipes import Feed, Quantiser
-from processor.runtimes import OnnxRuntime, OpenVino, Runtime, TorchScript
-
-READERS: dict[str, tuple[type[OnnxRuntime | OpenVino], ...]] = {"onnx": (OnnxRuntime, OpenVino), "xml": (OpenVino,)}
-"""The runtimes that read a file, by its ending; the first is its own."""
+from processor.runtimes import READERS, RUNTIMES, OnnxRuntime, OpenVino, Runtime, TorchScript
 
 
 class Levels(nn.Module):
@@ -101,12 +98,11 @@ class FileWriter:
 
     def openers(self, path: Path) -> dict[str, Callable[[], Runtime]]:
         """Returns what opens a file, by the name of each runtime that reads it and is installed."""
-        installed = [reader for reader in READERS[self.ending] if find_spec(reader.name)]
-        return {reader.name: partial(reader, path) for reader in installed}
+        return {name: partial(RUNTIMES[name], path) for name in READERS[path.suffix] if find_spec(name)}
 
     def open(self, path: Path) -> Runtime:
         """Returns a file in the layout's own runtime."""
-        return READERS[self.ending][0](path)
+        return RUNTIMES[READERS[path.suffix][0]](path)
 
 
 def write_traced(deployed: Deployed, path: Path, scratch: Path) -> tuple[Runtime, Runtime]:
