@@ -152,7 +152,8 @@ def export_judged(
         if reference:
             write_reference(folder / "reference.npz", original, feed, tests, cfg.INPUT.RESIZE)
         card = model_card(cfg, deployed, layout, precision, width, folder)
-        write_page(folder / "verdict.html", "verdict.html", title=f"{card['model']} as {layout}", **verdict.shown())
+        title = f"{card['model']} in {precision}, for {layout}"
+        write_page(folder / "verdict.html", "verdict.html", title=title, **verdict.shown())
         write_json(folder / "model.json", card | decisions | report)
         publish(folder, out)
     return report, verdict
