@@ -25,8 +25,8 @@ from processor.runtime_network import RuntimeNetwork, Scaled, WholeImages, netwo
 from processor.runtimes import OnnxRuntime, OpenVino
 from tests.tiny import CLIP, config, options, write_market
 from tools import calibrate, extract
-from tools import export as exporting
 from tools.export import export
+from tools.exporting import files, judging
 from utils.errors import UserError
 from utils.feature_files import Features
 
@@ -91,8 +91,8 @@ class Place:
         out = self.folder / f"exported_{layout}"
         if not out.exists():
             with pytest.MonkeyPatch.context() as patch:  # tests of the export compare the resize, whose tracing is long
-                patch.setattr(exporting, "pixel_difference", lambda *args: 0.0)
-                patch.setattr(exporting, "Resize", lambda preprocess: Black())
+                patch.setattr(judging, "pixel_difference", lambda *args: 0.0)
+                patch.setattr(files, "Resize", lambda preprocess: Black())
                 export(self.cfg("sides" if layout == "raw" else "plain"), out, layout)
         return out / ("model.xml" if layout == "openvino" else "model.onnx")
 
