@@ -474,8 +474,8 @@ DISTILL = {
     "CHECKPOINTS": Key((), "checkpoint of each teacher, in the order of TEACHERS", type=str, is_list=True, path=True),
     "WEIGHT_LABELS": Key(1.0, "weight of the identity and metric terms on labelled images; 0: the teachers alone",
                          min=0),
-    "WEIGHT_DISTANCES": Key(100.0, "weight of the relative distances within a batch, whose Huber loss is around 0.01",
-                            min=0),
+    "WEIGHT_DISTANCES": Key(2.0, "weight of the relative distances within a batch; 20 and more took accuracy in trials "
+                            "beside labels and class shares", min=0),
     "WEIGHT_DISSIMILARITIES": Key(0.0, "weight of the cosine dissimilarities within a batch, the term of mtda_kd; off, "
                                   "as it compares the same features as the distances", min=0),
     "WEIGHT_LOGITS": Key(0.0, "weight of the teachers' class shares on labelled images; off, as they must have the "
