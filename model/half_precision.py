@@ -9,6 +9,7 @@ import numpy as np
 
 from model.exporting import read_openvino
 from utils.errors import UserError
+from utils.signal_stack import kept_signal_stack
 
 SCALING = ["ReduceL2", "ReduceSumSquare", "Clip", "Div"]
 """Operators that stay in full precision: the squares of a feature's entries add up beyond what 16 bits hold."""
@@ -40,7 +41,9 @@ def refuse_without_bfloat16() -> None:
         import openvino
     except ImportError:
         raise UserError("--precision bf16 needs openvino: pip install -r requirements-extra.txt") from None
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    with kept_signal_stack():
+        abilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if "BF16" not in abilities:
         raise UserError(
             "--precision bf16: OpenVINO runs bfloat16 on processors with AVX512_BF16 or AMX, and this one has neither; "
             "--precision fp16 halves the file too"

@@ -11,6 +11,7 @@ from model.exporting import read_openvino
 from model.quantising_onnx import quiet
 from model.recipes import Feed, Recipe, groups_of
 from utils.errors import UserError
+from utils.signal_stack import kept_signal_stack
 
 WEIGHTED = ("Convolution", "GroupConvolution", "MatMul")
 NOT_LAYERS = ("Parameter", "Result", "Constant", "Convert")
@@ -50,7 +51,7 @@ class OpenVinoQuantiser:
         nncf, names, feeds = self.library, list(recipe.floats), self.feeds
         if only is not None:
             names, feeds = [name for group in self.groups for name in group if name not in set(only)], feeds[:ALONE]
-        with quiet():
+        with quiet(), kept_signal_stack():
             model = nncf.quantize(
                 self.model, nncf.Dataset(feeds), subset_size=len(feeds),
                 model_type=nncf.ModelType.TRANSFORMER if self.transformer else None,
