@@ -68,6 +68,14 @@ class Speed:
             raise UserError(f"{path}: damaged ({reason_of(error)}); remove it to have it measured again") from None
         return speed
 
+    def sizes(self) -> tuple[str, str]:
+        """Returns millions of parameters and megabytes in words, of small networks with two digits."""
+        millions = self.parameters / 1e6
+        return (
+            f"{millions:.1f}" if millions >= 1 else f"{millions:.2g}",
+            f"{self.megabytes:.0f}" if self.megabytes >= 1 else f"{self.megabytes:.2g}",
+        )
+
 
 def speed_of(folder: Path, again: bool = False) -> Speed:
     """Returns what was measured of a run, measuring it first if it was not or ``again`` is set.
@@ -127,7 +135,7 @@ def markdown(rows: list[Row], runtimes: list[str]) -> str:
         lines.append([
             f"`{plain(row.name)}`", plain(row.network), "x".join(map(str, row.speed.size)), f"{row.value:.1f}",
             f"{row.low:.1f} to {row.high:.1f}", *("" if t is None else f"{t:.1f}" for t in measured),
-            f"{row.speed.parameters / 1e6:.1f}", f"{row.speed.megabytes:.0f}",
+            *row.speed.sizes(),
         ])  # fmt: skip
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

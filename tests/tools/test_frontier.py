@@ -47,6 +47,11 @@ def test_the_axis_of_costs_has_round_numbers():
     assert round_costs(0.9, 30) == [1, 2, 5, 10, 20] and round_costs(3, 4) == [3, 4]
 
 
+def test_sizes_of_small_networks_are_not_rounded_to_nothing():
+    assert frontier.Speed({}, 4_922_000, 19.7, 1, (64, 32), "").sizes() == ("4.9", "20")
+    assert frontier.Speed({}, 43_000, 0.172, 1, (64, 32), "").sizes() == ("0.043", "0.17")
+
+
 def test_page_and_table_show_every_run_with_its_interval(runs, tmp_path, capsys):
     frontier.main([*map(str, runs), "--out", str(tmp_path / "page.html"), "--table", str(tmp_path / "table.md")])
     table = (tmp_path / "table.md").read_text()
