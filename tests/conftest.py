@@ -7,6 +7,7 @@ compare a process of their own with this one.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from pathlib import Path
 
@@ -23,6 +24,12 @@ from tests.tiny import write_market  # noqa: E402
 
 def pytest_runtest_setup():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def heard_logger():
+    """Lets ``caplog``, which listens at the root, hear the log although a run before this test has set it up."""
+    logging.getLogger("lineup").propagate = True
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import random
 from collections import Counter
@@ -329,8 +328,7 @@ def test_repeat_iter_fills_as_many_passes_as_the_images_do_with_k_images_each(k)
         assert len(set(group.tolist())) == k or (pid == PIDS).sum() < k
 
 
-def test_repeat_iter_says_so_where_an_epoch_must_repeat_images(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("lineup"), "propagate", True)
+def test_repeat_iter_says_so_where_an_epoch_must_repeat_images(caplog):
     cfg = settings(DATALOADER__SAMPLER="repeat_iter", DATALOADER__NUM_INSTANCE=6, SOLVER__IMS_PER_BATCH=12)
     sampler = make_sampler(cfg, RECORDS, 0, 1)
     assert len(sampler) == 4 and "fewer than 6 images per identity" in caplog.text

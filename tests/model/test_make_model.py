@@ -148,8 +148,7 @@ def test_one_step_trains_and_evaluation_gives_features_alike_each_time(changes):
     assert feat.shape == (6, model.width * len(model.suffixes))
 
 
-def test_a_model_of_timm_that_knows_no_stochastic_depth_is_built_and_says_so(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("lineup"), "propagate", True)
+def test_a_model_of_timm_that_knows_no_stochastic_depth_is_built_and_says_so(caplog):
     with caplog.at_level(logging.INFO, "lineup"):
         model = build(MODEL__NAME="timm:dla34").eval()
     assert model(torch.zeros(2, 3, 64, 32)).shape == (2, 512) and "MODEL.DROP_PATH does nothing" in caplog.text

@@ -130,8 +130,7 @@ def test_names_in_messages_are_those_of_the_file():
 
 
 @pytest.fixture
-def log_lines(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("lineup"), "propagate", True)
+def log_lines(caplog):
     caplog.set_level(logging.INFO, "lineup")
     return caplog
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from itertools import pairwise
 
 import numpy as np
@@ -76,7 +75,6 @@ def test_eps_grows_until_outliers_join_and_falls_until_one_cluster_parts(monkeyp
 
 
 def test_where_no_eps_helps_the_labels_of_the_epoch_before_stay(monkeypatch, caplog):
-    monkeypatch.setattr(logging.getLogger("lineup"), "propagate", True)
     asked: list[float] = []
     clusters = scripted(monkeypatch, {}, asked)
     with pytest.raises(UserError, match="CLUSTER.EPS 0.5: neither this nor another eps"):
