@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import numpy as np
 
 from model.exporting import read_openvino
+from model.recipes import quiet
 from utils.errors import UserError
 from utils.signal_stack import kept_signal_stack
 
@@ -26,9 +26,9 @@ def write_float16(network: Path, path: Path) -> None:
         from onnxruntime.transformers.onnx_model import OnnxModel
     except ImportError as error:
         raise UserError(f"--precision fp16 needs {error.name}: pip install -r requirements-extra.txt") from None
-    logging.getLogger(float16.__name__).setLevel(logging.ERROR)  # a line for every weight below float16's range
-    blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *SCALING]
-    half = OnnxModel(float16.convert_float_to_float16(onnx.load(network), keep_io_types=True, op_block_list=blocked))
+    blocked, whole = [*float16.DEFAULT_OP_BLOCK_LIST, *SCALING], onnx.load(network)
+    with quiet():  # a line for every weight below float16's range
+        half = OnnxModel(float16.convert_float_to_float16(whole, keep_io_types=True, op_block_list=blocked))
     casts = {node.output[0]: node for node in half.model.graph.node if node.op_type == "Cast"}
     half.remove_nodes([n for n in half.model.graph.node if n.op_type == "Cast" and n is not casts[n.output[0]]])
     half.topological_sort()  # the converter puts the casts of inputs last, and casts a value once for each of its users

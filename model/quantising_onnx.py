@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from model.recipes import Feed, Recipe, groups_of
+from model.recipes import Feed, Recipe, groups_of, quiet
 from utils.errors import UserError
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")
@@ -89,15 +86,3 @@ class Reader:
     def get_next(self) -> Feed | None:
         """Returns the batch, then None."""
         return next(self.feeds, None)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps a library from printing and warning, inside the context."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from model.exporting import read_openvino
-from model.quantising_onnx import quiet
-from model.recipes import Feed, Recipe, groups_of
+from model.recipes import Feed, Recipe, groups_of, quiet
 from utils.errors import UserError
 from utils.signal_stack import kept_signal_stack
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import io
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -66,3 +69,15 @@ def groups_of(layers: Sequence[tuple[str, bool]], most: int = MOST_GROUPS) -> li
         single[-1].append(name)
     edges = np.linspace(0, len(single), min(most, len(single)) + 1).round().astype(int)
     return [tuple(sum(single[a:b], [])) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps a library from printing and warning, inside the context."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from yacs.config import CfgNode
 
 from utils.checkpoint import load_pretrained, rules_of
 from utils.errors import UserError, conflict
+from utils.files import sha256_of
 
 BASE = "lora_base_sha256"
 """Name of the entry of such a checkpoint that identifies the backbone's file: its SHA-256, uint8 (32,)."""
@@ -36,8 +36,7 @@ def base_file(cfg: CfgNode) -> Path:
 
 def digest_of(path: Path) -> Tensor:
     """Returns a file's SHA-256, uint8 (32,)."""
-    with open(path, "rb") as handle:
-        return torch.tensor(list(hashlib.file_digest(handle, "sha256").digest()), dtype=torch.uint8)
+    return torch.tensor(list(sha256_of(path)), dtype=torch.uint8)
 
 
 def load_base(cfg: CfgNode, model: nn.Module) -> set[str]:

@@ -17,6 +17,7 @@ from utils import switch
 from utils.calibration import Calibration
 from utils.errors import UserError
 from utils.feature_files import read_json
+from utils.files import sha256_of
 
 log = logging.getLogger("lineup")
 
@@ -188,19 +189,13 @@ def refuse_changed(path: Path, card: dict[str, Any], card_path: Path) -> str:
     """Returns the SHA-256 of a file. Raises ``UserError`` unless ``model.json`` has it; the name may be another."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    digest, digests = sha256(path), card["sha256"]
+    digest, digests = sha256_of(path).hex(), card["sha256"]
     if digest not in ([digests[path.name]] if path.name in digests else digests.values()):
         raise UserError(
             f"{path}: changed since {card_path} was written (SHA-256 {digest[:12]}...); export the model again, or put "
             f"the {CARD} of this file beside it"
         )
     return digest
-
-
-def sha256(path: Path) -> str:
-    """Returns the SHA-256 of a file in hexadecimal."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def hash_of_features(model_hash: str, precision: str, digests: list[str]) -> str:

@@ -26,6 +26,8 @@ OPEN, KEPT, BAD = 0, 1, 2
 """A row's byte: not done, written, its image cannot be read."""
 
 CHUNK = 1 << 14  # rows that are moved together
+LARGEST_JSON = 64 * 2**20
+"""Bytes: four times the largest calibration, which ``model.json`` may hold."""
 WHAT = {"model_hash": "another model or setting", "list_hash": "another list of images", "batch": "another batch size"}
 """Entries of a plan that must be the same when work continues, and the words for a difference."""
 RUNTIME, TORCH = "runtime", "torch"
@@ -186,8 +188,10 @@ def mapped(path: Path, shape: tuple[int, ...], mode: Literal["r", "r+"] = "r") -
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads the object in a JSON file. Raises ``UserError`` if it is damaged or holds something else."""
+    """Reads the object in a JSON file. Raises ``UserError`` if it is damaged, too large or holds something else."""
     try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise UserError(f"{path}: damaged, it is larger than {LARGEST_JSON >> 20} MB")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         raise UserError(f"{path}: damaged, not JSON") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -54,6 +55,12 @@ def _why(error: BaseException) -> str:
             return cause.strerror
         cause = cause.__context__
     return reason_of(error)
+
+
+def sha256_of(path: Path) -> bytes:
+    """Returns the SHA-256 of a file, 32 bytes."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").digest()
 
 
 def remove_left_over(folder: Path, gone: Collection[tuple[str, int]] = ()) -> int:

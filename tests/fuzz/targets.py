@@ -26,11 +26,12 @@ from datasets.storage.decoding import decode_by_torchvision
 from datasets.storage.pillow_decoding import decode, load_image, open_image
 from datasets.storage.pixels import kinds_of
 from datasets.storage.shard_index import list_options, read_shards
-from tests.fuzz import run_folders
+from tests.fuzz import model_files, run_folders
 from tests.fuzz.mutate_files import TOKENS, WAYS, damaged
 from tests.pictures import PICTURES, UNCLEAR
 from tests.tiny import write_market
 from tools.make_shards import write_shards
+from utils.calibration import Calibration
 from utils.errors import UserError
 from utils.feature_files import Features, FeatureWriter
 from utils.weight_files import read_state, save_atomically, write_tensors
@@ -246,6 +247,8 @@ TARGETS = {
         Target("kept lists", writer(lambda: [("index", shards()[0])]), kept_lists),
         Target("features", writer(feature_files), read_features),
         *(Target(name, writer(sound), read) for name, (sound, read) in run_folders.READERS.items()),
+        Target("calibration", writer(model_files.calibrations), Calibration.read),
+        Target("description of a file", writer(model_files.descriptions), model_files.read_description),
         Target("settings of a run", writer(run_yamls), run_folders.read_settings),
         Target("last", writer(run_folders.lasts), run_folders.read_all_of_last),
         Target("edited last", run_folders.odd_state, run_folders.read_all_of_last),

@@ -131,20 +131,6 @@ def test_mistakes_are_one_line(trained, tmp_path):
         write_onnx(Untraceable(), tmp_path / "x.onnx")
 
 
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    """The configuration of a small ResNet without side information, whose statistics are not those of the start."""
-    root, weight = write_market(tmp_path_factory.mktemp("plain")), tmp_path_factory.mktemp("weight") / "resnet10.pth"
-    cfg = config(root, weight.parent, MODEL__NAME="resnet10", TEST__WEIGHT=str(weight))
-    torch.manual_seed(0)
-    model = make_model(cfg, 4)
-    for name, value in model.named_buffers():
-        if "running" in name:
-            value.uniform_(0.5, 1.5)
-    torch.save(model.state_dict(), weight)
-    return cfg
-
-
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "raw"])
 def test_a_layout_takes_what_its_program_feeds(layout, plain, tmp_path):
     if layout == "openvino":

@@ -14,13 +14,11 @@ from torch import nn
 from datasets.loaders import make_dataloader
 from model.exporting import write_onnx
 from model.half_precision import write_bfloat16, write_float16
-from model.make_model import make_model
 from model.quantising_onnx import OnnxQuantiser
 from model.quantising_openvino import OpenVinoQuantiser
 from model.recipes import Recipe, groups_of
 from processor.runtimes import OnnxRuntime, OpenVino
 from tests.browser import Page
-from tests.tiny import config, write_market
 from tools import export as exporting
 from tools.export import export, main, refuse_options
 from tools.exporting.calibration_images import calibration_feeds, drawn_over_cameras
@@ -45,20 +43,6 @@ def network(tmp_path_factory):
     write_onnx(module, path, torch.zeros(2, 3, 16, 8))
     feeds = [{"images": torch.randn(1, 3, 16, 8).numpy()} for _ in range(32)]
     return path, feeds
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    """The configuration of a small ResNet whose statistics are not those of the start."""
-    root, weight = write_market(tmp_path_factory.mktemp("plain")), tmp_path_factory.mktemp("weight") / "resnet10.pth"
-    cfg = config(root, weight.parent, MODEL__NAME="resnet10", TEST__WEIGHT=str(weight))
-    torch.manual_seed(0)
-    model = make_model(cfg, 4)
-    for name, value in model.named_buffers():
-        if "running" in name:
-            value.uniform_(0.5, 1.5)
-    torch.save(model.state_dict(), weight)
-    return cfg
 
 
 def test_a_file_in_half_precision_has_a_verdict_and_a_reference_that_it_passes(plain, tmp_path, capsys):
@@ -100,16 +84,25 @@ def test_a_file_that_loses_too_much_is_not_written(plain, tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (("torchscript", "int8"), "--precision int8: not --for torchscript: a traced network keeps its precision"),
-        (("deepstream", "fp16"), "--precision fp16: not --for deepstream: TensorRT chooses it when it builds"),
-        (("boxmot", "bf16"), "--precision bf16: not --for boxmot: onnxruntime multiplies no bfloat16 on a CPU"),
+        (
+            ("torchscript", "int8", 1.0, 256),
+            "--precision int8: not --for torchscript: a traced network keeps its precision",
+        ),
+        (
+            ("deepstream", "fp16", 1.0, 256),
+            "--precision fp16: not --for deepstream: TensorRT chooses it when it builds",
+        ),
+        (
+            ("boxmot", "bf16", 1.0, 256),
+            "--precision bf16: not --for boxmot: onnxruntime multiplies no bfloat16 on a CPU",
+        ),
         (("raw", "int8", 1.0, 31), "--calibration-images: expected at least 32, got 31"),
-        (("raw", "fp16", -1.0), "--max-loss: expected points of mAP from 0 to 100, got -1"),
+        (("raw", "fp16", -1.0, 256), "--max-loss: expected points of mAP from 0 to 100, got -1"),
     ],
 )
 def test_options_that_cannot_be_met_are_refused_before_any_work(tmp_path, options, line):
     with pytest.raises(UserError, match=line):
-        refuse_options(tmp_path / "out", *(*options, 1.0, 256)[:4] if len(options) == 2 else (*options, 256)[:4])
+        refuse_options(tmp_path / "out", *options)
 
 
 @pytest.mark.parametrize(("layout", "package"), [("openvino", "nncf"), ("raw", "onnxruntime")])

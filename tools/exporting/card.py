@@ -12,8 +12,8 @@ from yacs.config import CfgNode
 from model.deployed import Deployed
 from model.exporting import OPSET
 from model.layouts import LAYOUTS
-from processor.exported import sha256
 from processor.extractor import make_extractor
+from utils.files import sha256_of
 
 
 def model_card(
@@ -47,7 +47,7 @@ def model_card(
         "unit_length": deployed.unit,
         "distance": cfg.TEST.METRIC,
         "opset": OPSET,
-        "sha256": {path.name: sha256(path) for path in sorted(folder.iterdir())},
+        "sha256": {path.name: sha256_of(path).hex() for path in sorted(folder.iterdir())},
         "weight": Path(cfg.TEST.WEIGHT).name,
         "torch": torch.__version__,
         "python": platform.python_version(),
