@@ -4,6 +4,9 @@
 
 Prints a ratio against the baseline of the same run, and the share of what the machine's matrix product allows: model
 FLOPs (forward and backward) over the measured rate of square matrix products in the same precision.
+
+``python -m benchmarks.train_step --beside [--batch 8] [--size 256 128]`` compares SOLIDER, PersonViT and PASS with the
+plain network each of them starts from instead: seconds of a training step and of a batch's features, in turns.
 """
 
 from __future__ import annotations
@@ -30,10 +33,17 @@ ARCHITECTURES = {
     "vit_base+jpm": [*VIT, "MODEL.TRANSFORMER_TYPE", "vit_base_patch16_224_TransReID", "MODEL.JPM", True],
     "vit_base": [*VIT, "MODEL.TRANSFORMER_TYPE", "vit_base_patch16_224_TransReID"],
     "deit_small": [*VIT, "MODEL.TRANSFORMER_TYPE", "deit_small_patch16_224_TransReID"],
-    "pass_small": [*VIT, "MODEL.TRANSFORMER_TYPE", "deit_small_patch16_224_TransReID", "MODEL.MULTI_NECK", True],
     "swin_small": [*VIT, "MODEL.TRANSFORMER_TYPE", "swin_small_patch4_window7_224"],
-    "solider_small": [*VIT, "MODEL.TRANSFORMER_TYPE", "swin_small_patch4_window7_224", "MODEL.SEMANTIC_WEIGHT", 0.2],
     "resnet50": ["MODEL.NAME", "resnet50", *TRIPLET],
+}
+SSL = "configs/transreid_ssl/market1501_vit_small.yml"
+SWIN = ["MODEL.TRANSFORMER_TYPE", "swin_small_patch4_window7_224"]
+PERSONVIT = "configs/personvit/market1501_vit_small.yml"
+PLAIN = {  # a network, and the plain one that it starts from: the YAML and settings of each
+    "SOLIDER Swin-S": (("configs/solider/market1501_swin_small.yml", []), (SSL, SWIN)),
+    "PersonViT ViT-S": ((PERSONVIT, []), (SSL, [])),
+    "PersonViT ViT-S, avg_max": ((PERSONVIT, ["MODEL.POOLING", "avg_max"]), (SSL, [])),
+    "PASS ViT-S": (("configs/pass/market1501_vit_small.yml", []), (SSL, [])),
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -89,10 +99,18 @@ class Step:
     """A training step on random images: forward, losses, backward, update."""
 
     def __init__(
-        self, arch: str, batch: int, size: list[int], device: torch.device, dtype: torch.dtype, compiled=False
+        self,
+        settings: list,
+        batch: int,
+        size: list[int],
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        *,
+        file: str = "",
+        compiled: bool = False,
     ):
-        opts = [*ARCHITECTURES[arch], "SOLVER.OPTIMIZER_NAME", "SGD"]
-        cfg = load_config(opts=[*opts, "INPUT.SIZE_TRAIN", size, "INPUT.SIZE_TEST", size])
+        opts = [*settings, "SOLVER.OPTIMIZER_NAME", "SGD", "INPUT.SIZE_TRAIN", size, "INPUT.SIZE_TEST", size]
+        cfg = load_config(file, opts)
         torch.manual_seed(0)
         self.model = make_model(cfg, 751).to(device).train()
         if compiled:
@@ -111,6 +129,12 @@ class Step:
             total.backward()
         self.optimizer.step()
 
+    @torch.inference_mode()
+    def extract(self) -> None:
+        """Computes the features of the batch."""
+        self.model.eval()(self.images)
+        self.model.train()
+
     def flops(self) -> int:
         """Of one step, matrix products and convolutions alone."""
         with FlopCounterMode(display=False) as counter:
@@ -126,19 +150,23 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=DTYPES)
     parser.add_argument("--compile", action="store_true", help="a third row with torch.compile")
     parser.add_argument("--seconds", type=float, default=20.0, help="of measuring per row")
+    parser.add_argument("--beside", action="store_true", help="SOLIDER, PersonViT and PASS beside their plain networks")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     height, width = args.size
     print(f"{torch.get_num_threads()} threads on {device}, batch {args.batch}, {height} x {width}, {torch.__version__}")
+    if args.beside:
+        print_beside(args.batch, args.size, device, args.seconds)
+        return
     print(f"{'architecture':14s} precision {'variant':10s} {'images/s':>9s} {'against baseline':>17s} {'of GEMM':>8s}")
     side = 8192 if device.type == "cuda" else 4096
     for arch in args.arch:
         for precision in args.precision:
             dtype = DTYPES[precision]
-            steps = {"baseline": Step(arch, args.batch, args.size, device, dtype)}
-            steps["ours"] = Step(arch, args.batch, args.size, device, dtype)
+            steps = {"baseline": Step(ARCHITECTURES[arch], args.batch, args.size, device, dtype)}
+            steps["ours"] = Step(ARCHITECTURES[arch], args.batch, args.size, device, dtype)
             if args.compile:
-                steps["compiled"] = Step(arch, args.batch, args.size, device, dtype, compiled=True)
+                steps["compiled"] = Step(ARCHITECTURES[arch], args.batch, args.size, device, dtype, compiled=True)
             with baseline():
                 flops = steps["baseline"].flops()
             calls = {name: in_baseline(step) if name == "baseline" else step for name, step in steps.items()}
@@ -150,6 +178,18 @@ def main() -> None:
                 speed = args.batch / seconds
                 print(f"{arch:14s} {precision:9s} {variant:10s} {speed:9.2f} {ratio:17.2f} {share:8.1%}", flush=True)
             print(f"{'':14s} {precision:9s} GEMM {rate / 1e9:.0f} GFLOP/s, {flops / 1e9:.0f} GFLOP a step", flush=True)
+
+
+def print_beside(batch: int, size: list[int], device: torch.device, seconds: float) -> None:
+    """Prints the seconds of a step and of features for each pair of ``PLAIN``, and their ratio."""
+    print("| network | step | plain | ratio | features | plain | ratio |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for name, pair in PLAIN.items():
+        new, plain = (Step(settings, batch, size, device, file=file) for file, settings in pair)
+        step = median_times({"new": new, "plain": plain}, device, seconds)
+        features = median_times({"new": new.extract, "plain": plain.extract}, device, seconds)
+        cells = [f"{t['new']:.2f} s | {t['plain']:.2f} s | {t['new'] / t['plain']:.2f}" for t in (step, features)]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 def in_baseline(step: Step) -> Callable[[], None]:

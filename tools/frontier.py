@@ -3,7 +3,8 @@
 mAP with its 95 % interval (bootstrap over queries) over milliseconds per image, in each runtime that the run has been
 measured in, and a table with parameters and megabytes; the table is printed in Markdown too. Runs that no other beats
 in both are joined: the frontier. A run without ``speed.json`` is measured first, in a process of its own
-(``tools.speed``). The page needs no network.
+(``tools.speed``). The page needs no network. ``--record NAME`` keeps the table as ``results/frontier_NAME.csv``, from
+which ``tools.record --tables`` fills README and docs.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from processor.metrics_files import is_finite
 from tools.compare import EvaluatedRun, refuse_other_queries, runs_of
 from tools.pages.charts import Point, interval_chart
 from tools.pages.page import write_page
+from tools.record import METHOD, ROOT
 from tools.report import figures
 from utils.commands import make_parser, run_command
 from utils.errors import UserError, one_line, reason_of
-from utils.files import write_text
+from utils.files import write_csv, write_text
 
 log = logging.getLogger("lineup")
 
@@ -125,19 +127,48 @@ def on_frontier(points: Sequence[tuple[float, float]]) -> list[bool]:
     ]
 
 
-def markdown(rows: list[Row], runtimes: list[str]) -> str:
-    """Returns the table of runs in Markdown, best mAP first."""
+def table_of(rows: list[Row]) -> list[list[str]]:
+    """Returns the table of runs: the names of its columns, then a line per run, best mAP first."""
+    runtimes = [runtime for runtime in RUNTIMES if any(runtime in row.speed.milliseconds for row in rows)]
     times = [f"ms in {RUNTIMES[runtime]}" for runtime in runtimes]
-    heads = ["run", "network", "size", "mAP", "95 % interval", *times, "M parameters", "MB"]
-    lines = [heads, ["---"] * len(heads)]
+    lines = [["run", "network", "size", "mAP", "95 % interval", *times, "M parameters", "MB"]]
     for row in sorted(rows, key=lambda row: -row.value):
         measured = (row.speed.milliseconds.get(runtime) for runtime in runtimes)
         lines.append([
-            f"`{plain(row.name)}`", plain(row.network), "x".join(map(str, row.speed.size)), f"{row.value:.1f}",
+            row.name, row.network, "x".join(map(str, row.speed.size)), f"{row.value:.1f}",
             f"{row.low:.1f} to {row.high:.1f}", *("" if t is None else f"{t:.1f}" for t in measured),
             *row.speed.sizes(),
         ])  # fmt: skip
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return lines
+
+
+def markdown(rows: list[Row]) -> str:
+    """Returns the table of runs in Markdown."""
+    heads, *lines = table_of(rows)
+    lines = [[f"`{plain(name)}`", *map(plain, cells)] for name, *cells in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in [heads, ["---"] * len(heads), *lines])
+
+
+def record(rows: list[Row], data: str, name: str, folder: Path) -> Path:
+    """Writes the table into ``folder`` as ``frontier_NAME.csv`` with each run's YAML and test set; returns its path.
+
+    Raises ``UserError`` for a name that is not one of a file, or a run without its YAML's name.
+    """
+    if not METHOD.fullmatch(name):  # it names the file
+        raise UserError(f"--record: {name!r} is not a name of letters, digits, '_' and '-'")
+    configs = {row.name: config_of(Path(row.name)) for row in rows}
+    heads, *lines = table_of(rows)
+    path = folder / f"frontier_{name}.csv"
+    write_csv(path, ["config", "data", *heads[1:]], [[configs[run], data, *cells] for run, *cells in lines])
+    return path
+
+
+def config_of(folder: Path) -> str:
+    """Returns the YAML of a finished training run. Raises ``UserError`` if there is none."""
+    training = FinishedRun.load(folder).training
+    if training is None or not training.config_file:
+        raise UserError(f"{folder}: not a training run with a YAML, which a recorded table names")
+    return Path(training.config_file).as_posix()
 
 
 def plain(text: str) -> str:
@@ -197,6 +228,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--again", action="store_true", help="measure all runs, those with a speed.json too")
     parser.add_argument("--out", type=Path, metavar="PAGE", help="write a page with charts")
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the Markdown table there too")
+    parser.add_argument("--record", default="", metavar="NAME", help="keep the table as results/frontier_NAME.csv")
+    parser.add_argument("--data", default="", help="name of the test set in that file, if its own would mislead")
     args = parser.parse_args(argv)
     folders = list({path.resolve(): path for path in args.runs}.values())
     runs = [runs_of(folder) for folder in folders]
@@ -206,14 +239,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     where = sorted({f"{row.speed.where}, batch {row.speed.batch}" for some in rows.values() for row in some})
     text = ""
     for name, some in rows.items():
-        runtimes = [runtime for runtime in RUNTIMES if any(runtime in row.speed.milliseconds for row in some)]
-        text += (f"{name}\n\n" if len(rows) > 1 else "") + markdown(some, runtimes) + "\n"
+        text += (f"{name}\n\n" if len(rows) > 1 else "") + markdown(some) + "\n"
     print(text, end="")
     print(f"measured on {'; '.join(where)}")
     if len(where) > 1:
         print("the times were measured under different conditions and cannot be compared; --again measures all here")
     if args.table:
         write_text(args.table, text.rstrip("\n") + "\n")
+    if args.record:
+        if len(rows) > 1:
+            raise UserError(f"--record keeps the table of one test set, and these runs share {', '.join(rows)}")
+        ((name, some),) = rows.items()
+        print(record(some, args.data or name, args.record, ROOT / "results"))
     if args.out:
         tests = [section(name, some) for name, some in rows.items()]
         write_page(args.out, "frontier.html", title="Accuracy, speed and size", tests=tests, where=where)

@@ -1,7 +1,8 @@
 """Writes a finished training run into ``results/``, or fills the pages' tables: ``python -m tools.record runs/NAME``.
 
 One CSV per method holds method, YAML, data, seed, commit, numbers, time and machine. Tables in README and docs are
-between ``<!-- results METHOD -->`` and ``<!-- end -->``; ``--tables`` makes them from the CSV files.
+between ``<!-- results METHOD -->`` and ``<!-- end -->``; ``--tables`` makes them from the CSV files, and those of
+``<!-- results frontier_NAME -->`` from what ``tools.frontier --record NAME`` has kept.
 """
 
 from __future__ import annotations
@@ -69,9 +70,10 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def markdown_table(rows: list[dict[str, str]]) -> str:
-    """Returns a Markdown table of a method's rows."""
-    cells = [[name.replace("_", " ") for name in SHOWN_COLUMNS], ["---"] * len(SHOWN_COLUMNS)]
-    cells += [[cell(r.get(k) or "", k in ("config", "commit")) for k in SHOWN_COLUMNS] for r in rows]
+    """Returns a Markdown table of a method's rows, or of all columns of a table that ``tools.frontier`` has kept."""
+    columns = list(rows[0]) if rows and "method" not in rows[0] else list(SHOWN_COLUMNS)
+    cells = [[cell(name.replace("_", " ")) for name in columns], ["---"] * len(columns)]
+    cells += [[cell(r.get(k) or "", k in ("config", "commit")) for k in columns] for r in rows]
     lines = [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join(lines) + "\n"
 

@@ -17,6 +17,7 @@ from tests.tiny import options
 from tests.tools.test_compare import aps, finished
 from tools import frontier, speed
 from tools.pages.charts import round_costs
+from tools.record import fill_tables
 from utils.errors import UserError
 
 MEASURED = {"size": [64, 32], "batch": 1, "machine": "2 cores", "threads": 1, "torch": "2.6"}
@@ -66,6 +67,23 @@ def test_page_and_table_show_every_run_with_its_interval(runs, tmp_path, capsys)
     page = Page(tmp_path / "page.html")
     assert len(page.all("svg")) == 2 and "http:" not in page.source and "https:" not in page.source
     assert page.source.count("<circle") == 4 + 2 + 3  # times in two runtimes, their legend, and parameters
+
+
+def test_a_recorded_table_fills_a_page(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(frontier, "ROOT", tmp_path)
+    for run in runs:
+        metrics = json.loads((run / "metrics.json").read_text())
+        (run / "metrics.json").write_text(json.dumps(metrics | {"config_file": f"configs/{run.name}.yml"}))
+    frontier.main([*map(str, runs), "--record", "people", "--data", "Market|1501"])
+    (tmp_path / "page.md").write_text("<!-- results frontier_people -->\nold\n<!-- end -->\n")
+    fill_tables(tmp_path / "results", [tmp_path / "page.md"])
+    rows = [line.strip("| ").split(" | ") for line in (tmp_path / "page.md").read_text().splitlines()[1:-1]]
+    assert rows[0] == ["config", "data", "network", "size", "mAP", "95 % interval", "ms in PyTorch",
+                       "ms in onnxruntime", "M parameters", "MB"]  # fmt: skip
+    assert [row[0] for row in rows[2:]] == [f"`configs/{name}.yml`" for name in ("large", "small", "worst")]
+    assert rows[3][1] == "Market\\|1501" and rows[3][6:] == ["5.0", "3.0", "2.0", "8"]
+    with pytest.raises(UserError, match=r"--record: '\.\./x' is not a name of letters"):
+        frontier.main([*map(str, runs), "--record", "../x"])
 
 
 def test_mistakes_are_one_line(runs, tmp_path):
