@@ -18,7 +18,7 @@ if not os.environ.get("LINEUP_GPU_TESTS"):  # make gpu
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from tests.runs import TORCHRUN, start_process  # noqa: E402
+from tests.runs import started_ranks  # noqa: E402
 from tests.tiny import write_market  # noqa: E402
 
 
@@ -52,8 +52,14 @@ def together(tmp_path_factory) -> Path:
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "filled").exists():
-            done = start_process(*TORCHRUN, "-m", "tests.together", folder)
-            (folder / "filled").write_text(done.stderr[-3000:] if done.returncode else "")
+            from tests.together import run_together
+
+            ranks = started_ranks(run_together, folder, output=folder)
+            for process in ranks:
+                process.join(300)
+            failed = any(process.exitcode for process in ranks)
+            texts = [(folder / f"rank{number}.txt").read_text()[-3000:] for number in range(2)] if failed else []
+            (folder / "filled").write_text("\n".join(texts))
             write_shares(folder)
     assert not (error := (folder / "filled").read_text()), error
     return folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import subprocess
+import socket
 import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -81,6 +81,25 @@ def forking(target: Callable, args: tuple) -> None:
     target(*args)
 
 
+def started_ranks(target: Callable, *args, output: Path) -> list[BaseProcess]:
+    """Two such processes, the ranks of a group; ``rank0.txt`` and ``rank1.txt`` in ``output`` have what they print."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [started(as_rank, number, port, output / f"rank{number}.txt", target, args) for number in range(2)]
+
+
+def as_rank(number: int, port: int, output: Path, target: Callable, args: tuple) -> None:
+    """Calls ``target`` as one of two ranks that find each other by a port of this machine."""
+    os.environ |= {"RANK": f"{number}", "LOCAL_RANK": f"{number}", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
+    with open(output, "w") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    torch.set_num_threads(1)
+    target(*args)
+
+
 def exit_code_of(target: Callable, *args) -> int | None:
     """The exit code of such a process; below 0 it is the signal that ended it."""
     process = started(target, *args)
@@ -94,6 +113,3 @@ ROOT = Path(__file__).resolve().parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
-def start_process(*command) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    return subprocess.run([str(word) for word in command], cwd=ROOT, env=environment, capture_output=True, text=True)

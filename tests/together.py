@@ -1,7 +1,7 @@
 """What two processes do in one start: every share of a step, then whole commands, one after the other.
 
-``torchrun --nproc_per_node 2 -m tests.together FOLDER``. Starting two processes takes longer than any of this. Nothing
-of ``train.py`` itself runs here: ``tests/processor/test_torchrun_stops.py`` starts it by ``torchrun``.
+Starting two processes takes longer than any of this. Nothing of ``train.py`` itself runs here:
+``tests/processor/test_torchrun_stops.py`` starts it by ``torchrun``.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def exit_code(command: str, words: list) -> int:
     return 0
 
 
-def main(folder: Path) -> None:
+def run_together(folder: Path) -> None:
+    """Does all of it, as one of the ranks."""
     start(torch.device("cpu"))
     write_shares(folder)
     if is_main():
@@ -106,7 +107,3 @@ def output_of(folder: Path, name: str) -> str:
     text = "".join((folder / f"{name}.{i}.txt").read_text() for i in range(2))
     assert codes == [0, 0], text
     return text
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

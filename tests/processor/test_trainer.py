@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from functools import partialmethod
 
 import numpy as np
 import pytest
@@ -207,7 +208,9 @@ def test_accumulation_equals_the_large_batch(market, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "changes", [{"SOLVER__ACCUMULATION": 2}, {"MODEL__COMPILE": True}], ids=["accumulation", "compile"]
 )
-def test_loss_is_finite_and_falls_and_checkpoints_have_the_plain_names(market, tmp_path, changes, capsys):
+def test_loss_is_finite_and_falls_and_checkpoints_have_the_plain_names(market, tmp_path, changes, capsys, monkeypatch):
+    # torch's default backend builds C++ for most of a minute; what it is given is the same
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="aot_eager"))
     cfg = config(market, tmp_path, SOLVER__MAX_EPOCHS=6, SOLVER__EVAL_PERIOD=0, SOLVER__BASE_LR=0.05, **changes)
     run.train(cfg)
     losses = [
