@@ -6,7 +6,7 @@ PACKAGES := configs datasets model loss solver processor tools utils
 # Workers share the cores: one torch thread each (tests/conftest.py).
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal --durations 20 --durations-min 5
 
-.PHONY: quickstart test lint parity lowest fuzz kills gpu clean
+.PHONY: quickstart test lint parity lowest fuzz kills trackers gpu clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python train.py --config_file configs/quickstart.yml
@@ -45,6 +45,17 @@ kills: $(VENV)/.installed-dev
 gpu: $(VENV)/.installed-dev
 	LINEUP_GPU_TESTS=1 $(BIN)/python -m pytest -q tests/gpu
 	$(BIN)/python -m benchmarks.gpu --out results/gpu.csv
+
+# Exported files in ultralytics, boxmot and Roboflow's trackers, in an environment of their own (5 GB; two are AGPL).
+trackers: $(VENV)/.installed-dev .venv-trackers/.installed
+	$(BIN)/python train.py --config_file configs/quickstart.yml
+	$(BIN)/python -m benchmarks.trackers --python .venv-trackers/bin/python --config_file configs/quickstart.yml TEST.WEIGHT runs/quickstart/resnet10_12.pth
+
+.venv-trackers/.installed:
+	$(PYTHON) -m venv --clear .venv-trackers
+	.venv-trackers/bin/python -m pip install -q --disable-pip-version-check uv
+	.venv-trackers/bin/uv pip install -q --python .venv-trackers/bin/python ultralytics boxmot trackers onnxruntime
+	@touch $@
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
