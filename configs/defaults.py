@@ -205,6 +205,8 @@ DATASETS = {
     "SYNTHETIC.IDS": Key(64, "built-in data: identities; the first half trains, the second tests", min=4),
     "SYNTHETIC.CAMERAS": Key(4, "built-in data: cameras", min=2),
     "SYNTHETIC.IMAGES": Key(4, "built-in data: images per identity and camera", min=2),
+    "SYNTHETIC.FRAMES": Key(240, "synthetic_tracks: frames of each camera, at 5 a second; in 240 most of the "
+                            "default 64 pedestrians cross several cameras, and they are drawn in a minute", min=30),
     "SYNTHETIC.SEED": Key(0, "built-in data: seed", min=0),
     "SYNTHETIC.CAMERA_GAP": Key(
         100, "built-in data: percent of the difference between cameras; at 0 all see one place in one light",
@@ -224,7 +226,7 @@ DATASETS = {
                           "empty: _c(number), used if every file matches"),
     "LABELED": Key(None, "CUHK03: hand-drawn boxes; None: the dataset's default", type=bool),
     "CLASSIC": Key(None, "CUHK03: the classic protocol; None: the dataset's default", type=bool),
-    "SPLIT_ID": Key(None, "CUHK03, PRID: number of the split; None: 0", type=int, min=0),
+    "SPLIT_ID": Key(None, "CUHK03, PRID, iLIDS-VID: number of the split; None: 0", type=int, min=0),
     "TEST_SIZE": Key(None, "VehicleID: test identities, 800, 1600 or 2400; None: 800", type=int),
     "TRIAL": Key(None, "VehicleID: number of the gallery draw; None: 0", type=int, min=0),
     "USE_VAL": Key(None, "MSMT17: train on list_val too; None: yes", type=bool),
@@ -389,6 +391,10 @@ TEST = {
     "CAMERA_NORM": Key("off", "take out what cameras do to scores, by the training images of the tested set, without "
                        "labels: off, as neither gains everywhere; mean (subtract each camera's mean feature); pair "
                        "(distances in deviations from the mean of their two cameras)", choices=("off", "mean", "pair")),
+    "TRACKLETS": Key("off", "what is searched: images (off, as most sets are of images) or tracklets (the column seq), "
+                     "by the mean of their images' features (mean) or one weighted by the images' quality (quality), "
+                     "which costs time and is for people that are hidden or out of focus",
+                     choices=("off", "mean", "quality")),
     "RECALL_KS": Key((), "retrieval: the K of Recall@K, below 1 a share of the gallery; empty: the dataset's, mostly "
                      "1, 2, 4, 8", type=float),
     "NMI": Key(None, "retrieval: cluster the test images and report the mutual information; None: yes, but for sets of "

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch.utils.data import DataLoader
 
 from datasets.images import Batch, ImageList
@@ -184,8 +185,9 @@ class TestLoader:
         pin: bool = False,
         decoder: Decoder = decode,
         timeout: float = 0.0,
+        measure: Callable[[Image], float] | None = None,
     ):
-        images = ImageList(records, transform, decoder=decoder)
+        images = ImageList(records, transform, decoder=decoder, measure=measure)
         self.records, self.decoder, self.batch_size = records, decoder, batch_size
         share = np.array_split(np.arange(len(records)), world_size())[rank()].tolist()
         self.loader = DataLoader(

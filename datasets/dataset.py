@@ -78,12 +78,12 @@ def merge_splits(spec: DatasetSpec, raw: RawSplits) -> None:
     tested = [*raw.query, *raw.gallery]
     settle(tested, "pid")
     first = 1 + max((int(row.pid or 0) for row in raw.train), default=-1) if spec.restarts else 0
-    known = {row.path for row in raw.train}
+    known = {(row.path, row.box) for row in raw.train}  # a frame of a video holds several
     trained = {row.cam for row in raw.train}
     no_cameras = len(trained) == 1 and {r.cam for r in raw.query} <= {0} and {r.cam for r in raw.gallery} <= {1}
     for row in tested:
-        if row.path not in known and row.pid not in (*spec.junk, *spec.distractors):
-            known.add(row.path)
+        if (row.path, row.box) not in known and row.pid not in (*spec.junk, *spec.distractors):
+            known.add((row.path, row.box))
             pid = int(row.pid or 0) + first if spec.restarts else row.pid
             raw.train.append(replace(row, pid=pid, cam=min(trained) if no_cameras else row.cam))
 
@@ -102,6 +102,10 @@ class Numbering:
         if any(row.seq is not None for row in rows):  # a row without one is a sequence of its own
             seqs = [len(self.seqs) + i if r.seq is None else self.seqs[r.seq] for i, r in enumerate(rows)]
             columns["seqs"] = np.array(seqs, np.int64)
+        if any(row.frame is not None for row in rows):
+            columns["frames"] = np.array([-1 if row.frame is None else row.frame for row in rows], np.int64)
+        if any(row.time is not None for row in rows):
+            columns["times"] = np.array([np.nan if row.time is None else row.time for row in rows])
         if any(row.box for row in rows):
             columns["boxes"] = np.array([row.box or (0, 0, 0, 0) for row in rows], np.int32)
         names = sorted({name for row in rows for name in row.extra or ()})

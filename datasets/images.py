@@ -43,7 +43,8 @@ class Batch:
 
     cam_labels, view_labels: rows of the network's side embeddings (see ``Records``). rows: of the list they come from.
     broken: what could not be read, a message each; these images are not in the batch. views: further views of the
-    images, (B, 3, H, W) each, maybe of other sizes.
+    images, (B, 3, H, W) each, maybe of other sizes. qualities: (B,) float64, of the images before the transform, where
+    they are measured.
     """
 
     images: Tensor
@@ -53,6 +54,7 @@ class Batch:
     rows: Tensor
     broken: list[str] = field(default_factory=list)
     views: tuple[Tensor, ...] = ()
+    qualities: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -74,6 +76,7 @@ class Batch:
             rows=function(self.rows),
             broken=self.broken,
             views=tuple(function(view) for view in self.views),
+            qualities=None if self.qualities is None else function(self.qualities),
         )
 
 
@@ -84,7 +87,8 @@ Item = tuple[Tensor | None, int, list[str]]
 class ImageList(Dataset):
     """Images of a list under a transform. Indexed by a row, or by (row, seed) for augmentation.
 
-    store: files or pixels that are in memory already. decoder, at_least: see ``decode``.
+    store: files or pixels that are in memory already. decoder, at_least: see ``decode``. measure: gives the quality of
+    an image; batches then have ``qualities``, if the transform announces its size.
 
     stand_in: where an image cannot be read, another one of its identity takes its place, the next in the list that can
     be read (any other image if there is none), so that every batch has its full length: processes that train together
@@ -100,9 +104,10 @@ class ImageList(Dataset):
         decoder: Decoder = decode,
         at_least: Size | None = None,
         stand_in: bool = False,
+        measure: Callable[[Image.Image], float] | None = None,
     ):
         self.records, self.transform, self.store = records, transform, store
-        self.decoder, self.at_least, self.stand_in = decoder, at_least, stand_in
+        self.decoder, self.at_least, self.stand_in, self.measure = decoder, at_least, stand_in, measure
 
     def __len__(self) -> int:
         return len(self.records)
@@ -122,7 +127,7 @@ class ImageList(Dataset):
         if not shapes:
             return [self[key] for key in keys]
         blocks = [torch.empty(len(keys), 3, *shape) for shape in shapes]
-        rows, broken = [], []
+        rows, broken, qualities = [], [], []
         for key in keys:
             row, seed = key if isinstance(key, tuple) else (key, 0)
             image, row, messages = self.readable(row)
@@ -132,7 +137,12 @@ class ImageList(Dataset):
                     out = [block[len(rows)] for block in blocks]
                     self.transform_of(row)(image, out=out if sizes else out[0])
                 rows.append(row)
-        return self.batch([block[: len(rows)] for block in blocks], rows, broken)
+                if self.measure and not isinstance(image, Tensor):
+                    qualities.append(self.measure(image))
+        batch = self.batch([block[: len(rows)] for block in blocks], rows, broken)
+        if self.measure:
+            batch.qualities = torch.tensor(qualities, dtype=torch.float64)
+        return batch
 
     def shapes(self) -> list[Size]:
         """Returns (height, width) of an image and its views after the transform; empty if it does not announce them."""

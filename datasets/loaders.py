@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from yacs.config import CfgNode
 
 from configs.conflicts import refuse_training_conflicts
@@ -24,6 +25,7 @@ from datasets.checks import (
     refuse_trained_targets,
     refuse_unlabelled,
 )
+from datasets.crop_quality import image_quality
 from datasets.dataset import ReIDDataset, make_dataset
 from datasets.fingerprint import Fingerprint, fingerprint_of
 from datasets.joining import hold_out, join_training, label_as_trained
@@ -33,6 +35,7 @@ from datasets.records import SPLITS, Records, join
 from datasets.samplers import EpochSampler, check_identities, make_sampler, multiple_gallery_nocam
 from datasets.storage.decoding import make_decoder
 from datasets.storage.pixels import PixelRules
+from datasets.tracklets import TestTracklets, tracklets_of_test
 from datasets.transforms.multi_crop import make_multi_crop_transform
 from datasets.transforms.pipelines import WithViews, build_transforms, weak_and_strong, with_views
 from utils.distributed import rank, world_size
@@ -50,6 +53,7 @@ class TestSet:
 
     ks, also: see ``DatasetSpec``. in_mean: False for the source of an adaptation, which is shown beside the targets'
     mean. reference: images of the same cameras that TEST.CAMERA_NORM is fitted on without labels; None where it is off.
+    tracklets: what is searched in place of images; None: images are.
     """
 
     name: str
@@ -62,6 +66,7 @@ class TestSet:
     also: tuple[str, ...] = ("NMI",)
     in_mean: bool = True
     reference: TestLoader | None = None
+    tracklets: TestTracklets | None = None
 
     __test__ = False  # not a test class, whatever its name says to pytest
 
@@ -371,13 +376,19 @@ def target_lists(cfg: CfgNode, method: Method, targets: list[ReIDDataset]) -> li
     return [join_training([dataset.train for dataset in group]) for group in groups]
 
 
-def feature_loader(cfg: CfgNode, records: Records) -> TestLoader:
-    """Returns the loader for features of a list in its order, with evaluation's transform."""
+def feature_loader(
+    cfg: CfgNode, records: Records, measure: Callable[[Image], float] | None = None
+) -> TestLoader:
+    """Returns the loader for features of a list in its order, with evaluation's transform.
+
+    measure: see ``ImageList``.
+    """
     transform = build_transforms(cfg, is_train=False)
     decoder = make_decoder(PixelRules.from_cfg(cfg))
     return TestLoader(
-        records, transform, cfg.TEST.IMS_PER_BATCH, num_workers(cfg), pinned(cfg), decoder, cfg.DATALOADER.TIMEOUT
-    )
+        records, transform, cfg.TEST.IMS_PER_BATCH, num_workers(cfg), pinned(cfg), decoder, cfg.DATALOADER.TIMEOUT,
+        measure,
+    )  # fmt: skip
 
 
 def make_test_set(
@@ -385,11 +396,34 @@ def make_test_set(
 ) -> TestSet:
     """Returns a set to be searched and logs which images its filter leaves out."""
     records = query if same_list else join([query, gallery])
+    tracklets = make_tracklets(cfg, name, cfg.TEST.PROTOCOL or protocol, query, gallery, same_list)
+    searched = (query, gallery) if tracklets is None else (tracklets.query, tracklets.gallery)
     if protocol != "classification":
-        refuse_hopeless(name, query, gallery, same_list)
+        refuse_hopeless(name, *searched, same_list)
     protocol = cfg.TEST.PROTOCOL or protocol
-    log.info(filter_line(name, protocol, query, gallery, same_list))
-    return TestSet(name, protocol, query, gallery, feature_loader(cfg, records), same_list)
+    log.info(filter_line(name, protocol, *searched, same_list))
+    measure = image_quality if tracklets is not None and tracklets.hidden is not None else None
+    loader = feature_loader(cfg, records, measure)
+    return TestSet(name, protocol, query, gallery, loader, same_list, tracklets=tracklets)
+
+
+def make_tracklets(
+    cfg: CfgNode, name: str, protocol: str, query: Records, gallery: Records, same_list: bool
+) -> TestTracklets | None:
+    """Returns the tracklets that are searched, None where images are. Raises ``UserError`` for a set without them."""
+    if cfg.TEST.TRACKLETS == "off":
+        return None
+    key = f"TEST.TRACKLETS {cfg.TEST.TRACKLETS!r}"
+    if protocol not in ("market1501", "cuhk03"):
+        raise conflict(key, f"TEST.PROTOCOL {protocol!r}", "it compares single images")
+    if cfg.TEST.CAMERA_NORM != "off":
+        raise conflict(key, f"TEST.CAMERA_NORM {cfg.TEST.CAMERA_NORM!r}", "it is fitted on single images")
+    tracklets = tracklets_of_test(query, gallery, same_list, name, cfg.TEST.TRACKLETS == "quality")
+    log.info(
+        "%s: %d images of queries are %d tracklets, %d of the gallery are %d", name, len(query), len(tracklets.query),
+        len(gallery), len(tracklets.gallery),
+    )  # fmt: skip
+    return tracklets
 
 
 def reference_loader(cfg: CfgNode, test: TestSet, train: Records) -> TestLoader | None:

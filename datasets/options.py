@@ -32,8 +32,11 @@ def dataset_options(cfg: CfgNode, name: str) -> dict[str, Any]:
     options = {k: v for k, v in options.items() if k in spec.options}
     if "ids" in spec.options:
         size = cfg.DATASETS.SYNTHETIC
-        options |= {"ids": size.IDS, "cameras": size.CAMERAS, "images": size.IMAGES, "seed": size.SEED}
-        options["gap"] = size.CAMERA_GAP
+        sizes = {
+            "ids": size.IDS, "cameras": size.CAMERAS, "images": size.IMAGES, "frames": size.FRAMES, "seed": size.SEED,
+            "gap": size.CAMERA_GAP,
+        }  # fmt: skip
+        options |= {name: value for name, value in sizes.items() if name in spec.options}
     elif "seed" in spec.options:
         options["seed"] = cfg.DATASETS.SEED
     locations = {

@@ -34,8 +34,9 @@ class Records(Sequence[Row]):
     cameras and views; pid -1 is unlabelled. domain: which of several joined datasets a row comes from, (N,) int64.
     cam_labels, view_labels: (N,) int64, the rows of the network's side embeddings. They differ from camids and viewids
     where a dataset is tested by a network that was trained on others.
-    seqs: (N,) tracklets, or None. boxes: (N, 4) left, top, right, bottom of the crop in pixels (all 0: the whole
-    image), or None. extra: further columns of a table.
+    seqs: (N,) tracklets, or None. frames: (N,) int64, the order in a tracklet, -1 where unknown, or None. times: (N,)
+    float64, seconds, nan where unknown, or None. boxes: (N, 4) left, top, right, bottom of the crop in pixels (all 0:
+    the whole image), or None. extra: further columns of a table.
     identities, cameras, views: the original id of each number, as files and lists spell it ("door west"); None where
     the numbers are the original ids.
     """
@@ -48,6 +49,8 @@ class Records(Sequence[Row]):
     cam_labels: np.ndarray
     view_labels: np.ndarray
     seqs: np.ndarray | None = None
+    frames: np.ndarray | None = None
+    times: np.ndarray | None = None
     boxes: np.ndarray | None = None
     extra: dict[str, np.ndarray] = field(default_factory=dict)
     identities: np.ndarray | None = None
@@ -99,6 +102,8 @@ class Records(Sequence[Row]):
             cam_labels=self.cam_labels[rows],
             view_labels=self.view_labels[rows],
             seqs=None if self.seqs is None else self.seqs[rows],
+            frames=None if self.frames is None else self.frames[rows],
+            times=None if self.times is None else self.times[rows],
             boxes=None if self.boxes is None else self.boxes[rows],
             extra={name: column[rows] for name, column in self.extra.items()},
         )
@@ -151,6 +156,10 @@ def join(lists: Iterable[Records]) -> Records:
     if len(columns) == len(lists):
         shifts = np.cumsum([0, *(column.max(initial=-1) + 1 for column in columns[:-1])])
         seqs = np.concatenate([column + shift for column, shift in zip(columns, shifts, strict=True)])
+    orders = {
+        name: np.concatenate([getattr(records, name) for records in lists])
+        for name in ("frames", "times") if all(getattr(records, name) is not None for records in lists)
+    }  # fmt: skip
     shared = [name for name in lists[0].extra if all(name in records.extra for records in lists)]
     return Records(
         paths=chain(records.paths for records in lists),
@@ -162,6 +171,7 @@ def join(lists: Iterable[Records]) -> Records:
         view_labels=np.concatenate([records.view_labels for records in lists]),
         seqs=seqs,
         boxes=boxes,
+        **orders,
         extra={name: np.concatenate([records.extra[name] for records in lists]) for name in shared},
         identities=shared_names([records.identities for records in lists]),
         cameras=shared_names([records.cameras for records in lists]),
@@ -181,7 +191,8 @@ def shared_names(names: Sequence[np.ndarray | None]) -> np.ndarray | None:
 class RawRow:
     """One image as a reader finds it: raw ids, integers or text. pid None: unlabelled (training only).
 
-    seq: tracklet, None for none. box: left, top, right, bottom of the crop. extra: further columns of a table.
+    seq: tracklet, None for none. frame, time: its order in it, and seconds. box: left, top, right, bottom of the crop.
+    extra: further columns of a table.
     """
 
     path: str
@@ -189,6 +200,8 @@ class RawRow:
     cam: RawId = 0
     view: RawId = 0
     seq: str | None = None
+    frame: int | None = None
+    time: float | None = None
     box: tuple[int, int, int, int] | None = None
     extra: dict[str, str] | None = None
 

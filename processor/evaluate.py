@@ -6,7 +6,7 @@ import csv
 import io
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,18 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from datasets.checks import same_images
+from datasets.crop_quality import quality_weights
+from datasets.images import Batch
 from datasets.loaders import TestLoader, TestSet
 from datasets.readers.folders import draw_one_each
 from datasets.records import Records
 from datasets.storage.files import own_name
+from datasets.tracklets import TestTracklets
 from model import RetrievalModel
 from processor.metrics_files import COUNTS, Results
 from processor.query_files import PER_QUERY, RANKED, Ranked, file_name
 from processor.rankings import RankingRecorder
+from processor.tracklet_features import TrackletSums
 from utils import switch
 from utils.distributed import gather_objects, is_main
 from utils.errors import UserError, conflict
@@ -117,26 +121,71 @@ def extract_features(
     flip: average with the mirrored image's features. call: computes the features, by default the model itself. Raises
     ``UserError`` naming images whose features are not finite.
     """
-    training, call = model.training, call or model
-    model.eval()
     rows, feats = [], []
-    for batch in tqdm(loader, desc="features", leave=False, disable=not (is_main() and sys.stderr.isatty())):
-        batch = batch.to(device)
-        labels = {"cam_label": batch.cam_labels, "view_label": batch.view_labels}
-        features = mean_with_mirrored(call, batch.images, **labels) if flip else call(batch.images, **labels)
+    for batch, features in feature_batches(model, loader, device, flip, call):
         rows.append(batch.rows.cpu())
-        feats.append(features.float().cpu())
-    model.train(training)
+        feats.append(features)
     gathered = gather_objects((torch.cat(rows), torch.cat(feats)) if rows else None)
     by_rank = [of_rank for of_rank in gathered if of_rank is not None]
     values = torch.cat([feats for _, feats in by_rank])
     out = torch.empty_like(values)
     out[torch.cat([rows for rows, _ in by_rank])] = values  # in the list's order, not in that of the processes
-    bad = (~out.isfinite().all(1)).nonzero().flatten().tolist()
-    if bad:
-        names = ", ".join(loader.records.paths[i] for i in bad[:2])
-        raise UserError(f"features of {len(bad)} images are not finite ({names}, ...): the weights are damaged")
+    refuse_infinite(out, np.arange(len(out)), loader.records)
     return out
+
+
+def feature_batches(
+    model: nn.Module, loader: TestLoader, device: torch.device, flip: bool, call: Callable[..., Tensor] | None = None
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Yields this process's batches, and their features (B, D) float32 on the CPU; see ``extract_features``."""
+    training, call = model.training, call or model
+    model.eval()
+    for batch in tqdm(loader, desc="features", leave=False, disable=not (is_main() and sys.stderr.isatty())):
+        batch = batch.to(device)
+        labels = {"cam_label": batch.cam_labels, "view_label": batch.view_labels}
+        features = mean_with_mirrored(call, batch.images, **labels) if flip else call(batch.images, **labels)
+        yield batch, features.float().cpu()
+    model.train(training)
+
+
+def refuse_infinite(feats: Tensor, rows: np.ndarray, records: Records) -> None:
+    """Raises ``UserError`` naming images of a list whose features (B, D) are not finite. rows: (B,) of the list."""
+    bad = (~feats.isfinite().all(1)).nonzero().flatten().tolist()
+    if bad:
+        names = ", ".join(records.paths[int(rows[i])] for i in bad[:2])
+        raise UserError(f"features of {len(bad)} images are not finite ({names}, ...): the weights are damaged")
+
+
+@torch.no_grad()
+def extract_tracklets(
+    model: nn.Module, loader: TestLoader, device: torch.device, settings: Settings, tracklets: TestTracklets
+) -> Tensor:
+    """Returns a feature for each tracklet of a set, queries first, (T, D) float32; see ``TrackletSums``."""
+    count = 1 + int(tracklets.of_image.max(initial=-1))
+    sums = TrackletSums(tracklets.of_image, count, settings.normalize)
+    for batch, features in feature_batches(model, loader, device, settings.flip):
+        rows = batch.rows.cpu()
+        refuse_infinite(features, rows.numpy(), loader.records)
+        weights = None
+        if tracklets.hidden is not None:
+            assert batch.qualities is not None, "the loader measures them"
+            hidden = tracklets.hidden[rows.numpy()]
+            weights = torch.from_numpy(quality_weights(batch.qualities.cpu().numpy(), hidden))
+        sums.add(rows, features, weights)
+    return sums.features()
+
+
+def features_of_test(
+    model: nn.Module, test: TestSet, device: torch.device, settings: Settings
+) -> tuple[TestSet, Tensor]:
+    """Extracts the features of a set to be searched, queries first; returns them with the set whose rows they are of.
+
+    Where tracklets are searched, that is the set of their rows.
+    """
+    if test.tracklets is None:
+        return test, extract_features(model, test.loader, device, settings.flip)
+    feats = extract_tracklets(model, test.loader, device, settings, test.tracklets)
+    return replace(test, query=test.tracklets.query, gallery=test.tracklets.gallery, tracklets=None), feats
 
 
 @dataclass(frozen=True)
@@ -353,7 +402,7 @@ def evaluate(
         if test.protocol == "classification":
             scored = classification(test, extract_features(model, test.loader, device, call=model.class_scores))
         else:
-            feats = extract_features(model, test.loader, device, settings.flip)
+            test, feats = features_of_test(model, test, device, settings)
             reference = camera_reference(model, test, device, settings)
             scored = score(test, feats.to(device) if fits(feats, device) else feats, settings, reference)
         results[test.name] = scored.metrics

@@ -25,7 +25,7 @@ from configs.defaults import KEYS
 from datasets.checks import same_images
 from datasets.loaders import Data, TestSet, make_dataloader
 from datasets.options import names_of
-from processor.evaluate import Settings, camera_reference, extract_features
+from processor.evaluate import Settings, camera_reference, features_of_test
 from processor.extractor import Extractor, make_extractor
 from processor.trained import output_folder, weight_file
 from tools.pages.charts import Series, line_chart
@@ -72,7 +72,7 @@ class Labelled:
     def extracted(cls, extractor: Extractor, test: TestSet, settings: Settings) -> Labelled:
         """Extracts the features of a test set, and what TEST.CAMERA_NORM is fitted on."""
         settings = replace(settings, flip=extractor.flip)
-        feats = extract_features(extractor.model, test.loader, extractor.device, settings.flip)
+        test, feats = features_of_test(extractor.model, test, extractor.device, settings)
         return cls.of(test, feats, settings, camera_reference(extractor.model, test, extractor.device, settings))
 
     def counted(self, settings: Settings, which: str, far: float, identities: np.ndarray | None = None) -> PairCounts:

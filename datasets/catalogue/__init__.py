@@ -5,15 +5,18 @@ from __future__ import annotations
 from datasets.catalogue.objects import RETRIEVAL, VEHICLES
 from datasets.catalogue.person import MARKET_NAME, PERSON
 from datasets.catalogue.spec import DatasetSpec, fold
+from datasets.catalogue.video import VIDEO
 from datasets.readers.own_folder import find_folder, read_folder
 from datasets.readers.table import find_table, read_table
 from datasets.readers.unlabelled import find_images, read_images
 from datasets.synthetic.sets import NAMES as SYNTHETIC_NAMES
 from datasets.synthetic.sets import ensure_synthetic
+from datasets.synthetic.tracks import ensure_tracks, read_tracks
 from utils.errors import UserError, nearest
 
 ENTRIES = (
     *PERSON,
+    *VIDEO,
     *VEHICLES,
     *RETRIEVAL,
     DatasetSpec("csv", (), cite="your own table", kind="", read=read_table, find=find_table, availability="yours"),
@@ -34,6 +37,15 @@ ENTRIES = (
             availability="built in",
         )
         for name in SYNTHETIC_NAMES
+    ),
+    DatasetSpec(
+        "synthetic_tracks",
+        (),
+        cite="drawn by datasets/synthetic/tracks.py",
+        read=read_tracks,
+        make=ensure_tracks,
+        marker="dataset.csv",
+        availability="built in",
     ),
 )
 CATALOGUE = {spec.name: spec for spec in ENTRIES}

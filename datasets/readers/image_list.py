@@ -11,13 +11,15 @@ import numpy as np
 from datasets.paths import Paths
 from datasets.readers.scan import counted_endings, walk_images
 from datasets.readers.table import LONGEST_PATH, box_of, id_in, refuse_part_of_a_box
-from datasets.readers.text_table import BOX, IDS, Lines, read_lines_of, require_columns, text_of
+from datasets.readers.text_table import BOX, IDS, ORDER, Lines, read_lines_of, require_columns, text_of
 from datasets.records import Records
 from utils.errors import UserError
 
 log = logging.getLogger("lineup")
 
-CARRIED = ("pid", "camid", "viewid", *BOX)
+CUT = ("left", "top", "right", "bottom")
+"""Where an image was cut out of a frame, in pixels."""
+CARRIED = ("pid", "camid", "viewid", "seq", *ORDER, *BOX, *CUT, "quality")
 """Columns of a table that stay with its images."""
 
 Carried = dict[str, list[str]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ def read_prid(spec: DatasetSpec, folder: Path, split_id: int = 0, seed: int = 0,
             row.pid = pid
         refuse_empty(spec, list(people.values()), images)
         views.append(people)
-    splits = prid_splits(spec, folder, seed)
+    splits = prid_splits(spec, folder, seed, "splits_single_shot.json", lambda: range(1, 201))
     if not 0 <= split_id < len(splits):
         raise UserError(f"DATASETS.SPLIT_ID: {split_id}; {spec.name} has {len(splits)} splits, counted from 0")
     train, test = splits[split_id]
@@ -61,14 +62,20 @@ def person_number(spec: DatasetSpec, folder: Path, name: str) -> int:
     return int(match[1])
 
 
-def prid_splits(spec: DatasetSpec, folder: Path, seed: int) -> list[tuple[list[int], list[int]]]:
-    """Returns (training ids, test ids) of each split, in ascending order."""
-    path = first_of([parent / "splits_single_shot.json" for parent in (folder, folder.parent)])
+def prid_splits(
+    spec: DatasetSpec, folder: Path, seed: int, name: str, people: Callable[[], Sequence[int]]
+) -> list[tuple[list[int], list[int]]]:
+    """Returns (training ids, test ids) of each split, in ascending order.
+
+    name: of the file that holds them. people: gives those who are shared out where there is no such file.
+    """
+    path = first_of([parent / name for parent in (folder, folder.parent)])
     if path is None:
-        rng, splits = random.Random(seed), []
+        rng, splits, everybody = random.Random(seed), [], people()
+        half = len(everybody) // 2
         for _ in range(10):
-            drawn = rng.sample(range(1, 201), 200)
-            splits.append((sorted(drawn[:100]), sorted(drawn[100:])))
+            drawn = rng.sample(everybody, len(everybody))
+            splits.append((sorted(drawn[:half]), sorted(drawn[half:])))
         return splits
     try:
         return [(ids_of(split["train"]), ids_of(split["test"])) for split in json.loads(path.read_text())]

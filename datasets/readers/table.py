@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets.identifiers import JUNK, LONGEST, canonical
 from datasets.readers.scan import note_read
-from datasets.readers.text_table import BOX, COLUMNS, MOST_GB, Lines, read_lines_of, require_columns
+from datasets.readers.text_table import BOX, COLUMNS, MOST_GB, ORDER, Lines, read_lines_of, require_columns
 from datasets.records import RawRow, RawSplits
 from utils.errors import UserError
 
@@ -104,11 +105,26 @@ def box_of(line: dict[str, str], where: str) -> tuple[int, int, int, int] | None
     return left, top, right, bottom
 
 
+def order_of(line: dict[str, str], where: str) -> tuple[int | None, float | None]:
+    """Returns the frame and the seconds of a row, None for what its table has no column for or leaves empty."""
+    frame, time = line.get("frame", ""), line.get("time", "")
+    if frame and not re.fullmatch(r"[0-9]{1,15}(\.0+)?", frame):
+        raise UserError(f"{where}: frame must be a whole number of at least 0, got {frame!r}")
+    try:
+        seconds = float(time) if time else None
+    except ValueError:
+        raise UserError(f"{where}: time must be a number of seconds, got {time!r}") from None
+    if seconds is not None and not math.isfinite(seconds):
+        raise UserError(f"{where}: time must be a number of seconds, got {time!r}")
+    return int(float(frame)) if frame else None, seconds
+
+
 @dataclass(frozen=True)
 class Layout:
     """What the header of a table says. folder: that paths are relative to. unused: columns that nothing reads.
 
-    required: columns that must not be empty. marked: see ``splits_of``. boxed: rows have crop boxes.
+    required: columns that must not be empty. marked: see ``splits_of``. boxed: rows have crop boxes. sequenced: and
+    tracklets, whose order ``frame`` and ``time`` are.
     """
 
     path: Path
@@ -117,6 +133,7 @@ class Layout:
     required: list[str]
     marked: bool
     boxed: bool
+    sequenced: bool
 
     @classmethod
     def of(cls, path: Path, header: list[str], folder: Path) -> Layout:
@@ -124,10 +141,11 @@ class Layout:
         return cls(
             path=path,
             folder=folder,
-            unused=[name for name in header if name not in COLUMNS],
+            unused=[n for n in header if n not in COLUMNS or (n in ORDER and "seq" not in header)],
             required=[name for name in ("path", "pid", "camid") if name in header],
             marked="is_query" in header and "is_gallery" in header,
             boxed=BOX[0] in header,
+            sequenced="seq" in header,
         )
 
     def rows(self, number: int, line: dict[str, str]) -> dict[str, RawRow]:
@@ -146,6 +164,7 @@ class Layout:
             return {}
         extra = {name: line[name] for name in self.unused} or None
         box, seq = box_of(line, where) if self.boxed else None, ids["seq"] or None
+        frame, time = order_of(line, where) if self.sequenced else (None, None)
         if len(splits) == 2 and seq is None:
             seq = f"row {number}"  # never its own match
         return {
@@ -155,6 +174,8 @@ class Layout:
                 cam=ids["camid"] if "camid" in line else int(split == "gallery"),
                 view=ids["viewid"] or "0",
                 seq=seq,
+                frame=frame,
+                time=time,
                 box=box,
                 extra=extra,
             )
@@ -186,7 +207,7 @@ def spelling_notes(path: Path, lines: Lines) -> list[str]:
 def read_table(
     spec: DatasetSpec, path: Path, image_dir: str = "", max_table_gb: float = MOST_GB, **options: Any
 ) -> RawSplits:
-    """Reads rows of path, pid, split and, if known, camid, viewid, seq and a crop box.
+    """Reads rows of path, pid, split and, if known, camid, viewid, seq with frame and time, and a crop box.
 
     Ids may be text (see ``identifiers.canonical``); pid -1 is junk. Split ``test`` is query and gallery at once. With a
     ``camid`` column, gallery images of a query's identity and camera do not count, the image itself among them. Without

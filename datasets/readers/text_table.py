@@ -14,7 +14,9 @@ from datasets.storage.files import read_regular
 from utils.errors import NAME, UserError
 
 BOX = ("x1", "y1", "x2", "y2")
-COLUMNS = ("path", "pid", "camid", "viewid", "split", "seq", *BOX, "is_query", "is_gallery")
+ORDER = ("frame", "time")
+"""Where an image is in its tracklet (``seq``): number of the frame, and seconds."""
+COLUMNS = ("path", "pid", "camid", "viewid", "split", "seq", *ORDER, *BOX, "is_query", "is_gallery")
 IDS = ("pid", "camid", "viewid", "seq")
 OTHER_NAMES = {
     "view": "viewid", "label": "pid", "camera": "camid", "camera_id": "camid", "sequence": "seq",

@@ -39,7 +39,7 @@ READING = (
 )  # fmt: skip
 """The code that makes lists, below ``datasets/``: when one of these files changes, kept copies are not used."""
 ID_COLUMNS = ("pids", "camids", "viewids", "domain")
-STORED = (*ID_COLUMNS, "seqs", "boxes", "identities", "cameras", "views")
+STORED = (*ID_COLUMNS, "seqs", "frames", "times", "boxes", "identities", "cameras", "views")
 """Columns of a list that a copy holds; those of ids are left out where all are 0. The network's labels are the ids."""
 
 
@@ -127,7 +127,7 @@ def unpack(
     paths = Paths(blob, starts, lengths, roots, root)
     columns = {name: archive[f"{split}/{name}"] for name in described["columns"]}
     for name in described["columns"]:
-        if name in ("seqs", "boxes", *ID_COLUMNS) and len(columns[name]) != len(paths):
+        if name in ("seqs", "frames", "times", "boxes", *ID_COLUMNS) and len(columns[name]) != len(paths):
             raise ValueError(f"{split} has {len(paths)} names and {len(columns[name])} {name}")
     ids = [columns.pop(name, None) for name in ID_COLUMNS]
     extra = {name: archive[f"{split}/extra/{name}"] for name in described["extra"]}

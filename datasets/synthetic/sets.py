@@ -23,9 +23,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
-import shutil
-import uuid
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -39,6 +36,7 @@ from datasets.synthetic.person import Person, Wardrobe, draw_person, make_person
 from datasets.synthetic.raster import Rng, between, chance, generator, pick
 from datasets.synthetic.scene import OCCLUDERS, SS, Camera, Climate, between_cameras, expose, make_camera, view
 from datasets.synthetic.vehicle import VIEWS, Vehicle, draw_vehicle, make_vehicle
+from datasets.synthetic.whole_folder import made_whole
 from utils.errors import UserError, nearest
 
 FORMAT_VERSION = 1  # raise it when any pixel or file name changes: data written before is then left alone
@@ -133,7 +131,8 @@ _DOMAINS = {
 NAMES = tuple(_DOMAINS)
 
 
-def _domain(name: str) -> Domain:
+def domain_of(name: str) -> Domain:
+    """Returns what a set is drawn from. Raises ``UserError`` for an unknown name."""
     if name not in _DOMAINS:
         hint = nearest(name, NAMES)
         raise UserError(f"DATASETS.NAMES: unknown built-in dataset {name!r}{hint} Known: {', '.join(NAMES)}")
@@ -143,29 +142,30 @@ def _domain(name: str) -> Domain:
 # Caches of pure functions: a camera's place and an identity's traits are asked for once an image.
 @functools.lru_cache(maxsize=64)
 def _camera(name: str, camid: int, seed: int, gap: int) -> Camera:
-    domain = _domain(name)
+    domain = domain_of(name)
     rng = generator(domain.key, "camera", camid, seed)
     camera = make_camera(rng, domain.climate, camid, domain.height * SS, domain.width * SS, domain.horizon)
     return camera if gap == 100 or camid == 0 else between_cameras(_camera(name, 0, seed, 100), camera, gap)
 
 
 @functools.lru_cache(maxsize=256)
-def _identity(name: str, pid: int, seed: int) -> Person | Vehicle:
-    domain = _domain(name)
+def identity_of(name: str, pid: int, seed: int) -> Person | Vehicle:
+    """Returns the lasting traits of an identity of a set."""
+    domain = domain_of(name)
     rng = generator(domain.key, "identity", pid, seed)
     return make_person(rng, domain.wardrobe) if domain.wardrobe else make_vehicle(rng)
 
 
 def _passer_by(name: str, rng: Rng, seed: int) -> Person:
     """Draws a pedestrian who has no identity."""
-    person = _identity(name, -between(rng, 1, 200), seed)
+    person = identity_of(name, -between(rng, 1, 200), seed)
     assert isinstance(person, Person)  # only sets of pedestrians have passers-by
     return person
 
 
 def view_of(name: str, pid: int, camid: int, index: int, seed: int = 0) -> int:
     """Returns the view 0..7 from which a vehicle is seen in an image (``VIEWS`` names them); 0 for pedestrians."""
-    if _domain(name).wardrobe:
+    if domain_of(name).wardrobe:
         return 0
     return between(generator(name, "view", pid, camid, index, seed), 0, len(VIEWS) - 1)
 
@@ -179,9 +179,9 @@ def draw_image(name: str, pid: int, camid: int, index: int, seed: int = 0, gap: 
     Returns (H, W, 3) uint8, before compression: 128x64 for pedestrians, 96x96 for vehicles.
     Raises UserError for an unknown name.
     """
-    domain = _domain(name)
+    domain = domain_of(name)
     height, width = domain.height * SS, domain.width * SS
-    camera, identity = _camera(name, camid, seed, gap), _identity(name, pid, seed)
+    camera, identity = _camera(name, camid, seed, gap), identity_of(name, pid, seed)
     rng = generator(domain.key, "image", pid, camid, index, seed)
     canvas = view(rng, camera, height, width)
     if isinstance(identity, Person):
@@ -229,7 +229,8 @@ def _hide(canvas: np.ndarray, rng: Rng, name: str, seed: int) -> None:
     pick(rng, OCCLUDERS)(canvas, rng)
 
 
-def _checked(key: str, value: object, least: int) -> int:
+def checked(key: str, value: object, least: int) -> int:
+    """Returns a size. Raises ``UserError`` that names its key if it is no whole number of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserError(f"DATASETS.SYNTHETIC.{key}: must be a whole number of at least {least}, got {value!r}")
     return value
@@ -237,7 +238,7 @@ def _checked(key: str, value: object, least: int) -> int:
 
 def _file_name(name: str, pid: int, camid: int, index: int, seed: int) -> str:
     stem = f"{pid:04d}_c{camid}s1_{index:06d}_00"
-    return f"{stem}.jpg" if _domain(name).wardrobe else f"{stem}_v{view_of(name, pid, camid, index, seed)}.jpg"
+    return f"{stem}.jpg" if domain_of(name).wardrobe else f"{stem}_v{view_of(name, pid, camid, index, seed)}.jpg"
 
 
 def _write_identity(
@@ -273,18 +274,15 @@ def ensure_synthetic(
     that is killed outright leaves a hidden folder ``.<name>_<hash8>.*`` behind, which nothing reads.
     Raises UserError for wrong sizes, an unknown name or a root that cannot be written.
     """
-    _domain(name)
-    ids, cameras, images = _checked("IDS", ids, 4), _checked("CAMERAS", cameras, 2), _checked("IMAGES", images, 2)
-    seed, workers, gap = _checked("SEED", seed, 0), _checked("WORKERS", workers, 1), _checked("CAMERA_GAP", gap, 0)
+    domain_of(name)
+    ids, cameras, images = checked("IDS", ids, 4), checked("CAMERAS", cameras, 2), checked("IMAGES", images, 2)
+    seed, workers, gap = checked("SEED", seed, 0), checked("WORKERS", workers, 1), checked("CAMERA_GAP", gap, 0)
     if gap > 100:
         raise UserError(f"DATASETS.SYNTHETIC.CAMERA_GAP: must be a percentage of at most 100, got {gap}")
     contents = (name, ids, cameras, images, seed, FORMAT_VERSION, *([gap] if gap != 100 else []))
     tag = hashlib.sha256(repr(contents).encode()).hexdigest()[:8]
-    folder = Path(root) / f"{name}_{tag}"
-    if folder.is_dir():
-        return folder
-    draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    try:
+
+    def make(draft: Path) -> None:
         for split in FOLDERS:
             (draft / split).mkdir(parents=True)
         job = functools.partial(_write_identity, name, draft, ids // 2, cameras, images, seed, gap)
@@ -295,21 +293,8 @@ def ensure_synthetic(
             # Fresh processes: forking one that has threads (a training run has) can hang.
             with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
                 list(pool.map(job, range(1, ids + 1), chunksize=4))
-        _put_in_place(draft, folder)
-    except OSError as error:
-        raise UserError(f"{name}: cannot write the built-in data to {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return folder
 
-
-def _put_in_place(draft: Path, folder: Path) -> None:
-    try:
-        os.rename(draft, folder)
-    except OSError:
-        # Another process was first, with the same files: ours goes.
-        if not folder.is_dir():
-            raise
+    return made_whole(name, Path(root) / f"{name}_{tag}", make)
 
 
 def _rows(name: str, ids: int, cameras: int, images: int, seed: int, gap: int) -> Iterator[np.ndarray]:

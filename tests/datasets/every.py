@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +15,7 @@ from PIL import Image
 from datasets import CATALOGUE
 from datasets.readers.scan import is_image
 from datasets.synthetic.sets import NAMES as SYNTHETIC
+from datasets.synthetic.tracks import ensure_tracks
 from tests.datasets.miniatures import MINIATURES, write
 
 TABLE = """path,pid,camid,split,seq,x1,y1,x2,y2,weather
@@ -23,7 +28,16 @@ out/h.jpg,eve,yard,gallery,,,,,,wet
 """
 PEOPLE = ["ann/1.jpg", "ann/2.jpg", "rex/1.jpg", "tom/1.jpg", "tom/3.jpg", "zoë/1.jpg"]
 OPTIONS = {name: {"ids": 4, "cameras": 2, "images": 2} for name in SYNTHETIC}
+OPTIONS["synthetic_tracks"] = {"ids": 4, "cameras": 2, "frames": 44, "seed": 86}
 """Options without which an entry would be slow to make."""
+
+
+@lru_cache
+def drawn_tracks() -> Path:
+    """The folder of a small ``synthetic_tracks``, drawn once a process: frames take longer than images."""
+    home = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    return ensure_tracks("synthetic_tracks", home, **OPTIONS["synthetic_tracks"])
 
 
 def build(name: str, root: Path) -> None:
@@ -34,6 +48,8 @@ def build(name: str, root: Path) -> None:
     elif name == "csv":
         write(root, ["in/a.png", "in/b.jpg", "out/q.jpg", "out/g.jpg", "out/h.jpg"])
         (root / "dataset.csv").write_text(TABLE, encoding="utf-8")
+    elif name == "synthetic_tracks":
+        shutil.copytree(drawn_tracks(), root / drawn_tracks().name)
     elif name in ("folder", "images"):
         write(root, PEOPLE)
     else:

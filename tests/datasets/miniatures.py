@@ -291,6 +291,122 @@ LUPERSON = Miniature(
 )
 
 
+def tables(**matrices) -> Callable[[Path], None]:
+    """MATLAB files by path, with two underscores for a slash, each with one variable: (name, values)."""
+
+    def more(place: Path) -> None:
+        for path, (name, values) in matrices.items():
+            file = place / f"{path.replace('__', '/')}.mat"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            savemat(file, {name: np.array(values, float)})
+
+    return more
+
+
+MARS_TRAIN = ["0001C1T0001F001.jpg", "0001C1T0001F002.jpg", "0001C5T0003F001.jpg", "0003C2T0001F001.jpg"]
+MARS_TEST = [
+    "00-1C1T0001F001.jpg", "0000C2T0001F001.jpg", "0002C1T0001F001.jpg", "0002C1T0001F002.jpg", "0002C2T0001F001.jpg",
+]  # fmt: skip
+MARS = Miniature(
+    "MARS",
+    [f"bbox_{split}/{n[:4]}/{n}" for split, names in (("train", MARS_TRAIN), ("test", MARS_TEST)) for n in names],
+    [
+        ("bbox_train/0001/0001C1T0001F001.jpg", 0, 0, 0),
+        ("bbox_train/0001/0001C1T0001F002.jpg", 0, 0, 0),
+        ("bbox_train/0001/0001C5T0003F001.jpg", 0, 2, 0),
+        ("bbox_train/0003/0003C2T0001F001.jpg", 1, 1, 0),
+    ],
+    [("bbox_test/0002/0002C2T0001F001.jpg", 2, 1, 0)],
+    [
+        ("bbox_test/0000/0000C2T0001F001.jpg", 0, 1, 0),
+        ("bbox_test/0002/0002C1T0001F001.jpg", 2, 0, 0),
+        ("bbox_test/0002/0002C1T0001F002.jpg", 2, 0, 0),
+        ("bbox_test/0002/0002C2T0001F001.jpg", 2, 1, 0),
+    ],
+    {"info/train_name.txt": "\n".join(MARS_TRAIN) + "\n", "info/test_name.txt": "\n".join(MARS_TEST) + "\n"},
+    tables(
+        info__tracks_train_info=("track_train_info", [[1, 2, 1, 1], [3, 3, 1, 5], [4, 4, 3, 2]]),
+        info__tracks_test_info=("track_test_info", [[1, 1, -1, 1], [2, 2, 0, 2], [3, 4, 2, 1], [5, 5, 2, 2]]),
+        info__query_IDX=("query_IDX", [[4]]),
+    ),
+)
+ILIDS = Miniature(
+    "i-LIDS-VID",
+    [
+        f"sequences/cam{cam}/person{pid:03d}/cam{cam}_person{pid:03d}_{frame:05d}.png"
+        for cam in (1, 2) for pid in (1, 4, 7, 9) for frame in (317, 318)
+    ],
+    [
+        (f"sequences/cam{cam}/person{pid:03d}/cam{cam}_person{pid:03d}_{frame:05d}.png", i, cam - 1, 0)
+        for cam in (1, 2) for i, pid in enumerate((1, 9)) for frame in (317, 318)
+    ],
+    *(
+        [
+            (f"sequences/cam{cam}/person{pid:03d}/cam{cam}_person{pid:03d}_{frame:05d}.png", pid, cam - 1, 0)
+            for pid in (4, 7) for frame in (317, 318)
+        ]
+        for cam in (1, 2)
+    ),
+    more=lambda place: tables(splits=("ls_set", [[3, 2, 1, 4], [1, 2, 3, 4]]))(place)
+    or (place / "train-test people splits").mkdir()
+    or (place / "splits.mat").rename(place / "train-test people splits" / "train_test_splits_ilidsvid.mat"),
+)  # fmt: skip
+PRID_VIDEO = Miniature(
+    "prid_2011",
+    [f"multi_shot/cam_{view}/person_{pid:04d}/{f:04d}.png" for view in "ab" for pid in (1, 3, 300) for f in (1, 2)],
+    [(f"multi_shot/cam_{view}/person_0003/{f:04d}.png", 0, cam, 0) for cam, view in enumerate("ab") for f in (1, 2)],
+    [(f"multi_shot/cam_a/person_0001/{frame:04d}.png", 1, 0, 0) for frame in (1, 2)],
+    [(f"multi_shot/cam_b/person_0001/{frame:04d}.png", 1, 1, 0) for frame in (1, 2)],
+    {"splits_prid2011.json": json.dumps([{"train": ["person_0003"], "test": ["person_0001"]}])},
+)
+DUKE_VIDEO = Miniature(
+    "DukeMTMC-VideoReID",
+    [
+        "train/0001/0000/0001_C6_F0001_X30823.jpg", "train/0001/0000/0001_C6_F0009_X30831.jpg",
+        "train/0005/0003/0005C2F0099X30823.jpg", "query/0007/0000/0007_C1_F0001_X1.jpg",
+        "gallery/0007/0001/0007_C2_F0001_X1.jpg", "gallery/0009/0000/0009_C8_F0001_X1.jpg",
+    ],
+    [
+        ("train/0001/0000/0001_C6_F0001_X30823.jpg", 0, 1, 0), ("train/0001/0000/0001_C6_F0009_X30831.jpg", 0, 1, 0),
+        ("train/0005/0003/0005C2F0099X30823.jpg", 1, 0, 0),
+    ],
+    [("query/0007/0000/0007_C1_F0001_X1.jpg", 7, 2, 0)],
+    [("gallery/0007/0001/0007_C2_F0001_X1.jpg", 7, 0, 0), ("gallery/0009/0000/0009_C8_F0001_X1.jpg", 9, 3, 0)],
+)  # fmt: skip
+
+
+def lsvid() -> Miniature:
+    """Two tracklets train; the second and third of the test lists are one person under two cameras."""
+
+    def names(split: str, pid: int, track: int, cam: int) -> list[str]:
+        return [f"tracklet_{split}/{pid:04d}/{pid:04d}_{track:03d}_{cam:02d}_0302noon_00{i}.jpg" for i in (12, 15)]
+
+    train = [("train", 0, 0, 3), ("train", 4, 1, 15)]
+    test = [("test", 8, 0, 3), ("test", 2, 0, 1), ("test", 2, 1, 15)]
+    lists = {
+        f"list_sequence/list_seq_{split}.txt": "".join(f"{names(*t)[0][: -len('0012.jpg')]} {t[1]}\n" for t in tracks)
+        for split, tracks in (("train", train), ("test", test))
+    }
+
+    def more(place: Path) -> None:
+        h5py = pytest.importorskip("h5py")
+        (place / "test" / "data").mkdir(parents=True)
+        path = place / "test" / "data" / "info_test.mat"
+        with h5py.File(path, "w", userblock_size=512) as archive:
+            archive["query"] = np.array([[2.0]])
+        with open(path, "r+b") as handle:
+            handle.write(b"MATLAB 7.3 MAT-file")
+
+    def rows(tracks, pids, cams):
+        return [(name, pids[t[1]], cams[t[3]], 0) for t in tracks for name in names(*t)]
+
+    cams, pids = {3: 0, 15: 1, 1: 2}, {8: 8, 2: 2}
+    return Miniature(
+        "LS-VID", [name for t in (*train, *test) for name in names(*t)], rows(train, {0: 0, 4: 1}, cams),
+        rows(test[1:2], pids, cams), rows(test, pids, cams), lists, more,
+    )  # fmt: skip
+
+
 def joint() -> Miniature:
     """MSMT17 without its validation list, then Market-1501 behind it."""
     first, second = msmt17("MSMT17", "train", "test"), MARKET
@@ -414,6 +530,11 @@ MINIATURES = {
     "cuhk_sysu": SYSU,
     "prid": prid(),
     "luperson": LUPERSON,
+    "mars": MARS,
+    "ilids_vid": ILIDS,
+    "prid_video": PRID_VIDEO,
+    "duke_video": DUKE_VIDEO,
+    "lsvid": lsvid(),
     "mm": joint(),
     "car196": CARS,
     "cub200": CUB,

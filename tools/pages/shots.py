@@ -62,6 +62,11 @@ def load_thumbnails(rows: list[dict[str, Any]], rules: PixelRules = PLAIN) -> in
     pixels.
     """
     shots = [one for row in rows for one in [row["query"], *(s for ranking in row["lists"] for s in ranking["shots"])]]
+    return load_shots(shots, rules)
+
+
+def load_shots(shots: list[dict[str, Any]], rules: PixelRules = PLAIN) -> int:
+    """Adds the thumbnails of some shots, reading each file once, in a few threads; returns how many failed."""
     keys = [(one["path"], tuple(one["box"]) if one["box"] is not None else None) for one in shots]
     images = [key for key in dict.fromkeys(keys) if key[0]]
     with ThreadPoolExecutor(4) as pool:

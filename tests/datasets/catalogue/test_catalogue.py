@@ -42,7 +42,7 @@ ENTRIES = [n for n in CATALOGUE if n not in ("csv", "folder", "images") and not 
 
 
 def test_the_catalogue_is_walked():
-    assert len(ENTRIES) >= 24 and len(NAMES) >= 32
+    assert len(ENTRIES) >= 29 and len(NAMES) >= 38
     assert set(MINIATURES) == set(ENTRIES) and set(PUBLISHED_NAMES) == set(ENTRIES)
 
 
@@ -109,6 +109,11 @@ def test_the_first_candidate_with_the_dataset_in_it_wins(tmp_path):
 
 
 PUBLISHED_NAMES = {
+    "mars": ("MARS",),
+    "ilids_vid": ("iLIDS-VID", "ilidsvid"),
+    "prid_video": ("PRID-2011-video",),
+    "duke_video": ("DukeMTMC-VideoReID", "dukemtmcvidreid"),
+    "lsvid": ("LS-VID", "ls_vid"),
     "market1501": ("Market1501", "market", "market-1501", "MARKET_1501"),
     "dukemtmc": ("dukemtmcreid", "DukeMTMC", "duke", "dukemtmc-reid", "DukeMTMC-reID"),
     "occ_duke": ("occluded_duke", "occludedduke", "occluded_dukemtmc", "Occluded-Duke"),

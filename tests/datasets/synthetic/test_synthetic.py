@@ -16,6 +16,7 @@ from PIL import Image
 from datasets.synthetic import person as person
 from datasets.synthetic import raster as synthetic_raster
 from datasets.synthetic import sets as synthetic
+from datasets.synthetic import whole_folder
 from datasets.synthetic.sets import FOLDERS, NAMES, PATTERN, contact_sheet, draw_image, ensure_synthetic, view_of
 from utils.errors import UserError
 
@@ -195,7 +196,7 @@ def test_processes_that_write_the_same_set_at_once(tmp_path):
 
 def test_the_loser_of_a_race_deletes_its_copy(tmp_path, monkeypatch):
     # The other process finishes while ours is drawing its last image.
-    place, winner = synthetic._put_in_place, []
+    place, winner = whole_folder._put_in_place, []
 
     def late(draft, folder):
         (folder / "query").mkdir(parents=True)
@@ -203,7 +204,7 @@ def test_the_loser_of_a_race_deletes_its_copy(tmp_path, monkeypatch):
         winner.append(folder)
         place(draft, folder)
 
-    monkeypatch.setattr(synthetic, "_put_in_place", late)
+    monkeypatch.setattr(whole_folder, "_put_in_place", late)
     assert ensure_synthetic("synthetic", tmp_path, 4, 2, 2) == winner[0]
     assert list(tmp_path.iterdir()) == winner
     assert [path.name for path in winner[0].rglob("*.jpg")] == ["theirs.jpg"]

@@ -1,0 +1,1 @@
+"""From tracklets to identities: what ``tools.identities`` is made of."""
