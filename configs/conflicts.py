@@ -59,6 +59,12 @@ KEY_RULES = (
         lambda cfg: cfg.INPUT.CUTMIX and cfg.DATALOADER.SAMPLER != "softmax",
     ),
     KeyRule(
+        "DATALOADER.FRAMES",
+        "DATALOADER.SAMPLER",
+        "frames of one tracklet are drawn together; use 'tracklets'",
+        lambda cfg: cfg.DATALOADER.FRAMES > 1 and cfg.DATALOADER.SAMPLER != "tracklets",
+    ),
+    KeyRule(
         "INPUT.MIXUP",
         "SOLVER.IMS_PER_BATCH",
         "images are mixed in pairs; use an even number",
@@ -85,6 +91,12 @@ TRAINING_RULES = (
         "PROCESSOR.NAME",
         "use 'multiple_gallery_nocam'",
         lambda cfg, method: method.sources_apart and cfg.DATALOADER.SAMPLER != "multiple_gallery_nocam",
+    ),
+    Rule(
+        "DATALOADER.FRAMES",
+        "PROCESSOR.NAME",
+        "the method takes images by themselves; 'supervised' takes clips",
+        lambda cfg, method: cfg.DATALOADER.FRAMES > 1 and not method.clips,
     ),
     Rule(
         "INPUT.PIPELINE",

@@ -110,6 +110,9 @@ MODEL = {
                     choices=("SIMCLR", "SIMSIAM")),
     "SSL_HIDDEN": Key(4096, "prompt method: hidden width of SimCLR's heads; published. Smaller saves memory", min=1),
     "PROMPT_NOUN": Key("", "prompt method: the prompt's noun; empty: by the dataset's kind (person, vehicle, ...)"),
+    "TEMPORAL": Key("mean", "pooling over the frames of a clip, between backbone and neck (DATALOADER.FRAMES): mean, "
+                    "as tests by TEST.TRACKLETS do, max, gem, attention (frames unlike the others count less)",
+                    choices=("mean", "max", "gem", "attention")),
     "FC_HEAD": Key("feat", "torchreid family: layers behind the pooling: feat (linear, batch norm), fc (linear, batch "
                    "norm, ReLU; its model zoo's), none", choices=("feat", "fc", "none")),
     "FC_DIM": Key(2048, "torchreid family: width of the feature behind FC_HEAD; 2048 as published", min=1),
@@ -247,8 +250,11 @@ DATALOADER = {
                    min=0),
     "SAMPLER": Key("softmax", "how batches are drawn: softmax (shuffle), softmax_triplet (P identities x K images), "
                    "id, id_triplet, img_triplet, repeat_iter (MSViT's), two_platforms (University-1652), "
-                   "multiple_gallery (cluster contrast), multiple_gallery_nocam (SSDViT's)"),
+                   "multiple_gallery (cluster contrast), multiple_gallery_nocam (SSDViT's), tracklets (P identities x "
+                   "K tracklets x FRAMES)"),
     "NUM_INSTANCE": Key(16, "images per identity in a batch (K)", min=1),
+    "FRAMES": Key(1, "sampler tracklets: frames of a tracklet in a batch (T), pooled to one feature (MODEL.TEMPORAL); "
+                  "1: images by themselves, as most sets are of images", min=1, max=1000),
     "REMOVE_TAIL": Key(0, "upstream's threshold for rare identities"),
     "CACHE_GB": Key(0.0, "memory for training images, in GB (10^9 bytes), shared by all workers; 0: none", min=0,
                     max=100_000),

@@ -120,6 +120,31 @@ def two_platforms(
     return whole_batches(np.concatenate(rows), batch_size)
 
 
+def tracklet_clips(
+    pids: np.ndarray, batch_size: int, num_instances: int, rng: np.random.Generator, seqs: np.ndarray, frames: int = 1
+) -> Batches:
+    """P x K x T: P identities, K tracklets of each, T frames of each tracklet side by side, in order.
+
+    Tracklets are drawn as ``identity_batches`` draws images. Frames are one of each T-th of the tracklet, or drawn with
+    replacement from a shorter one. seqs: (N,) tracklets. batch_size: images.
+    """
+    _, first, owner = np.unique(seqs, return_index=True, return_inverse=True)
+    order = np.argsort(owner.reshape(-1), kind="stable")
+    tracklets = np.split(order, np.cumsum(np.bincount(owner.reshape(-1)))[:-1])
+    batches = []
+    for batch in identity_batches(pids[first], batch_size // frames, num_instances, rng):
+        batches.append(np.concatenate([clip(tracklets[number], frames, rng) for number in batch]))
+    return batches
+
+
+def clip(rows: np.ndarray, frames: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns one row of each of ``frames`` equal stretches of a tracklet; of a shorter one, in order, some twice."""
+    if len(rows) < frames:
+        return np.sort(rng.choice(rows, frames))
+    edges = np.arange(frames + 1) * len(rows) // frames
+    return rows[rng.integers(edges[:-1], edges[1:])]
+
+
 def rows_by_identity(pids: np.ndarray) -> list[tuple[int, np.ndarray]]:
     """Returns (identity, its rows) in ascending order of both."""
     order = np.argsort(pids, kind="stable")
@@ -148,7 +173,10 @@ RULES = {
 }
 """DATALOADER.SAMPLER -> function of (pids, batch size, K, generator) that gives a pass of batches."""
 
-PLACED_RULES = {"two_platforms": (two_platforms, "viewids"), "multiple_gallery": (multiple_gallery, "camids")}
+PLACED_RULES = {
+    "two_platforms": (two_platforms, "viewids"), "multiple_gallery": (multiple_gallery, "camids"),
+    "tracklets": (tracklet_clips, "seqs"),
+}  # fmt: skip
 """The same for rules that depend on where images were taken, each with the column of ``Records`` that holds it."""
 
 
@@ -234,13 +262,17 @@ def make_sampler(cfg: CfgNode, records: Records, rank: int, world: int) -> Epoch
         raise UserError(f"{key}: {batch} images cannot be shared equally by {world} processes")
     if batch // world < 2:
         raise UserError(f"{key}: {batch} leaves a process one image; batch norm needs at least two")
+    if name == "tracklets":
+        check_clips(records, batch // world, k, cfg.DATALOADER.FRAMES, key)
+        rule = partial(tracklet_clips, frames=cfg.DATALOADER.FRAMES)
     sampler_of = partial(EpochSampler, rule, pids, batch, k, cfg.SOLVER.SEED, rank, world, places)
     if method.pseudo_labels:  # identities are not known yet, and an epoch has a fixed length
         if name != "softmax":
             check_batch(batch // world, k)
         return sampler_of(steps=cfg.CLUSTER.ITERS)
     if name != "softmax":
-        check_identities(batch // world, k, len(np.unique(pids)), key)
+        frames = cfg.DATALOADER.FRAMES  # 1 but for clips
+        check_identities(batch // world // frames, k, len(np.unique(pids)), key)
     if name == "repeat_iter" and len(pids) < k * len(np.unique(pids)):
         log.warning("fewer than %d images per identity: an epoch repeats some, to show every identity once", k)
     sampler = sampler_of()
@@ -258,6 +290,20 @@ def check_identities(
         raise UserError(
             f"{key}: a batch of {batch} needs {batch // num_instances} identities with {num_instances} "
             f"images each, {source} has {identities}; lower {key} or raise DATALOADER.NUM_INSTANCE"
+        )
+
+
+def check_clips(records: Records, batch: int, num_instances: int, frames: int, key: str) -> None:
+    """Raises ``UserError`` unless the list has tracklets and a batch is P x K x T of them."""
+    if records.seqs is None:
+        raise UserError(
+            "DATALOADER.SAMPLER: 'tracklets' needs tracklets, and the training list names none; in a table the column "
+            "'seq' does"
+        )
+    if batch % (num_instances * frames):
+        raise UserError(
+            f"{key}: {batch} images per process is not a multiple of DATALOADER.NUM_INSTANCE {num_instances} x "
+            f"DATALOADER.FRAMES {frames}; a batch is P identities x K tracklets x T frames"
         )
 
 

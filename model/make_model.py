@@ -27,10 +27,12 @@ from model.layers.lora import add_adapters
 from model.layers.norms import convert_sync_batch_norm
 from model.layers.pooling import TOKEN_POOLINGS, make_pooling
 from model.layers.sparse_attention import kept_count
+from model.layers.temporal import TemporalPooling
 from model.make_clip import make_clip_model, make_clip_tower
 from model.networks.cluster_encoder import ClusterEncoder, PooledTrunk
 from model.networks.dino import DINOHead, MultiCrop
 from model.networks.msvit import MSViTClassifier, MSViTReID, check_parts
+from model.networks.necked import NeckedModel
 from model.networks.part_tokens import PartTokenModel
 from model.networks.reid import ReIDModel
 from model.networks.ssdvit import SSDViT
@@ -409,6 +411,16 @@ def adapt(cfg: CfgNode, model: RetrievalModel) -> None:
     add_adapters(backbone, keys.RANK, keys.ALPHA, targets)
 
 
+def pool_clips(cfg: CfgNode, model: RetrievalModel) -> None:
+    """Makes the model pool the features of each clip in training, as MODEL.TEMPORAL says."""
+    if not isinstance(model, NeckedModel):
+        raise conflict(
+            f"DATALOADER.FRAMES {cfg.DATALOADER.FRAMES}", f"MODEL.NAME {cfg.MODEL.NAME!r}",
+            "clips are pooled between a backbone and its neck, which this network does not keep apart",
+        )  # fmt: skip
+    model.temporal = TemporalPooling(cfg.MODEL.TEMPORAL, cfg.DATALOADER.FRAMES)
+
+
 NETWORKS: dict[str, Callable[[CfgNode, TrainingCounts], RetrievalModel]] = {
     "reid": make_reid,
     "prompt": make_prompted,
@@ -435,6 +447,8 @@ def make_model(cfg: CfgNode, num_class: int, camera_num: int = 0, view_num: int 
     model = NETWORKS[method.network](cfg, TrainingCounts(num_class, camera_num, view_num, kind))
     if cfg.MODEL.LORA.RANK:
         adapt(cfg, model)
+    if cfg.DATALOADER.FRAMES > 1:
+        pool_clips(cfg, model)
     if switch("MODEL.SYNC_BN", cfg.MODEL.SYNC_BN):
         for name, child in list(model.named_children()):
             if name not in model.sees_whole_batch:

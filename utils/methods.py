@@ -34,7 +34,8 @@ class Method:
     tests: a run must have something to evaluate on.
     views: the views of an image in a training batch: ``one``, ``paired`` (two more where MODEL.USE_SSL is on),
     ``crops`` (DINO's multi-crop), ``weak_strong`` (a view with and one without the learned policy).
-    batch_key: the key of the batch size.
+    clips: takes clips of several frames, which the network pools (DATALOADER.FRAMES). batch_key: the key of the batch
+    size.
 
     Network:
     network: what is put on the backbone: ``reid``, ``prompt``, ``multi_crop``, ``cluster_encoder``, ``ssdvit``.
@@ -56,6 +57,7 @@ class Method:
     sources_apart: bool = False
     tests: bool = True
     views: str = "one"
+    clips: bool = False
     batch_key: str = "SOLVER.IMS_PER_BATCH"
     network: str = "reid"
     head_per_target: bool = False
@@ -93,7 +95,7 @@ PROMPT_KEYS = (
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("supervised"),
+        Method("supervised", clips=True),
         Method(
             "prompt", in_order=True, views="paired", batch_key="SOLVER.STAGE2.IMS_PER_BATCH", network="prompt",
             keys=PROMPT_KEYS,

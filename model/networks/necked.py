@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from model.base import RetrievalModel
 from model.layers.heads import make_neck
 from model.layers.jpm import LOCAL_PARTS
+from model.layers.temporal import TemporalPooling
 from utils.errors import UserError
 from utils.output import ReIDOutput
 
@@ -26,6 +27,8 @@ class NeckedModel(RetrievalModel):
 
     A subclass makes its backbone, calls ``add_part`` for every part in the order of ``part_features``, and says how
     the features come about. neck_feat: ``before`` or ``after`` the necks, for retrieval. dropout: before classifiers.
+
+    temporal: pools the features of each clip in training; None: every image is one by itself.
     """
 
     whole_parts = 1
@@ -36,6 +39,7 @@ class NeckedModel(RetrievalModel):
         self.neck_feat = require_neck_feat(neck_feat)
         self.suffixes: list[str] = []
         self.dropout = nn.Dropout(dropout)
+        self.temporal: TemporalPooling | None = None
 
     def add_part(self, suffix: str, width: int, make_head: Callable[[int], nn.Module], use_neck: bool = True) -> None:
         """Adds the classifier and the neck of a part. make_head: width -> classifier. use_neck: False adds no neck."""
@@ -58,6 +62,9 @@ class NeckedModel(RetrievalModel):
     ) -> ReIDOutput | Tensor:
         """Returns a ``ReIDOutput`` in training, and in evaluation the parts side by side, local ones over four."""
         feats, metric_only = self.part_features(images, cam_label, view_label)
+        if self.training and self.temporal is not None:
+            feats, metric_only = ([self.temporal(feat) for feat in part] for part in (feats, metric_only))
+            label = None if label is None else label[:: self.temporal.frames]
         if not self.training and self.neck_feat == "before":
             return self.join(feats)
         necked = self.after_necks(feats)

@@ -64,6 +64,7 @@ class Supervised(Stage):
 
     loss_function: of the terms. centers: of the center loss, None without it. freeze_epochs: first epochs in which only
     the classifiers learn and everything else is in evaluation mode. mixup: mixes the images of a batch, None without.
+    frames: of a clip, consecutive in a batch, which the model pools to one feature; 1: images are by themselves.
     """
 
     name = "supervised"
@@ -79,10 +80,11 @@ class Supervised(Stage):
         centers: Centers | None = None,
         freeze_epochs: int = 0,
         mixup: Mixup | None = None,
+        frames: int = 1,
         periods: Periods = DEFAULT_PERIODS,
     ):
         super().__init__(model, epochs, make_solver=make_solver, periods=periods)
-        self.freeze_epochs, self.frozen = freeze_epochs, False
+        self.freeze_epochs, self.frozen, self.frames = freeze_epochs, False, frames
         self.loader, self.loss_function, self.centers, self.mixup = loader, loss_function, centers, mixup
         self.accuracy = torch.zeros(())
 
@@ -102,6 +104,7 @@ class Supervised(Stage):
             centers=centers,
             freeze_epochs=cfg.SOLVER.FREEZE_EPOCHS,
             mixup=make_mixup(cfg, data.num_classes),
+            frames=cfg.DATALOADER.FRAMES,
             periods=Periods.from_cfg(cfg),
             **more,
         )
@@ -147,6 +150,7 @@ class Supervised(Stage):
 
     def labelled_terms(self, out: ReIDOutput, pids: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Returns the weighted terms of an output. pids: (B,). targets: the same, or shares of classes (B, C)."""
+        pids, targets = pids[:: self.frames], targets[:: self.frames]  # of clips
         scores = out.scores[0] if out.i2t_logits is None else out.i2t_logits
         self.accuracy = (scores.detach().argmax(1) == pids).float().mean()
         terms = self.loss_function(out, targets)

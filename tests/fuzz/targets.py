@@ -15,12 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.io import savemat
 
 from configs import load_config
 from configs.defaults import KEYS
 from datasets import make_dataset
 from datasets.catalogue import find_spec
 from datasets.readers.filter_list import listed_names
+from datasets.readers.frame_boxes import read_frame_boxes
+from datasets.readers.video import matrix
 from datasets.storage.cache import unpacked
 from datasets.storage.decoding import decode_by_torchvision
 from datasets.storage.pillow_decoding import decode, load_image, open_image
@@ -154,6 +157,31 @@ def read_table(path: Path) -> Any:
 
 
 @lru_cache
+def boxes_of_video() -> list[tuple[str, bytes]]:
+    rows = [(frame, number, 10 * number, 5, 20, 40) for frame in range(1, 9) for number in (1, 2)]
+    mot = "".join(",".join(map(str, row)) + ",0.9,-1,-1,-1\n" for row in rows)
+    table = "frame,seq,x1,y1,x2,y2,score\n" + "".join(",".join(map(str, row)) + ",0.5\n" for row in rows)
+    boxes = "".join(f'<box frame="{f}" outside="0" xtl="{x}" ytl="5" xbr="60" ybr="40"/>' for f, _, x, *_ in rows)
+    xml = f'<?xml version="1.0"?><annotations><track id="1">{boxes}</track></annotations>'
+    images = [{"id": frame, "frame_id": frame} for frame in range(9)]
+    annotations = [{"image_id": f, "bbox": box, "track_id": n} for f, n, *box in rows]
+    coco = json.dumps({"images": images, "annotations": annotations})
+    texts = {"txt": mot, "csv": table, "xml": xml, "json": coco}
+    return [(f"a.{kind}", text.encode()) for kind, text in texts.items()]
+
+
+@lru_cache
+def matrices() -> list[tuple[str, bytes]]:
+    out = io.BytesIO()
+    savemat(out, {"track_train_info": np.arange(40.0).reshape(10, 4), "other": np.arange(3)})
+    return [("a.mat", out.getvalue())]
+
+
+def read_matrix(path: Path) -> Any:
+    return matrix(find_spec("mars"), path, "track_train_info")
+
+
+@lru_cache
 def filter_lists() -> list[tuple[str, bytes]]:
     names = [f"images/{i:06d}.jpg" for i in range(200)]
     found = [("list.pkl", pickle.dumps(names, protocol)) for protocol in range(6)]
@@ -241,6 +269,8 @@ TARGETS = {
         Target("weights", writer(checkpoints), read_state),
         Target("our weights", writer(our_checkpoints, one_change), read_state, same_state),
         Target("table of images", writer(tables), read_table),
+        Target("boxes of a video", writer(boxes_of_video), read_frame_boxes),
+        Target("tracklets of a set", writer(matrices), read_matrix),
         Target("filter list", writer(filter_lists), listed_names),
         Target("image", writer(images), read_an_image),
         Target("index of shards", writer(lambda: [("index", shards()[0])]), read_damaged_shards),

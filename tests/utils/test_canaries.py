@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from datasets.readers.filter_list import listed_names
+from datasets.readers.frame_boxes import read_frame_boxes
 from processor.query_files import Ranked
 from tests.payloads import PAYLOADS, Writes
 from utils.checkpoint import load_pretrained, load_weights
@@ -127,6 +128,8 @@ READERS: dict[str, tuple[str, Callable[[bytes], bytes], Callable[[Path], object]
     "archive in an archive": ("a.pth", within, read_state),
     "list of images": ("CFS_list.pkl", lambda payload: payload, listed_names),
     "features": ("a.npy", array, Features),
+    "boxes of a video": ("a.json", lambda payload: payload, read_frame_boxes),
+    "labelled boxes": ("a.xml", lambda payload: payload, read_frame_boxes),
     "ranked lists": ("ranked.npz", arrays, Ranked.load),
 }  # fmt: skip
 
