@@ -2,11 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PACKAGES := configs datasets model loss solver processor tools utils
+PACKAGES := configs datasets model loss solver processor tools utils lineup
 # Workers share the cores: one torch thread each (tests/conftest.py).
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal --durations 20 --durations-min 5
 
-.PHONY: quickstart test lint parity lowest fuzz kills trackers gpu clean
+.PHONY: quickstart test lint parity lowest wheel fuzz kills trackers gpu clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python train.py --config_file configs/quickstart.yml
@@ -31,6 +31,10 @@ parity: $(VENV)/.installed-dev
 # The fast tests with the lowest versions that requirements.txt allows, in an environment of their own.
 lowest: .venv-lowest/.installed
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -q -n auto --dist worksteal -p no:cacheprovider tests/loss tests/solver tests/model tests/configs tests/datasets tests/utils
+
+# The wheel: built, installed beside Hugging Face's datasets in an environment of its own, and tested there.
+wheel: $(VENV)/.installed-dev .venv-wheel/.installed
+	$(BIN)/python -m tests.wheel .venv-wheel
 
 # Damaged files for every reader, for an hour (FUZZ_SECONDS=120 for two minutes); counts how each sample ends.
 FUZZ_SECONDS ?= 3600
@@ -74,5 +78,13 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	.venv-lowest/bin/uv pip install -q --python .venv-lowest/bin/python --resolution lowest-direct -r requirements-lowest.txt
 	@touch $@
 
+# Without the wheel itself, which tests.wheel installs.
+.venv-wheel/.installed: requirements.txt constraints.txt
+	$(PYTHON) -m venv --clear .venv-wheel
+	.venv-wheel/bin/python -m pip install -q --disable-pip-version-check uv
+	.venv-wheel/bin/uv pip install -q --python .venv-wheel/bin/python -r requirements.txt -c constraints.txt
+	.venv-wheel/bin/uv pip install -q --python .venv-wheel/bin/python datasets pytest pytest-xdist hypothesis h5py
+	@touch $@
+
 clean:
-	rm -rf runs .pytest_cache .ruff_cache
+	rm -rf runs dist site .pytest_cache .ruff_cache

@@ -217,8 +217,8 @@ DATASETS = {
     ),
     "OPTIONS": Key((), "options for one dataset among several: ['cuhk03.classic', True, ...]"),
     "LIST_CACHE": Key(True, "keep the parsed lists of large sets for the next start, in .lineup beside the images"),
-    "SHARDS": Key("", "read the datasets of the run from the tar shards in this folder, which python -m "
-                  "tools.make_shards writes; empty: from their own folders", path=True),
+    "SHARDS": Key("", "read the datasets of the run from the tar shards in this folder, which "
+                  "python -m tools.make_shards writes; empty: from their own folders", path=True),
     "VIEW_DIR": Key("", "VeRi: folder of keypoint_train.txt and keypoint_test.txt; empty: the dataset's own folder",
                     path=True),
     "FILE": Key("", "csv: the table; empty: dataset.csv or dataset.jsonl in ROOT_DIR", path=True),
@@ -237,8 +237,8 @@ DATASETS = {
                         choices=("keep", "drop")),
     "DIRECTION": Key(None, "University-1652: which platform searches which; None: drone to satellite", type=str),
     "MARKET1501_500K": Key(None, "Market-1501: 500,000 distractors join the gallery; None: no", type=bool),
-    "FILTER_PATH": Key("", "list of the training images to keep, best first, one name a line or pickled, as python -m "
-                       "tools.cfs writes it; empty: all (luperson: its own CFS_list, if any; 'no': all)", path=True),
+    "FILTER_PATH": Key("", "list of the training images to keep, best first, one name a line or pickled, as "
+                       "python -m tools.cfs writes it; empty: all (luperson: its own CFS_list, if any; 'no': all)", path=True),
     "KEEP_NUM": Key(None, "images to keep of that list; None: all", type=int, min=1),
 }
 

@@ -19,6 +19,7 @@ from utils.methods import METHODS, owners_of, vit_small_of
 from utils.names import is_clip
 
 BASE = "_BASE_"
+HERE = Path(__file__).parent
 
 #: What a configuration has at its top: sections, keys, and for a hint the keys of sections that were left out.
 TOP_NAMES = {BASE, "<<", *SECTIONS, *KEYS, *(name.rpartition(".")[2] for name in KEYS)}
@@ -94,7 +95,7 @@ def read_yaml(path: str | Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
     """
     asked_by = f" ({BASE} of {chain[-1]})" if chain else ""
     try:
-        path = Path(chain[-1].parent if chain else "") / expanded(str(path))
+        path = shipped(Path(chain[-1].parent if chain else "") / expanded(str(path)))
     except BadPath as error:
         raise ConfigError(f"{path}: cannot be read{asked_by}: {error}") from None
     if path.resolve() in [p.resolve() for p in chain]:
@@ -117,6 +118,15 @@ def read_yaml(path: str | Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
     settings: dict[str, Any] = read_yaml(base, (*chain, path)) if base else {}
     settings.update(_flatten(tree, "", f"in {path}"))
     return settings
+
+
+def shipped(path: Path) -> Path:
+    """Returns a path; where one that begins with ``configs/`` is no file here, that of the file that we bring along.
+
+    So ``configs/quickstart.yml`` means the same in every working directory.
+    """
+    ours = HERE.joinpath(*path.parts[1:])
+    return ours if path.parts[:1] == (HERE.name,) and not path.exists() and ours.is_file() else path
 
 
 def read_text(path: Path) -> str:

@@ -22,18 +22,18 @@ redirect_former_commands()
 __all__ = ["CATALOGUE", "DatasetSpec", "build_transforms", "make_dataloader", "make_dataset", "register_dataset"]
 
 HOMES = {
-    "CATALOGUE": "datasets.catalogue",
-    "DatasetSpec": "datasets.catalogue.spec",
-    "build_transforms": "datasets.transforms.pipelines",
-    "make_dataloader": "datasets.loaders",
-    "make_dataset": "datasets.dataset",
-    "register_dataset": "datasets.catalogue",
+    "CATALOGUE": "catalogue",
+    "DatasetSpec": "catalogue.spec",
+    "build_transforms": "transforms.pipelines",
+    "make_dataloader": "loaders",
+    "make_dataset": "dataset",
+    "register_dataset": "catalogue",
 }
-"""Name -> the module that has it."""
+"""Name -> the module of this package that has it."""
 
 
 def __getattr__(name: str) -> object:
     """Imports an exported name (PEP 562)."""
     if name not in HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(HOMES[name]), name)
+    return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)

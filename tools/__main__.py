@@ -13,7 +13,7 @@ def list_commands() -> dict[str, str]:
         source = path.read_text(encoding="utf-8")
         if "run_command(main)" in source:
             purpose = " ".join((ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0].split())
-            commands[path.stem] = purpose.replace("``", "").split(": python -m ")[0]
+            commands[path.stem] = purpose.partition(": ``")[0].replace("``", "")
     return commands
 
 

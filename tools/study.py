@@ -49,7 +49,7 @@ def import_optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise UserError("tools.study needs optuna: pip install optuna (requirements-extra.txt names it)") from None
+        raise UserError("tools.study needs optuna: pip install -r requirements-extra.txt") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     return optuna

@@ -12,10 +12,20 @@ import torch
 
 from utils.distributed import world_size
 
+BUILT_FROM = "COMMIT"
+"""File beside the packages of an installed wheel."""
+
 
 def commit() -> str:
-    """Returns the checkout's commit, with a ``+`` if files differ from it; '' without git."""
+    """Returns the checkout's commit, with a ``+`` if files differ from it; '' without git.
+
+    An installed package has a file that names the commit that it was built from.
+    """
     here = Path(__file__).parent
+    try:
+        return (here.parent / BUILT_FROM).read_text(encoding="utf-8").strip()
+    except OSError:
+        pass
     try:
         head = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True

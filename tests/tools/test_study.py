@@ -141,5 +141,5 @@ def test_mistakes_of_the_command_are_one_line(market, tmp_path, space, monkeypat
         with pytest.raises(UserError, match=match):
             study.main([*words, *more])
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(UserError, match="needs optuna: pip install optuna"):
+    with pytest.raises(UserError, match="needs optuna: pip install -r requirements-extra.txt"):
         study.main([*words, "DATASETS.VAL_SHARE", "0.5"])
