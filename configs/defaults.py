@@ -238,7 +238,8 @@ DATASETS = {
     "DIRECTION": Key(None, "University-1652: which platform searches which; None: drone to satellite", type=str),
     "MARKET1501_500K": Key(None, "Market-1501: 500,000 distractors join the gallery; None: no", type=bool),
     "FILTER_PATH": Key("", "list of the training images to keep, best first, one name a line or pickled, as "
-                       "python -m tools.cfs writes it; empty: all (luperson: its own CFS_list, if any; 'no': all)", path=True),
+                       "python -m tools.cfs writes it; empty: all (luperson: its own CFS_list, if any; 'no': all)",
+                       path=True),
     "KEEP_NUM": Key(None, "images to keep of that list; None: all", type=int, min=1),
 }
 

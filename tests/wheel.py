@@ -27,8 +27,9 @@ TESTS = ("loss", "solver", "configs", "utils/scoring", "model/layers", "datasets
 """Folders of tests that run quickly and need no checkout around them."""
 NEEDS_A_CHECKOUT = ("test_docs.py", "test_keys_are_read.py", "test_command.py")
 SMALL = (
-    "DATASETS.SYNTHETIC.IDS 16 SOLVER.MAX_EPOCHS 2 SOLVER.WARMUP_EPOCHS 1 SOLVER.EVAL_PERIOD 2 SOLVER.IMS_PER_BATCH 16"
-).split()
+    *("DATASETS.SYNTHETIC.IDS", "16", "SOLVER.MAX_EPOCHS", "2", "SOLVER.WARMUP_EPOCHS", "1"),
+    *("SOLVER.EVAL_PERIOD", "2", "SOLVER.IMS_PER_BATCH", "16"),
+)
 FEATURES = """
 import datasets, utils
 from lineup import Extractor
@@ -102,7 +103,8 @@ def main() -> None:
         where = "import lineup, pathlib; print(pathlib.Path(lineup.__file__).parent)"
         package = Path(run("where it is", python, "-c", where, cwd=folder).strip())
         assert package.is_relative_to(bin_folder.parent) and not (package / "gone.py").exists()
-        assert run("lineup --version", command, "--version", cwd=folder) == f"lineup {lineup.__version__} in {package}\n"
+        version = run("lineup --version", command, "--version", cwd=folder)
+        assert version == f"lineup {lineup.__version__} in {package}\n"
         settings = ["--config_file", "configs/quickstart.yml", *SMALL]
         run("lineup train", command, "train", *settings, cwd=folder)
         weight = "runs/quickstart/resnet10_2.pth"
