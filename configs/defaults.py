@@ -343,6 +343,9 @@ SOLVER = {
     "EVAL_BEFORE": Key(False, "evaluate the untrained model first, to show what training gave"),
     "KEEP_BEST": Key("", "keep the best checkpoint by mAP or Rank-1; empty: only the regular ones",
                      choices=("", "mAP", "Rank-1")),
+    "LOGGERS": Key(("tensorboard",), "where scalars of training go: any of tensorboard, csv, wandb and mlflow, or (); "
+                   "the default stays on this machine, since nothing is sent anywhere that was not asked for",
+                   type=str, is_list=True, choices=("tensorboard", "wandb", "mlflow", "csv")),
     "GATHER": Key(False, "collect the features of batch-coupled losses from all processes, with gradient"),
     **{f"STAGE1.{name}": key for name, key in _OPTIMIZER.items()},
     "STAGE1.SSL_LOSS_WEIGHT": Key(2.0, "weight of the language self-supervision"),

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from yacs.config import CfgNode
@@ -26,6 +26,8 @@ from processor.adapters import Slim, slim_checkpoints
 from processor.evaluate import Settings, evaluate, generalisation_report, mean_of, means
 from processor.finished import CONFIG, FREE_KEYS, LAST, TEST_CONFIG
 from processor.last import RunProgress
+from processor.loggers.base import Loggers
+from processor.loggers.make_loggers import make_loggers, refuse_missing_loggers
 from processor.metrics_files import METRICS, TEST_METRICS, Results, TrainingMetrics
 from processor.runtime_network import network_of_file
 from processor.stage import Stage
@@ -43,9 +45,6 @@ from utils.methods import method_of, register_method
 from utils.provenance import commit, environment, machine
 from utils.stop_signals import StopSignals
 from utils.trees import flat
-
-if TYPE_CHECKING:  # it takes over a second to import
-    from torch.utils.tensorboard import SummaryWriter
 
 __all__ = ["register_method", "test", "train"]
 
@@ -90,6 +89,7 @@ def _train(
     dtype = choose_precision(cfg.SOLVER.PRECISION, device)
     cfg = with_traits(cfg)
     method_of(cfg)  # refuses an unknown name before any work
+    refuse_missing_loggers(cfg)
     write_config(cfg, folder)
     data = make_dataloader(cfg)
     if held_out_only:
@@ -99,9 +99,8 @@ def _train(
     slim = slim_checkpoints(cfg, model)
     stages = build_stages(cfg, data, model)
     evaluator = Evaluator(data, Settings.from_cfg(cfg), device, folder)
-    writer = scalar_writer(folder)
-    trainer = make_trainer(cfg, context, dtype, evaluator, writer, watch, slim)
-    progress = trainer.fit(stages)
+    with make_loggers(cfg, folder) as loggers:
+        progress = make_trainer(cfg, context, dtype, evaluator, loggers, watch, slim).fit(stages)
     if not evaluator.results and progress.history:  # finished before this start
         if (folder / METRICS).exists():
             return TrainingMetrics.read(folder / METRICS).content
@@ -109,8 +108,6 @@ def _train(
     metrics = training_metrics(cfg, config_file, device, data, progress, evaluator.results)
     if is_main():
         write_json(folder / METRICS, metrics)
-    if writer is not None:
-        writer.flush()
     if after and is_main():
         after(cfg, model, data, device, folder)
     log.info("done: %s", folder)
@@ -268,15 +265,6 @@ def add_averaging(cfg: CfgNode, stage: Stage) -> None:
     stage.epochs += cfg.SOLVER.EMA.EXTRA_EPOCHS
 
 
-def scalar_writer(folder: Path) -> SummaryWriter | None:
-    """Returns TensorBoard's writer on the first process, None elsewhere."""
-    if not is_main():
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder / "tensorboard"))
-
-
 # ---------------------------------------------------------------- training
 
 
@@ -303,7 +291,7 @@ def make_trainer(
     context: RunContext,
     dtype: torch.dtype,
     evaluator: Evaluator,
-    writer: SummaryWriter | None,
+    loggers: Loggers,
     watch: Watch | None = None,
     slim: Slim | None = None,
 ) -> Trainer:
@@ -326,7 +314,7 @@ def make_trainer(
         save_every=cfg.SOLVER.SAVE_EVERY_MINUTES,
         signals=context.signals,
         compiled=cfg.MODEL.COMPILE,
-        writer=writer,
+        loggers=loggers,
     )
 
 

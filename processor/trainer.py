@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from functools import reduce
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ from processor.last import (
     read_last,
     require,
 )
+from processor.loggers.base import Loggers
 from processor.meter import Meter
 from processor.stage import Stage, TrainingBatches, batches_after
 from solver import WeightAverage, reestimate_batch_norm
@@ -52,9 +53,6 @@ from utils.errors import UserError
 from utils.stop_signals import CODE, StopSignals
 from utils.weight_files import save_atomically
 
-if TYPE_CHECKING:  # it takes over a second to import
-    from torch.utils.tensorboard import SummaryWriter
-
 log = logging.getLogger("lineup")
 
 
@@ -68,8 +66,8 @@ class Trainer:
     checkpoint of weights holds of a state, all without it. resume: ``auto``, ``never`` or a path. keep_best:
     name of the value to keep the best weights by, or ''. clip_grad: largest gradient norm, 0 for no limit.
     accumulation: micro-batches per update. save_every: minutes after which ``last`` is saved inside an epoch, 0 for
-    never. signals: noted while training, which then stops behind a step. compiled: compile the model. writer:
-    TensorBoard's, on the first process.
+    never. signals: noted while training, which then stops behind a step. compiled: compile the model. loggers: of
+    scalars, on the first process.
     """
 
     def __init__(
@@ -92,12 +90,13 @@ class Trainer:
         save_every: float = 0.0,
         signals: StopSignals | None = None,
         compiled: bool = False,
-        writer: SummaryWriter | None = None,
+        loggers: Loggers | None = None,
     ):
         self.device, self.dtype, self.folder, self.model_name = device, dtype, Path(folder), model_name
         self.training_lists = training_lists or {}
         self.fingerprint, self.evaluate, self.resume, self.keep_best = fingerprint, evaluate, resume, keep_best
-        self.clip_grad, self.accumulation, self.compiled, self.writer = clip_grad, accumulation, compiled, writer
+        self.clip_grad, self.accumulation, self.compiled = clip_grad, accumulation, compiled
+        self.loggers = loggers or Loggers({})
         self.watch, self.slim = watch, slim
         self.evaluate_before, self.save_every, self.signals = evaluate_before, save_every, signals or StopSignals()
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
@@ -216,7 +215,8 @@ class Trainer:
                 rate = stage.optimizers[0].param_groups[0]["lr"]
                 line = f"{stage.name} epoch {epoch}/{stage.epochs} step {step}/{steps} {meter} lr {rate:.3g}"
                 log.info("%s, %.0f images/s", line, meter.speed)
-                self._write_scalars(stage, meter.means() | {"lr": rate, "images_per_s": meter.speed})
+                values = meter.means() | {"lr": rate, "images_per_s": meter.speed}
+                self.loggers.write(stage.name, values, self.progress.step)
             self._save_inside(stage, meter, step, f"step {step} of {steps} of epoch {epoch} of stage {stage.name}")
         return batches
 
@@ -299,17 +299,13 @@ class Trainer:
         metrics = self.evaluate(model)
         entry = {"stage": stage.name, "epoch": epoch, **more, **metrics}
         self.progress.history.append(entry)
-        self._write_scalars(stage, {k: v for k, v in metrics.items() if isinstance(v, float)})
+        values = {name: value for name, value in metrics.items() if isinstance(value, float)}
+        self.loggers.write(stage.name, values, self.progress.step)
         if self.keep_best and metrics[self.keep_best] > self.progress.best:
             self.progress.best, self.progress.best_at = metrics[self.keep_best], f"{stage.name} epoch {epoch}"
             self._save_weights(stage, "best", ".pth")
         if self.watch is not None:
             self.watch(self.progress.history)
-
-    def _write_scalars(self, stage: Stage, values: dict[str, float]) -> None:
-        if self.writer is not None:
-            for name, value in values.items():
-                self.writer.add_scalar(f"{stage.name}/{name}", value, self.progress.step)
 
     def _save_weights(self, stage: Stage, name: str, ending: str) -> None:
         if is_main():
@@ -341,8 +337,7 @@ class Trainer:
             self._stop(where)
 
     def _stop(self, where: str) -> None:
-        if self.writer is not None:
-            self.writer.flush()
+        self.loggers.flush()
         log.warning("%s: stopped %s; the same command goes on from there", self.signals.received or "a signal", where)
         raise SystemExit(CODE)
 

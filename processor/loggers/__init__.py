@@ -1,0 +1,1 @@
+"""Where the scalars of training go: TensorBoard, Weights & Biases, MLflow, a CSV file."""
