@@ -26,6 +26,7 @@ from model.deployed import side_labels
 from model.networks.clip_reid import PromptReID
 from model.sentences import refuse_missing_text_tower, refuse_without_text, sentence_features, token_table
 from processor.exported import ExportedFile, is_exported
+from processor.published import PublishedModel, is_address, is_published
 from processor.runtime_network import network_of_file
 from processor.runtimes import TORCH
 from processor.trained import in_tested_runtime, last_of_run, load_tested, tested_file, weight_file
@@ -96,9 +97,12 @@ class Extractor:
         """Makes the extractor of a trained model.
 
         source: a YAML file, with a checkpoint or an exported file as ``weight``; or, with None: a ``model.onnx`` or
-        ``model.xml`` of tools.export, or the folder of a run, whose last checkpoint is taken. settings: further
+        ``model.xml`` of tools.export, the folder of a run, whose last checkpoint is taken, a folder that tools.hub
+        wrote, or ``hf://OWNER/NAME[@REVISION]`` on the Hugging Face hub, whose commit is printed. settings: further
         ``KEY, VALUE, ...`` pairs. Raises ``UserError`` if something is missing or belongs to another model.
         """
+        if weight is None and (is_address(source) or is_published(Path(source))):
+            return published_extractor(PublishedModel.read(source), settings, space)
         if weight is None and is_exported(source):
             file = ExportedFile.read(source)
             return extractor_of_file(load_config("", [*file.words(), *settings, "TEST.WEIGHT", str(source)]), file)
@@ -271,6 +275,15 @@ def extractor_of_file(cfg: CfgNode, file: ExportedFile) -> Extractor:
     )
     extractor.calibration = file.calibration
     read_calibration(cfg, extractor)
+    return extractor
+
+
+def published_extractor(published: PublishedModel, settings: Sequence[Any], space: str) -> Extractor:
+    """Makes the extractor of a published model. Raises ``UserError`` if its features are not those it describes."""
+    published.announce()
+    extractor = make_extractor(published.config(settings), space)
+    if not settings and space == IMAGE:
+        published.refuse_other(extractor.model_hash)
     return extractor
 
 

@@ -16,7 +16,6 @@ another machine made of the images in ``reference.npz`` (``--reference``); exit 
 
 from __future__ import annotations
 
-import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -49,7 +48,7 @@ from tools.exporting.verdict import Verdict, eager_megabytes, eager_results
 from tools.pages.page import write_page
 from utils.commands import make_parser, run_command
 from utils.errors import UserError
-from utils.files import write_json, write_text
+from utils.files import copy_files, write_json, write_text
 from utils.processor_flags import processor_flags
 from utils.weight_files import write_tensors
 
@@ -155,16 +154,8 @@ def export_judged(
         title = f"{card['model']} in {precision}, for {layout}"
         write_page(folder / "verdict.html", "verdict.html", title=title, **verdict.shown())
         write_json(folder / "model.json", card | decisions | report)
-        publish(folder, out)
+        copy_files(folder, out, "model.json")
     return report, verdict
-
-
-def publish(folder: Path, out: Path) -> None:
-    """Copies the files into ``out``, ``model.json`` last: it stands for the others."""
-    out.mkdir(parents=True, exist_ok=True)
-    for file in sorted(folder.iterdir(), key=lambda file: file.name == "model.json"):
-        shutil.copyfile(file, out / f".{file.name}")
-        (out / f".{file.name}").replace(out / file.name)
 
 
 def data_for_the_check(cfg: CfgNode) -> Data:

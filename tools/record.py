@@ -8,15 +8,15 @@ between ``<!-- results METHOD -->`` and ``<!-- end -->``; ``--tables`` makes the
 from __future__ import annotations
 
 import csv
-import html
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from processor.finished import FinishedRun
 from processor.metrics_files import METRICS
+from tools.pages.markdown import cell, table
 from utils.commands import make_parser, run_command
-from utils.errors import UserError, one_line
+from utils.errors import UserError
 from utils.files import write_csv, write_text
 
 COLUMNS = (
@@ -72,18 +72,8 @@ def read(path: Path) -> list[dict[str, str]]:
 def markdown_table(rows: list[dict[str, str]]) -> str:
     """Returns a Markdown table of a method's rows, or of all columns of a table that ``tools.frontier`` has kept."""
     columns = list(rows[0]) if rows and "method" not in rows[0] else list(SHOWN_COLUMNS)
-    cells = [[cell(name.replace("_", " ")) for name in columns], ["---"] * len(columns)]
-    cells += [[cell(r.get(k) or "", k in ("config", "commit")) for k in columns] for r in rows]
-    lines = [f"| {' | '.join(row)} |" for row in cells]
-    return "\n".join(lines) + "\n"
-
-
-def cell(text: str, code: bool = False) -> str:
-    """Returns a text as a cell of a Markdown table: one line, without HTML, in which nothing ends the cell."""
-    text = one_line(text).replace("|", "\\|")
-    if code and text:
-        return f"`{text.replace('`', '')}`"
-    return html.escape(text, quote=False).replace("`", "\\`")
+    cells = [[cell(row.get(name) or "", name in ("config", "commit")) for name in columns] for row in rows]
+    return table([cell(name.replace("_", " ")) for name in columns], cells)
 
 
 def fill_tables(results: Path, pages: list[Path]) -> None:

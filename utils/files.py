@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -86,6 +87,14 @@ def remove_left_over(folder: Path, gone: Collection[tuple[str, int]] = ()) -> in
 def _plain(host: str) -> str:
     """Returns a machine's name as it stands in file names."""
     return re.sub(r"[^A-Za-z0-9-]", "_", host)[:40]
+
+
+def copy_files(folder: Path, out: Path, last: str) -> None:
+    """Copies the files of a folder into another, each whole or not at all. last: the one that stands for the others."""
+    out.mkdir(parents=True, exist_ok=True)
+    for file in sorted(folder.iterdir(), key=lambda file: file.name == last):
+        shutil.copyfile(file, out / f".{file.name}")
+        (out / f".{file.name}").replace(out / file.name)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -1,0 +1,1 @@
+"""What ``tools.hub`` publishes: weights, settings, a description and a model card."""
