@@ -121,10 +121,9 @@ class Answers(BaseHTTPRequestHandler):
             return self.send(200, {"errors": [], "warnings": []})
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", path):
             files = [file["path"] for file in json.loads(body)["files"]]
-            return self.send(200, {"files": [
-                {"path": name, "uploadMode": "lfs" if name.endswith(".safetensors") else "regular", "shouldIgnore": False}
-                for name in files
-            ]})  # fmt: skip
+            modes = {name: "lfs" if name.endswith(".safetensors") else "regular" for name in files}
+            rows = [{"path": name, "uploadMode": mode, "shouldIgnore": False} for name, mode in modes.items()]
+            return self.send(200, {"files": rows})
         if match := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
             href = f"{self.server.endpoint}/objects/"
             return self.send(200, {"transfer": "basic", "objects": [

@@ -205,7 +205,7 @@ def test_files_that_are_not_ours_are_not_fetched(trained, server):
         ("hf://me/..", "hf://me/..: cannot be fetched"),
         ("hf://me/nothing", "hf://me/nothing: no such repository, or a private one: log in with 'hf auth login'"),
         ("hf://me/model@v9", "hf://me/model@v9: the repository has no revision 'v9'"),
-        ("hf://me/strange", "hf://me/strange@.{40}: no model.safetensors, config.yml, model.json: not a model that tools.hub"),
+        ("hf://me/strange", "hf://me/strange@.{40}: no model.safetensors, config.yml, model.json: not a model"),
     ],
 )  # fmt: skip
 def test_addresses_that_lead_nowhere(address, line, trained, server):
@@ -227,7 +227,7 @@ def test_without_a_network_there_is_one_line(trained, monkeypatch, tmp_path):
 
 
 def test_pushing_needs_a_token_that_may_write(trained, server, monkeypatch):
-    with pytest.raises(UserError, match=r"^you/model: the hub refuses \(403\): log in with 'hf auth login', or set HF_TOK"):
+    with pytest.raises(UserError, match=r"^you/model: the hub refuses \(403\): log in with 'hf auth login', or set"):
         hub.push(trained, "you/model", licence=LICENCE)
     monkeypatch.setenv("HF_TOKEN", "hf_other")
     with pytest.raises(UserError, match=r"^me/model: the hub refuses \(401\): log in with"):
@@ -292,7 +292,7 @@ def test_a_strangers_settings_import_nothing_and_read_nothing(published, tmp_pat
     code = tmp_path / "evil.py"
     code.write_text("raise SystemExit('it ran')")
     for name, change, line in (
-        ("code", lambda text: re.sub("EXTRA_MODULES:.*", f"EXTRA_MODULES: ['{code}']", text), "EXTRA_MODULES asks for code"),
+        ("code", lambda text: re.sub("EXTRA_MODULES:.*", f"EXTRA_MODULES: ['{code}']", text), "asks for code"),
         ("base", lambda text: "_BASE_: /etc/passwd\n" + text, "has its settings in one file, and this one has _BASE_"),
         ("list", lambda text: "- 1\n- 2\n", "damaged, expected sections of settings"),
         ("yaml", lambda text: "a: [", "damaged \\(not valid YAML"),
@@ -338,7 +338,7 @@ def test_damaged_and_edited_models_are_refused(published, tmp_path, images):
 
     content["sha256"][WEIGHTS] = sha256_of(folder / WEIGHTS).hex()
     (folder / DESCRIPTION).write_text(json.dumps(content))
-    with pytest.raises(UserError, match="not a readable checkpoint: damaged, or not written by torch.save or safetensors"):
+    with pytest.raises(UserError, match="model.safetensors: not a readable checkpoint: damaged"):
         Extractor.load(folder)
     for damage in ("", "[]", "{}", '{"sha256": 3, "model_hash": ""}', '{"sha256": {}, "model_hash": "", "license": 3}'):
         (folder / DESCRIPTION).write_text(damage)
