@@ -23,8 +23,6 @@ PROGRAMS = ("train.py", "test.py")
 FRONT = "lineup"
 """The folder that becomes the top of the package."""
 ENDINGS = (".py", ".yml", ".html")
-CHECKOUT_ONLY = ("tools/record.py",)
-"""Files that serve the repository alone."""
 COMMIT = "COMMIT"
 """File of the source archive and of the package that names the commit; a checkout asks git."""
 
@@ -90,7 +88,7 @@ def package_files(root: Path) -> list[tuple[Path, Path]]:
     files = [(path, path.relative_to(root)) for room in rooms for path in sorted(room.rglob("*"))]
     files += [(root / name, Path(name)) for name in PROGRAMS]
     files += [(path, path.relative_to(root / FRONT)) for path in sorted((root / FRONT).glob("*.py"))]
-    return [(path, to) for path, to in files if path.suffix in ENDINGS and to.as_posix() not in CHECKOUT_ONLY]
+    return [(path, to) for path, to in files if path.suffix in ENDINGS]
 
 
 # ---------------------------------------------------------------- metadata

@@ -26,7 +26,9 @@ COLUMNS = (
 SHOWN_COLUMNS = ("config", "data", "seed", "mAP_untrained", "mAP", "Rank-1", "minutes", "machine", "commit")
 FIGURES = ("mAP", "Rank-1", "Rank-5", "Rank-10")
 METHOD = re.compile(r"\w[\w-]{0,59}")
-ROOT = Path(__file__).resolve().parents[1]
+CHECKOUT = Path(__file__).resolve().parents[1]
+ROOT = CHECKOUT if (CHECKOUT / "results").is_dir() else Path()
+"""Where ``results/`` and the pages are: the checkout; of an installed package, the working directory."""
 MARKS = re.compile(r"(<!-- results (?P<method>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
