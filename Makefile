@@ -6,7 +6,7 @@ PACKAGES := configs datasets model loss solver processor tools utils lineup
 # Workers share the cores: one torch thread each (tests/conftest.py).
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal --durations 20 --durations-min 5
 
-.PHONY: quickstart test lint parity lowest wheel fuzz kills trackers gpu clean
+.PHONY: quickstart test lint parity lowest wheel docs fuzz kills trackers gpu clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python train.py --config_file configs/quickstart.yml
@@ -35,6 +35,10 @@ lowest: .venv-lowest/.installed
 # The wheel: built, installed beside Hugging Face's datasets in an environment of its own, and tested there.
 wheel: $(VENV)/.installed-dev .venv-wheel/.installed
 	$(BIN)/python -m tests.wheel .venv-wheel
+
+# The manual, in site/: open site/index.html.
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 # Damaged files for every reader, for an hour (FUZZ_SECONDS=120 for two minutes); counts how each sample ends.
 FUZZ_SECONDS ?= 3600
