@@ -147,7 +147,8 @@ def test_pages_fit_a_laptop_and_a_phone_and_the_search_finds(site, tmp_path):
             " const wait = () => document.querySelector('.md-search-result__link') || ++tries > 100 ? done(0)"
             " : setTimeout(wait, 100); wait(); })"
         )
-        assert "losses" in browser.ask("[...document.querySelectorAll('.md-search-result__link')].map(a => a.href).join()")
+        hits = browser.ask("[...document.querySelectorAll('.md-search-result__link')].map(a => a.href).join()")
+        assert "losses" in hits
         assert browser.troubles == []
 
 

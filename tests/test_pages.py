@@ -30,7 +30,7 @@ from utils.methods import METHODS
 from utils.scoring.calibration import Probability, Threshold
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 COMMAND = re.compile(r"(?:python|torchrun(?: --\S+ \d+)*) (train|test)\.py (--config_file configs/[^`\n#]+)")
 AFTER = ("python -m tools.extract ", "python -m tools.search ")

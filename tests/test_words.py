@@ -12,8 +12,9 @@ from tests.imports import PACKAGES, ROOT, python_files
 DIALECT = re.compile(r"\b(told|alike|anew)\b|\bis none of\b", re.IGNORECASE)
 FILES = [
     *(path for package in PACKAGES for path in python_files(package)),
-    *(Path(name) for name in ("train.py", "test.py", "README.md", "CHANGELOG.md")),
-    *(path.relative_to(ROOT) for path in sorted((ROOT / "docs").glob("*.md"))),
+    *(Path(name) for name in ("train.py", "test.py", "hatch_build.py", "README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
+    *(path.relative_to(ROOT) for path in sorted((ROOT / "lineup").glob("*.py"))),
+    *(path.relative_to(ROOT) for path in sorted((ROOT / "docs").rglob("*.md"))),
 ]
 
 

@@ -12,7 +12,7 @@ from configs.defaults import INERT, KEYS, SECTIONS
 from tests.configs.published import CLIP, TRANSREID, TRANSREID_SSL
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SECTION_NAMES = sorted({key.partition(".")[0] for key in KEYS if "." in key})
 KEY = re.compile(rf"\b(?:{'|'.join(SECTION_NAMES)})\.[A-Z][A-Z0-9_.]*[A-Z0-9]")
 WRONG_ON_PURPOSE = {"MODEL.JMP"}
