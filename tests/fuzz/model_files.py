@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from configs import load_config
+from configs import dump, get_cfg_defaults, load_config
 from processor.exported import CARD, ExportedFile
+from processor.loggers.csv_file import NAME, rows_before
+from processor.published import DESCRIPTION, SETTINGS, WEIGHTS, PublishedModel
 from utils.calibration import Calibration
 from utils.scoring.calibration import Probability, Threshold
 
@@ -52,3 +54,38 @@ def read_description(path: Path) -> Any:
     (path.parent / "model.onnx").write_bytes(NETWORK)
     file = ExportedFile.read(path.parent / "model.onnx")
     return load_config("", file.words()), file.size, file.model_hash
+
+
+@lru_cache
+def published() -> list[tuple[str, bytes]]:
+    """The settings and the description of a published model."""
+    settings = dump(get_cfg_defaults()).encode()
+    digests = {name: hashlib.sha256(raw).hexdigest() for name, raw in ((WEIGHTS, NETWORK), (SETTINGS, settings))}
+    description = {"sha256": digests, "model_hash": "a" * 64, "license": "mit", "width": 512}
+    return [(SETTINGS, settings), (DESCRIPTION, json.dumps(description, indent=2).encode())]
+
+
+def read_published(path: Path) -> Any:
+    """Reads a published model with one damaged file; a stranger may describe damaged settings as they are."""
+    files = dict(published()) | {WEIGHTS: NETWORK, path.name: path.read_bytes()}
+    if path.name == SETTINGS:
+        digests = [hashlib.sha256(raw).hexdigest().encode() for raw in (dict(published())[SETTINGS], files[SETTINGS])]
+        files[DESCRIPTION] = files[DESCRIPTION].replace(*digests)
+    for name, raw in files.items():
+        (path.parent / name).write_bytes(raw)
+    model = PublishedModel.read(path.parent)
+    cfg = model.config()
+    assert not cfg.EXTRA_MODULES and not cfg.MODEL.PRETRAIN_PATH
+    assert Path(cfg.TEST.WEIGHT) == path.parent / WEIGHTS
+    return model.licence
+
+
+@lru_cache
+def scalars() -> list[tuple[str, bytes]]:
+    rows = [f"{step},supervised,{name},{1 / step}" for step in range(1, 40) for name in ("loss", "lr")]
+    return [(NAME, "\n".join(["step,stage,name,value", *rows, ""]).encode())]
+
+
+def read_scalars(path: Path) -> Any:
+    """Reads what a restart keeps; nothing of the table stops a run."""
+    return list(rows_before(path, 20))

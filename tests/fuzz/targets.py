@@ -279,6 +279,8 @@ TARGETS = {
         *(Target(name, writer(sound), read) for name, (sound, read) in run_folders.READERS.items()),
         Target("calibration", writer(model_files.calibrations), Calibration.read),
         Target("description of a file", writer(model_files.descriptions), model_files.read_description),
+        Target("published model", writer(model_files.published), model_files.read_published),
+        Target("table of scalars", writer(model_files.scalars), model_files.read_scalars),
         Target("settings of a run", writer(run_yamls), run_folders.read_settings),
         Target("last", writer(run_folders.lasts), run_folders.read_all_of_last),
         Target("edited last", run_folders.odd_state, run_folders.read_all_of_last),
