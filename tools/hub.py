@@ -90,13 +90,13 @@ def push(
     Nothing is written or sent before all files are there. Raises ``UserError`` for a user's mistake.
     """
     refuse_options(repository, folder, licence)
-    address = f"{PREFIX}{repository}" if repository else str(folder)
+    address = f"{PREFIX}{repository}" if folder is None else folder.resolve().name  # no path of this machine
     with tempfile.TemporaryDirectory() as name:
         written = Path(name)
         write_published(run, written, address, licence, calibration, exported)
         if folder is not None:
             copy_files(written, folder, last=DESCRIPTION)
-            return address
+            return str(folder)
         return upload(written, repository, public)
 
 

@@ -93,7 +93,7 @@ def test_nothing_of_the_machine_and_of_the_identities_is_published(trained, publ
     for path in published.iterdir():
         raw = path.read_bytes()
         for secret in (str(market), str(trained.parent), str(published.parent)):
-            assert secret.encode() not in raw.replace(str(published).encode(), b""), (path.name, secret)
+            assert secret.encode() not in raw, (path.name, secret)
     from safetensors import safe_open
 
     with safe_open(published / WEIGHTS, framework="pt") as file:
@@ -114,7 +114,7 @@ def test_the_card_has_what_a_reader_and_the_hub_need(trained, published):
     for words in (
         "seed 1234", "one run", metrics["commit"][:10], "| method | supervised |", "| trained on | market1501 |",
         "## Intended use and limits", "## Responsible use", f"Licence: {LICENCE}", "| 0.01 | 0.0020 |",
-        f'Extractor.load("{published}")', "| tested on | market1501 |", "## Decisions",
+        'Extractor.load("mine")', "| tested on | market1501 |", "## Decisions",
     ):  # fmt: skip
         assert words in body, words
     assert "## In other runtimes" not in body

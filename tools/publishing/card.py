@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -83,7 +82,7 @@ def model_card(model: Published) -> str:
 
 def title(model: Published) -> str:
     """Returns the name of the model: of its repository or folder."""
-    return one_line(model.address.removeprefix("hf://").partition("/")[2] or Path(model.address).name)
+    return one_line(model.address.rpartition("/")[2])
 
 
 def kind_of(model: Published) -> str:
@@ -119,9 +118,7 @@ def figures_of(model: Published) -> str:
             queries = run.queries(name)
         except UserError:  # the folder has lost them; figures need none
             queries = None
-        rows = [
-            [cell(row["name"]), f"{row['value']:.1f}", interval_of(row)] for row in figures(metrics, queries)
-        ]
+        rows = [[cell(row["name"]), f"{row['value']:.1f}", interval_of(row)] for row in figures(metrics, queries)]
         total = f", {len(queries.paths):,} queries" if queries is not None else ""
         parts += [f"{cell(name)}{total}:\n", table(["figure", "%", "95 % interval"], rows)]
     seeds = f"one run, seed {run.seed}" if run.seed is not None else "one run, whose seed is not known"
