@@ -36,9 +36,9 @@ lowest: .venv-lowest/.installed
 wheel: $(VENV)/.installed-dev .venv-wheel/.installed
 	$(BIN)/python -m tests.wheel .venv-wheel
 
-# The manual, in site/: open site/index.html.
+# The manual, in site/. Its search needs a server: python -m http.server -d site
 docs: $(VENV)/.installed-dev
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # Damaged files for every reader, for an hour (FUZZ_SECONDS=120 for two minutes); counts how each sample ends.
 FUZZ_SECONDS ?= 3600

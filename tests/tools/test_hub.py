@@ -295,7 +295,7 @@ def test_a_strangers_settings_import_nothing_and_read_nothing(published, tmp_pat
         ("code", lambda text: re.sub("EXTRA_MODULES:.*", f"EXTRA_MODULES: ['{code}']", text), "asks for code"),
         ("base", lambda text: "_BASE_: /etc/passwd\n" + text, "has its settings in one file, and this one has _BASE_"),
         ("list", lambda text: "- 1\n- 2\n", "damaged, expected sections of settings"),
-        ("yaml", lambda text: "a: [", "damaged \\(not valid YAML"),
+        ("yaml", lambda text: "a: [", "damaged \\(line 1: not valid YAML"),
         ("key", lambda text: text + "NOTHING: 3\n", "NOTHING: unknown section or key"),
     ):  # fmt: skip
         folder = shutil.copytree(published, tmp_path / name)
