@@ -153,7 +153,8 @@ def test_pages_fit_a_laptop_and_a_phone_and_the_search_finds(site, tmp_path):
                 "new Promise(done => { const field = document.querySelector('input.md-search__input'); field.focus();"
                 " field.value = 'hardest positive'; field.dispatchEvent(new Event('input', {bubbles: true}));"
                 " field.dispatchEvent(new KeyboardEvent('keyup', {bubbles: true})); let tries = 0;"
-                " const found = () => [...document.querySelectorAll('.md-search-result__link')].map(a => a.href).join();"
+                " const found = () => [...document.querySelectorAll('.md-search-result__link')].map(a => a.href)"
+                ".join();"
                 " const wait = () => found() || ++tries > 300 ? done(found()) : setTimeout(wait, 100); wait(); })"
             )
     assert ".html" in hits
