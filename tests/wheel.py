@@ -23,7 +23,7 @@ from hatch_build import FRONT, rewritten
 from tests.imports import ROOT
 
 MOST_MEGABYTES = 3.0
-TESTS = ("loss", "solver", "configs", "utils/scoring", "model/layers", "datasets/transforms")
+TESTS = ("loss", "solver", "configs", "model/layers")
 """Folders of tests that run quickly and need no checkout around them."""
 NEEDS_A_CHECKOUT = ("test_docs.py", "test_keys_are_read.py", "test_command.py")
 SMALL = (
