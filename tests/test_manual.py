@@ -103,7 +103,7 @@ def test_every_public_name_is_documented(pages):
             objects.append(resolved(name))
     names = [(module, name) for module, some in PUBLIC.items() for name in some]
     assert len(names) > 50
-    assert [f"{m}.{n}" for m, n in names if not any(resolved(f"{m}.{n}") is one for one in objects)] == []
+    assert [f"{m}.{n}" for m, n in names if not any(resolved(f"{m}.{n}") == one for one in objects)] == []
 
 
 def test_a_name_without_a_docstring_has_no_place_in_the_manual(pages):

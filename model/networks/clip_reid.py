@@ -119,6 +119,7 @@ class PromptReID(CLIPReID):
         self.image_mlp, self.text_mlp = image_mlp, text_mlp
 
     def prompts(self, labels: Tensor) -> Tensor:
+        """Returns the learnt prompts (B, L, W) of identities (B,)."""
         return self.prompt_learner(labels)
 
     def encode_text(self, prompts: Tensor) -> Tensor:
