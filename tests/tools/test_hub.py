@@ -303,9 +303,13 @@ def test_a_strangers_settings_import_nothing_and_read_nothing(published, tmp_pat
         with pytest.raises(UserError, match=line):
             Extractor.load(folder)
     folder = shutil.copytree(published, tmp_path / "paths")
-    places = {"PRETRAIN_PATH": "/etc/passwd", "CALIBRATION": "/etc/passwd", "WEIGHT": "/etc/passwd"}
-    for key, value in places.items():
-        rewrite(folder, SETTINGS, lambda text, k=key, v=value: re.sub(rf"(?m)^  {k}: .*", f"  {k}: {v}", text))
+
+    def hostile(text: str) -> str:
+        tree = yaml.safe_load(text)
+        tree["MODEL"]["PRETRAIN_PATH"] = tree["TEST"]["CALIBRATION"] = tree["TEST"]["WEIGHT"] = "/etc/passwd"
+        return yaml.safe_dump(tree)
+
+    rewrite(folder, SETTINGS, hostile)
     cfg = PublishedModel.read(folder).config()
     assert ("", str(folder / WEIGHTS)) == (cfg.MODEL.PRETRAIN_PATH, cfg.TEST.WEIGHT)
     assert Extractor.load(folder).calibration is not None
