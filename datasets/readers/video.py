@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datasets.readers.folders import refuse_empty
+from datasets.readers.matlab import LARGEST, read_matrix
 from datasets.readers.prid import person_number, prid_splits
 from datasets.readers.scan import first_of, image_files, note_read, read_lines, require, sub_folders
 from datasets.records import RawRow, RawSplits
+from datasets.storage.files import read_regular
 from utils.errors import UserError, reason_of
 
 if TYPE_CHECKING:
@@ -231,9 +233,7 @@ def matrix(spec: DatasetSpec, path: Path, name: str) -> np.ndarray:
 
 def matlab_matrix(path: Path, name: str) -> np.ndarray | None:
     """Returns a variable of a file before version 7.3; None if the file does not have it."""
-    from scipy.io import loadmat
-
-    return loadmat(path, variable_names=[name]).get(name)
+    return read_matrix(read_regular(str(path), LARGEST), name)
 
 
 def hdf5_matrix(path: Path, name: str) -> np.ndarray | None:

@@ -9,6 +9,7 @@ import pytest
 from scipy.io import savemat
 
 from datasets import make_dataset
+from datasets.readers.matlab import read_matrix
 from datasets.tracklets import tracklets_of
 from tests.datasets.miniatures import MINIATURES, message, write
 
@@ -106,3 +107,28 @@ def test_lsvid_names_the_line_that_no_image_follows(tmp_path):
     assert "line 1: expected the beginning of a path and an identity" in message(
         make_dataset, "lsvid", tmp_path, list_cache=False
     )
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("kind", ["f8", "i4", "u1", "f4", "i2"])
+def test_matrices_are_scipys(kind, packed, tmp_path):
+    rng = np.random.default_rng(0)
+    wanted = {"first": rng.integers(0, 99, (7, 4)).astype(kind), "b": rng.integers(0, 99, (1, 9)).astype(kind)}
+    others = {"text": "words", "cells": np.array([[1], ["a"]], object), "c": np.array([[1 + 2j]])}
+    savemat(tmp_path / "a.mat", others | wanted, do_compression=packed)
+    raw = (tmp_path / "a.mat").read_bytes()
+    for name, values in wanted.items():
+        np.testing.assert_array_equal(read_matrix(raw, name), values)
+    assert read_matrix(raw, "c") is None and read_matrix(raw, "text") is None and read_matrix(raw, "cells") is None
+
+
+def test_a_matrix_that_unpacks_to_too_much_or_is_cut_off_is_refused(tmp_path):
+    savemat(tmp_path / "a.mat", {"a": np.zeros((3000, 3000))}, do_compression=True)
+    raw = (tmp_path / "a.mat").read_bytes()
+    with pytest.raises(ValueError, match="unpacks to more than 64 MB"):
+        read_matrix(raw, "a")
+    savemat(tmp_path / "b.mat", {"a": np.arange(12.0)})
+    raw = (tmp_path / "b.mat").read_bytes()
+    for length in range(130, len(raw) - 1, 8):
+        with pytest.raises(ValueError, match="is cut off"):
+            read_matrix(raw[:length] if length > 136 else raw[:150], "a")
