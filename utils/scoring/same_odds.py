@@ -18,35 +18,37 @@ LEAST_PAIRS = 5
 
 @dataclass(frozen=True)
 class LogOdds:
-    """Straight lines between knots, constant beyond them.
+    """Straight lines between knots that are equally far apart, constant beyond them.
 
-    distances, values: (K,), distances ascending: squared Euclidean ones of unit features, 0 to 4.
+    values: (K,) at squared Euclidean distances of unit features from 0 to 4.
     """
 
-    distances: np.ndarray
     values: np.ndarray
 
     def __call__(self, distances: np.ndarray) -> np.ndarray:
-        """Returns log-odds of the shape of ``distances``, float64."""
-        return np.interp(distances, self.distances, self.values)
+        """Returns log-odds of the shape and type of ``distances``; knots at equal steps need no search for them."""
+        values, last = self.values.astype(distances.dtype), len(self.values) - 1
+        place = np.clip(distances * (last / 4), 0, last)
+        index = np.minimum(place.astype(np.int32), last - 1)
+        place -= index
+        return values[index] + place * np.diff(values)[index]
 
     @classmethod
     def of(cls, probability: Probability, scale: float = 1.0) -> LogOdds:
         """Returns the log-odds of a calibration's probability. scale: squared distances over the calibration's own."""
         distances = np.linspace(0, 4, STEPS)
         share = np.clip(probability(distances / scale), 1e-12, 1 - 1e-12)
-        return cls(distances, np.clip(np.log(share) - np.log1p(-share), -MOST, MOST))
+        return cls(np.clip(np.log(share) - np.log1p(-share), -MOST, MOST))
 
     @classmethod
     def line(cls, offset: float, slope: float) -> LogOdds:
         """Returns ``offset + slope * distance``, within ``MOST``. slope: below 0."""
-        distances = np.linspace(0, 4, STEPS)
-        return cls(distances, np.clip(offset + slope * distances, -MOST, MOST))
+        return cls(np.clip(offset + slope * np.linspace(0, 4, STEPS), -MOST, MOST))
 
     @classmethod
     def threshold(cls, distance: float) -> LogOdds:
         """Returns log-odds that are 0 at a distance: clustering by them is clustering by distances."""
-        return cls(np.array([0.0, 4.0]), np.array([distance, distance - 4.0]))
+        return cls(np.array([distance, distance - 4.0]))
 
     @classmethod
     def fit(cls, distances: np.ndarray, same: np.ndarray, prior: float) -> LogOdds:
