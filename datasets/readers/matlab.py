@@ -22,7 +22,7 @@ COMPLEX = 0x0800
 
 
 def read_matrix(raw: bytes, name: str) -> np.ndarray | None:
-    """Returns a real matrix of a file's bytes, None if there is none of the name. Raises ``ValueError`` for damage."""
+    """Returns a real matrix of a file's bytes, None if the file does not have it. Raises ``ValueError`` for damage."""
     if len(raw) < 128 or raw[126:128] not in (b"IM", b"MI"):
         raise ValueError("no header of version 5")
     order = "<" if raw[126:128] == b"IM" else ">"
