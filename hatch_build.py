@@ -22,7 +22,7 @@ ROOMS = ("configs", "datasets", "loss", "model", "processor", "solver", "tools",
 PROGRAMS = ("train.py", "test.py")
 FRONT = "lineup"
 """The folder that becomes the top of the package."""
-ENDINGS = (".py", ".yml", ".html")
+ENDINGS = (".py", ".yml", ".html", ".css", ".js")
 COMMIT = "COMMIT"
 """File of the source archive and of the package that names the commit; a checkout asks git."""
 

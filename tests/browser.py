@@ -19,10 +19,14 @@ PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 
 
 class Browser:
-    """One page. ``troubles`` collects console errors, exceptions and requests for anything but the opened file."""
+    """One page. ``troubles`` collects console errors, exceptions and requests for anything but the opened file.
+
+    ``allowed``: how addresses begin that may be asked for.
+    """
 
     def __init__(self, profile: Path, width: int = 1280, height: int = 900):
         self.troubles: list[str] = []
+        self.allowed = ("file:", "data:")
         self.loaded = threading.Event()
         commands, self.to = os.pipe()
         self.source, answers = os.pipe()
@@ -71,7 +75,7 @@ class Browser:
             self.troubles.append(params["entry"]["text"])
         elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
             self.troubles.append(str(params["args"]))
-        elif method == "Network.requestWillBeSent" and not params["request"]["url"].startswith(("file:", "data:")):
+        elif method == "Network.requestWillBeSent" and not params["request"]["url"].startswith(self.allowed):
             self.troubles.append(f"request for {params['request']['url']}")
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
@@ -92,9 +96,9 @@ class Browser:
     def size(self, width: int, height: int, phone: bool = False) -> None:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
 
-    def open(self, page: Path) -> None:
+    def open(self, page: Path | str) -> None:
         self.loaded.clear()
-        self.call("Page.navigate", url=page.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         assert self.loaded.wait(60), "the page does not finish loading"
 
     def ask(self, script: str) -> Any:

@@ -1,0 +1,298 @@
+"""Clusters that obey the decisions: DBSCAN on sparse Jaccard distances, as in training, with must-link and cannot-link.
+
+Without decisions the clusters are those of ``processor.methods.pseudo_labels.cluster``: images within ``eps`` of each
+other are linked if both are cores, and an image that is no core joins the nearest core. Links are made from the nearest
+pair on; must-links come first, and a link that would bring two groups together that must not be is left out. One
+"different" therefore cuts a cluster at its longest link.
+
+A decision changes only the connected part of the graph that its images are in, and only that is computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
+
+from tools.labelling.constraints import Constraints
+
+REACH = 0.9
+"""Jaccard distances up to here are computed; beyond, a pair's distance is 1 and more by that of its features."""
+PER_IMAGE = 20
+"""Nearest neighbours of each image that are kept beside those within eps, for a person to be asked about."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Pairs of images that are near each other. first < second: (E,) int32, distance: (E,) float32, ascending.
+
+    count: images. rank: (E,) float32, the better of the two places that the images have among each other's neighbours,
+    0 for the nearest, 1 for none. Equal distances are ordered by their images.
+    """
+
+    count: int
+    first: np.ndarray
+    second: np.ndarray
+    distance: np.ndarray
+    rank: np.ndarray
+
+    @classmethod
+    def of(cls, distances: csr_array, eps: float, near: np.ndarray, gaps: np.ndarray) -> Graph:
+        """Returns the pairs within eps and each image's nearest.
+
+        distances: (N, N) Jaccard distances. near: (N, k) nearest images by the features, itself perhaps among them.
+        gaps: (N, k) their squared distances, 0 to 4.
+        """
+        count, width = near.shape
+        rows = np.repeat(np.arange(count, dtype=np.int64), np.diff(distances.indptr))
+        keys, known = pair_keys(rows, distances.indices, count), distances.data
+        order = np.lexsort((known, keys))
+        keys, known = keys[order], known[order]
+        once = np.flatnonzero(np.diff(keys, prepend=-1))
+        keys, known = keys[once], known[once]
+        listed = pair_keys(np.repeat(np.arange(count), width), near.ravel(), count)
+        place = np.tile(np.log2(1 + np.arange(width)) / np.log2(1 + width), count).astype(np.float32)
+        order = np.lexsort((place, listed))
+        listed, place, gap = listed[order], place[order], gaps.ravel()[order]
+        once = np.flatnonzero(np.diff(listed, prepend=-1))
+        listed, place, gap = listed[once], place[once], gap[once]
+        every = np.union1d(keys[known <= eps], listed)
+        every = every[every // count != every % count]
+        distance, rank = np.full(len(every), 2, np.float32), np.ones(len(every), np.float32)
+        at = np.searchsorted(listed, every).clip(max=len(listed) - 1)
+        found = listed[at] == every
+        distance[found], rank[found] = 1 + gap[at[found]] / 4, place[at[found]]
+        if len(keys):
+            at = np.searchsorted(keys, every).clip(max=len(keys) - 1)
+            found = keys[at] == every
+            distance[found] = known[at[found]]
+        order = np.argsort(distance, kind="stable")
+        every = every[order]
+        first, second = (every // count).astype(np.int32), (every % count).astype(np.int32)
+        return cls(count, first, second, distance[order], rank[order])
+
+    @cached_property
+    def _keys(self) -> tuple[np.ndarray, np.ndarray]:
+        keys = self.first.astype(np.int64) * self.count + self.second
+        order = np.argsort(keys)
+        return keys[order], order
+
+    def edge(self, a: int, b: int) -> int:
+        """Returns the edge of a pair of images, -1 if they are not near each other."""
+        keys, order = self._keys
+        key = min(a, b) * self.count + max(a, b)
+        at = int(np.searchsorted(keys, key))
+        return int(order[at]) if at < len(keys) and keys[at] == key else -1
+
+    def within(self, eps: float) -> int:
+        """Returns how many pairs are not farther than eps; they come first."""
+        return int(np.searchsorted(self.distance, np.float32(eps), side="right"))
+
+
+def pair_keys(one: np.ndarray, other: np.ndarray, count: int) -> np.ndarray:
+    """Returns a number for each pair of images, the same in both orders."""
+    return np.minimum(one, other).astype(np.int64) * count + np.maximum(one, other)
+
+
+@dataclass
+class Parts:
+    """The connected parts of the links within eps. of: (N,) part of each image; joined by must-links as they come."""
+
+    of: np.ndarray
+    images: list[np.ndarray]
+    edges: list[np.ndarray]
+    parent: dict[int, int] = field(default_factory=dict)
+    children: dict[int, list[int]] = field(default_factory=dict)
+
+    @classmethod
+    def split(cls, count: int, first: np.ndarray, second: np.ndarray) -> Parts:
+        """Returns the connected parts of a graph."""
+        ones = np.ones(len(first), np.int8)
+        number, of = connected_components(csr_array((ones, (first, second)), shape=(count, count)), directed=False)
+        images = np.split(np.argsort(of, kind="stable"), np.cumsum(np.bincount(of, minlength=number))[:-1])
+        at = of[first]
+        edges = np.split(np.argsort(at, kind="stable"), np.cumsum(np.bincount(at, minlength=number))[:-1])
+        return cls(of, images, edges)
+
+    def root(self, part: int) -> int:
+        """Returns the part that stands for all that are joined with it."""
+        while (above := self.parent.get(part, part)) != part:
+            part = above
+        return part
+
+    def join(self, images: Iterable[int]) -> None:
+        """Joins the parts of images that one decision is about."""
+        roots = list(dict.fromkeys(self.root(int(self.of[row])) for row in images))
+        for other in roots[1:]:
+            self.parent[other] = roots[0]
+            self.children.setdefault(roots[0], [roots[0]]).extend(self.children.pop(other, [other]))
+
+    def scope(self, images: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the images and the edges of the parts that images are in, edges in their order."""
+        roots = dict.fromkeys(self.root(int(self.of[row])) for row in images)
+        parts = [part for root in roots for part in self.children.get(root, [root])]
+        rows = np.concatenate([self.images[part] for part in parts])
+        edges = np.concatenate([self.edges[part] for part in parts])
+        edges.sort()
+        return rows, edges
+
+
+class Clusters:
+    """The clusters that the graph and the decisions give.
+
+    labels: (N,) int64, the smallest image of each image's cluster; an image in none is alone. sizes: (N,) images in the
+    cluster of that label, 0 for what is no label. at_stake: (E,) float32, for a link that holds a cluster together, by
+    nearness or by a decision about that pair, the pairs of images that would come apart without it; else 0.
+    """
+
+    def __init__(self, graph: Graph, constraints: Constraints, eps: float, min_samples: int):
+        self.graph, self.constraints, self.eps, self.min_samples = graph, constraints, eps, min_samples
+        near = self._near = graph.within(eps)
+        ends = np.concatenate([graph.first[:near], graph.second[:near]])
+        self.core = np.bincount(ends, minlength=graph.count) + 1 >= min_samples
+        linking = np.flatnonzero(self.core[graph.first[:near]] | self.core[graph.second[:near]])
+        self.parts = Parts.split(graph.count, graph.first[linking], graph.second[linking])
+        self.parts.edges = [linking[edges] for edges in self.parts.edges]
+        self.labels = np.arange(graph.count)
+        self.sizes = np.ones(graph.count, np.int64)
+        self.at_stake = np.zeros(len(graph.first), np.float32)
+        self._beyond: set[int] = set()
+        for group in constraints.members.values():
+            self.parts.join(group)
+        self._link(np.arange(graph.count), linking)
+
+    def update(self, constraints: Constraints, changed: Iterable[int]) -> None:
+        """Computes the clusters again around images whose facts changed. constraints: all facts that count now."""
+        self.constraints = constraints
+        changed = list(changed)
+        if not changed:
+            return
+        for row in changed:
+            self.parts.join(constraints.group(row))
+        self._link(*self.parts.scope(changed))
+
+    def members(self, label: int) -> np.ndarray:
+        """Returns the images of a cluster, ascending."""
+        return np.flatnonzero(self.labels == label)
+
+    def _link(self, rows: np.ndarray, edges: np.ndarray) -> None:
+        """Clusters some images, given with all edges among them in order."""
+        graph, constraints = self.graph, self.constraints
+        node = {row: constraints.root(row) for row in rows.tolist()} if constraints.touched else {}
+        forest = Forest(constraints, set(node.values()))
+        core, nobody = self.core, constraints.nobody
+        self.at_stake[edges] = 0
+        if self._beyond:
+            inside = set(rows.tolist())
+            stale = [edge for edge in self._beyond if int(graph.first[edge]) in inside]
+            self.at_stake[stale] = 0
+            self._beyond.difference_update(stale)
+        attached: set[int] = set()
+        links: list[tuple[int, int, int]] = []
+        firsts, seconds = graph.first[edges].tolist(), graph.second[edges].tolist()
+        both = (core[graph.first[edges]] & core[graph.second[edges]]).tolist()
+        for edge, a, b, plain in zip(edges.tolist(), firsts, seconds, both, strict=True):
+            if nobody and (a in nobody or b in nobody):
+                continue
+            border = -1
+            if not plain:
+                border = b if core[a] else a
+                if border in attached:
+                    continue
+            one, other = (node[a], node[b]) if node else (a, b)
+            if one != other and forest.unite(one, other):
+                links.append((a, b, edge))
+            elif one != other and forest.find(one) != forest.find(other):
+                continue
+            if border >= 0:
+                attached.add(border)
+        links += [(a, b, graph.edge(a, b)) for a, b in constraints.links_of(node)]
+        for edge, stake in stakes(links):
+            if edge >= 0:
+                self.at_stake[edge] = stake
+                if edge >= self._near:
+                    self._beyond.add(edge)
+        tops = [forest.find(node[row] if node else row) for row in rows.tolist()]
+        self._number(rows, np.array(tops, np.int64))
+
+    def _number(self, rows: np.ndarray, roots: np.ndarray) -> None:
+        """Labels images by the smallest of each cluster. roots: (n,) what their clusters have in common."""
+        _, which = np.unique(roots, return_inverse=True)
+        smallest = np.full(which.max(initial=-1) + 1, self.graph.count)
+        np.minimum.at(smallest, which, rows)
+        self.sizes[rows] = 0
+        self.labels[rows] = smallest[which]
+        self.sizes[smallest] = np.bincount(which)
+
+
+class Forest:
+    """Disjoint sets of nodes (roots of must-links), some of which must stay apart."""
+
+    def __init__(self, constraints: Constraints, nodes: set[int]):
+        self.parent: dict[int, int] = {}
+        self.foes = {n: set(constraints.enemies[n]) & nodes for n in nodes & constraints.enemies.keys()}
+        self.names = {n: constraints.names[n] for n in nodes & constraints.names.keys()}
+        self.sizes: dict[int, int] = {}
+
+    def find(self, node: int) -> int:
+        """Returns the node that stands for a set."""
+        parent = self.parent
+        top = node
+        while (above := parent.get(top, top)) != top:
+            top = above
+        while node != top:
+            parent[node], node = top, parent[node]
+        return top
+
+    def unite(self, a: int, b: int) -> bool:
+        """Unites the sets of two nodes; returns False if they are one already or must stay apart."""
+        a, b = self.find(a), self.find(b)
+        if a == b or b in self.foes.get(a, ()):
+            return False
+        if a in self.names and b in self.names and self.names[a] != self.names[b]:
+            return False
+        size_a, size_b = self.sizes.get(a, 1), self.sizes.get(b, 1)
+        if size_a < size_b:
+            a, b = b, a
+        self.parent[b], self.sizes[a] = a, size_a + size_b
+        if b in self.foes:
+            mine = self.foes.setdefault(a, set())
+            for foe in self.foes.pop(b):
+                self.foes[foe].discard(b)
+                self.foes[foe].add(a)
+                mine.add(foe)
+        if b in self.names:
+            self.names[a] = self.names.pop(b)
+        return True
+
+
+def stakes(links: list[tuple[int, int, int]]) -> Iterator[tuple[int, float]]:
+    """Yields the edges of a forest, each with the product of the numbers of images on its two sides.
+
+    links: pairs of images and the edge between them.
+    """
+    near: dict[int, list[tuple[int, int]]] = {}
+    for a, b, edge in links:
+        near.setdefault(a, []).append((b, edge))
+        near.setdefault(b, []).append((a, edge))
+    seen: set[int] = set()
+    for start in near:
+        if start in seen:
+            continue
+        seen.add(start)
+        order, above = [start], {start: (start, -1)}
+        for here in order:  # grows while it is walked
+            for other, edge in near[here]:
+                if other not in seen:
+                    seen.add(other)
+                    above[other] = (here, edge)
+                    order.append(other)
+        below = dict.fromkeys(order, 1)
+        for here in reversed(order[1:]):
+            below[above[here][0]] += below[here]
+        for here in order[1:]:
+            yield above[here][1], float(below[here]) * (len(order) - below[here])
