@@ -25,7 +25,7 @@ MANY = 100_000
 TRIED = 2_048
 """Images that are compared with each other to say so."""
 BYTES_PER_IMAGE = 7_000
-"""Memory that the comparison takes beside the features, as measured at 50,000 images."""
+"""Memory that the comparison takes beside the features, estimated: not measured at this size."""
 
 
 def unit(feats: np.ndarray) -> np.ndarray:
