@@ -130,7 +130,7 @@ def extract_features(
     values = torch.cat([feats for _, feats in by_rank])
     out = torch.empty_like(values)
     out[torch.cat([rows for rows, _ in by_rank])] = values  # in the list's order, not in that of the processes
-    refuse_infinite(out, np.arange(len(out)), loader.records)
+    refuse_infinite(out, np.arange(len(out)), loader)
     return out
 
 
@@ -148,11 +148,11 @@ def feature_batches(
     model.train(training)
 
 
-def refuse_infinite(feats: Tensor, rows: np.ndarray, records: Records) -> None:
-    """Raises ``UserError`` naming images of a list whose features (B, D) are not finite. rows: (B,) of the list."""
+def refuse_infinite(feats: Tensor, rows: np.ndarray, loader: TestLoader) -> None:
+    """Raises ``UserError`` naming images whose features (B, D) are not finite. rows: (B,) of the loader's list."""
     bad = (~feats.isfinite().all(1)).nonzero().flatten().tolist()
     if bad:
-        names = ", ".join(records.paths[int(rows[i])] for i in bad[:2])
+        names = ", ".join(loader.records.paths[int(rows[i])] for i in bad[:2])
         raise UserError(f"features of {len(bad)} images are not finite ({names}, ...): the weights are damaged")
 
 
@@ -165,7 +165,7 @@ def extract_tracklets(
     sums = TrackletSums(tracklets.of_image, count, settings.normalize)
     for batch, features in feature_batches(model, loader, device, settings.flip):
         rows = batch.rows.cpu()
-        refuse_infinite(features, rows.numpy(), loader.records)
+        refuse_infinite(features, rows.numpy(), loader)
         weights = None
         if tracklets.hidden is not None:
             assert batch.qualities is not None, "the loader measures them"

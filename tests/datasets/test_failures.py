@@ -72,7 +72,10 @@ def test_a_folder_with_another_layout_says_what_is_missing_in_it_and_what_is_the
 def test_a_folder_of_images_that_is_missing_is_told(name, tmp_path):
     """Each in turn, by the reader or by the look for the images of a list."""
     MINIATURES[name].build(tmp_path)
-    for folder in sorted({str(Path(p).parent) for rows in lists(read(name, tmp_path)).values() for p, *_ in rows}):
+    folders = {Path(p).parent for rows in lists(read(name, tmp_path)).values() for p, *_ in rows}
+    if name == "duke_video":  # no list names its people and tracklets, so only a split's folder can be missed
+        folders = {folder.parents[1] for folder in folders}
+    for folder in sorted(map(str, folders)):
         os.rename(folder, f"{folder}.away")
         line = message(make_dataloader, config(tmp_path, tmp_path / "out", DATASETS__NAMES=name))
         os.rename(f"{folder}.away", folder)

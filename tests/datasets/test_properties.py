@@ -28,19 +28,20 @@ labels = st.lists(st.integers(0, 6), min_size=8, max_size=60).map(np.array)
 
 
 def batches_of(name: str, pids: np.ndarray, batch: int, k: int, seed: int) -> list[np.ndarray]:
-    """One pass of a rule; rules on places get a satellite and drone images of every identity, or three cameras."""
+    """One pass of a rule; rules on places get a satellite and drone images of every identity, cameras or tracklets."""
     rng = np.random.default_rng(seed)
     if name in RULES:
         return RULES[name](pids, batch, k, rng)
     rule, column = PLACED_RULES[name]
     first = np.isin(np.arange(len(pids)), np.unique(pids, return_index=True)[1])
-    places = {"viewids": np.where(first, 0, 1), "camids": np.arange(len(pids)) % 3}[column]
+    rows = np.arange(len(pids))
+    places = {"viewids": np.where(first, 0, 1), "camids": rows % 3, "seqs": 2 * pids + rows % 2}[column]
     return rule(pids, batch, k, rng, places)
 
 
 def test_there_are_rules_to_walk():
     assert len(RULES) >= 7 and len(PLACED_RULES) >= 2
-    assert {column for _, column in PLACED_RULES.values()} == {"viewids", "camids"}
+    assert {column for _, column in PLACED_RULES.values()} == {"viewids", "camids", "seqs"}
 
 
 @pytest.mark.parametrize("name", [*RULES, *PLACED_RULES])
