@@ -239,12 +239,13 @@ def test_layers_are_grouped_in_order_with_what_follows_them():
     assert len(few) == 7 and sum(few, ()) == tuple(map(str, range(100)))
 
 
-def verdict_of(int8: float, flags: frozenset[str]) -> Verdict:
+def verdict_of(int8: float, flags: frozenset[str], megabytes: float = 1.0) -> Verdict:
     found = Comparison({"mAP": Figure(0.5, 0.51, -0.03, 0.01)}, 0.9, 0.99, 0.9)
     rows = [
         Row("fp32", "PyTorch", 4.0, {1: 50.0, 2: 80.0}),
         Row("fp32", "onnxruntime", 4.0, {1: 60.0, 2: 100.0}, {"a": found}),
-        Row("int8", "onnxruntime", 1.0, {1: 40.0, 2: int8}, {"a": found}), Row("int8", "openvino", 1.0, trouble="no"),
+        Row("int8", "onnxruntime", megabytes, {1: 40.0, 2: int8}, {"a": found}),
+        Row("int8", "openvino", megabytes, trouble="no"),
     ]  # fmt: skip
     recipes = [{"recipe": "minmax", "loss": {"a": 1.0}, "images_per_second": int8, "float": []}]
     return Verdict("int8", "onnxruntime", rows, 2.0, recipes, flags)
@@ -256,6 +257,9 @@ def test_an_int8_file_that_is_slower_here_is_not_praised():
     assert "no instructions for 8-bit products (VNNI): int8 runs at 80 images/s here" in slow[1]
     assert slow[2] == "warning: fp32 is faster here than int8, which only saves space"
     assert slow[3] == "fastest here: fp32 in onnxruntime, 100 images/s"
+    # layers in float, and scales beside them
+    large = verdict_of(80.0, frozenset({"avx2"}), megabytes=5.0).sentences()[2]
+    assert large == "warning: fp32 is faster here than int8, which is larger too: it gains nothing on this machine"
     fast = verdict_of(200.0, frozenset({"avx2", "avx512_vnni"}))
     assert not [line for line in fast.sentences() if "warning" in line]
     assert "int8  onnxruntime  mAP 50.00 (-1.00, -3.00 to +1.00), same first match 90.0" in "\n".join(fast.lines())

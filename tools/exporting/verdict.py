@@ -183,7 +183,8 @@ class Verdict:
                     f"{chosen.fastest:.0f} images/s here"
                 )
             if ratio <= 1:
-                lines.append(f"warning: fp32 is faster here than {self.precision}, which only saves space")
+                gain = "only saves space" if size < 1 else "is larger too: it gains nothing on this machine"
+                lines.append(f"warning: fp32 is faster here than {self.precision}, which {gain}")
         best = max(self.rows, key=lambda row: row.fastest)
         lines.append(f"fastest here: {best.precision} in {best.runtime}, {best.fastest:.0f} images/s")
         return lines
