@@ -117,7 +117,7 @@ def refuse_code(path: Path) -> None:
 def fetched(address: str) -> tuple[str, Path]:
     """Returns an address with the commit that it stands for now, and the folder of its files, fetched if need be.
 
-    Raises ``UserError`` for what is no address, does not exist, or cannot be reached.
+    Raises ``UserError`` if the address is malformed, does not exist or cannot be reached.
     """
     match = ADDRESS.fullmatch(address)
     if not match:

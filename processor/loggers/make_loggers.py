@@ -38,7 +38,7 @@ def refuse_missing_loggers(cfg: CfgNode) -> None:
 
 
 def make_loggers(cfg: CfgNode, folder: Path) -> Loggers:
-    """Starts the loggers of a run on the first process; elsewhere there are none.
+    """Starts the loggers of a run on the first process; returns none on the others.
 
     Raises ``UserError`` if one cannot start, before anything is trained.
     """

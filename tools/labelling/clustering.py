@@ -1,7 +1,7 @@
 """Clusters that obey the decisions: DBSCAN on sparse Jaccard distances, as in training, with must-link and cannot-link.
 
 Without decisions the clusters are those of ``processor.methods.pseudo_labels.cluster``: images within ``eps`` of each
-other are linked if both are cores, and an image that is no core joins the nearest core. Links are made from the nearest
+other are linked if both are cores, and any other image joins the nearest core. Links are made from the nearest
 pair on; must-links come first, and a link that would bring two groups together that must not be is left out. One
 "different" therefore cuts a cluster at its longest link.
 
@@ -145,7 +145,7 @@ class Clusters:
     """The clusters that the graph and the decisions give.
 
     labels: (N,) int64, the smallest image of each image's cluster; an image in none is alone. sizes: (N,) images in the
-    cluster of that label, 0 for what is no label. at_stake: (E,) float32, for a link that holds a cluster together, by
+    cluster of that label, 0 if unlabelled. at_stake: (E,) float32, for a link that holds a cluster together, by
     nearness or by a decision about that pair, the pairs of images that would come apart without it; else 0.
     """
 

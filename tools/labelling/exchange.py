@@ -157,7 +157,7 @@ def fiftyone_labels(path: Path, content: dict[str, Any]) -> Found:
         if value is None:
             continue
         if not isinstance(value, str):
-            raise UserError(f"--read: {path}: the label of {cut(name, 80)} is no name and no number of a class")
+            raise UserError(f"--read: {path}: the label of {cut(name, 80)} is neither a name nor the number of a class")
         found.append((name, value))
     return found
 

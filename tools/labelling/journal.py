@@ -60,7 +60,7 @@ class Decision:
 
     @classmethod
     def of(cls, number: int, content: dict[str, Any], count: int) -> Decision:
-        """Returns a checked decision about a list of ``count`` images. Raises ``UserError`` for what is none."""
+        """Returns a checked decision about a list of ``count`` images. Raises ``UserError`` if it is malformed."""
         unknown = [str(name) for name in content if name not in FIELDS]
         if unknown:
             raise UserError(f"unknown entry {cut(unknown[0], 40)!r}; known: {', '.join(FIELDS)}")
@@ -204,7 +204,7 @@ class Journal:
     def append(self, content: dict[str, Any]) -> Decision:
         """Adds a decision, given by its entries, and returns it once it is on the disk.
 
-        Raises ``UserError`` for what is no decision, and if it could not be written; the journal is then as before.
+        Raises ``UserError`` if the entries are not a decision or could not be written; the journal is then as before.
         """
         decision = Decision.of(len(self.decisions) + 1, {k: v for k, v in content.items() if k != "n"}, self.count)
         line = decision.line()

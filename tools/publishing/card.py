@@ -34,7 +34,7 @@ LIMITS = """## Intended use and limits
 
 Made to compare crops of {kind}: for research, evaluation, and systems whose operators measure its errors on their own
 data first. The figures above hold for those test sets. Other cameras, places, seasons and resolutions give lower ones,
-and nobody has shown that errors are spread evenly over people. A near feature is no identity: a query that is not in
+and nobody has shown that errors are spread evenly over people. A near feature proves nothing: a query that is not in
 the gallery has nearest images, too. Not made for faces, for naming people, or for decisions about anyone on the
 strength of a match.
 """

@@ -81,7 +81,7 @@ def test_label_studios_addresses_are_matched(images, tmp_path):
         ("{}", "expected Label Studio's list of tasks"),
         ('[{"image": "a.jpg"}]', "task 1 has no data; export as JSON, not JSON-MIN"),
         ('[{"data": {"text": 3}}]', "task 1 names no image"),
-        ('{"labels": {"one.jpg": 3}, "classes": ["a"]}', "is no name and no number of a class"),
+        ('{"labels": {"one.jpg": 3}, "classes": ["a"]}', "is neither a name nor the number of a class"),
         ("[" * 99999, "neither JSON"),
     ],
 )
