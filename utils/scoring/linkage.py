@@ -2,8 +2,8 @@
 
 Two clusters join while the mean log-odds over their pairs is above a limit; a cluster never holds a pair that must stay
 apart. A mean above the limit needs at least one pair above it, so clusters never cross the connected components of the
-graph of such pairs, and only one component's matrix is in memory at a time. Within it, chains of nearest neighbours
-give the same clusters as joining the best pair again and again (Murtagh, 1983), in time that grows with the square.
+graph of such pairs, and only one component's matrix is in memory at a time. Within it, all clusters that are each
+other's nearest join at once, which gives the same as joining the best pair again and again (Murtagh, 1983).
 """
 
 from __future__ import annotations
@@ -53,10 +53,12 @@ def block_costs(feats: np.ndarray, odds: Odds, apart: Apart, some: np.ndarray, o
 
 
 def costs(feats: np.ndarray, odds: Odds, apart: Apart, rows: np.ndarray) -> np.ndarray:
-    """Returns ``block_costs`` of rows (m,) with each other, (m, m)."""
+    """Returns ``block_costs`` of rows (m,) with each other, (m, m), symmetric to the bit."""
     matrix = np.empty((len(rows), len(rows)), np.float32)
     for start in range(0, len(rows), BLOCK):
-        matrix[start : start + BLOCK] = block_costs(feats, odds, apart, rows[start : start + BLOCK], rows)
+        some = slice(start, start + BLOCK)
+        block = block_costs(feats, odds, apart, rows[some], rows[start:])
+        matrix[some, start:], matrix[start:, some] = block, block.T
     return matrix
 
 
@@ -84,43 +86,82 @@ def average_linkage(cost: np.ndarray, limit: float) -> np.ndarray:
 
     Clusters join while the mean cost over their pairs is below ``limit``; a pair of cost inf never joins.
     """
-    count = len(cost)
     np.fill_diagonal(cost, np.inf)
-    sizes, open_rows = np.ones(count), np.ones(count, bool)
-    owner = np.arange(count)
-    chain: list[int] = []
-    following = 0
+    owner, number = np.arange(len(cost)), np.arange(len(cost))  # number: the first member of each row's cluster
+    sizes, nearest = np.ones(len(cost), np.float32), np.empty(len(cost), np.int64)
+    least, stale = np.empty(len(cost), np.float32), np.arange(len(cost))
     while True:
-        if not chain:
-            while following < count and not open_rows[following]:
-                following += 1
-            if following == count:
-                break
-            chain.append(following)
-        top = chain[-1]
-        nearest = int(cost[top].argmin())
-        if cost[top, nearest] >= limit:  # and no later joining brings anything nearer: this cluster is finished
-            open_rows[top] = False
-            chain.pop()
-        elif len(chain) > 1 and cost[top, chain[-2]] <= cost[top, nearest]:
-            chain.pop()
-            kept = chain.pop()
-            join(cost, sizes, kept, top)
-            open_rows[top], owner[top] = False, kept
-        else:
-            chain.append(nearest)
+        for rows in in_blocks(stale):
+            some = cost[rows]
+            nearest[rows] = some.argmin(1)
+            least[rows] = some[np.arange(len(rows)), nearest[rows]]
+        unfinished = least < limit  # no later joining brings anything nearer to a cluster without such a neighbour
+        if not unfinished.any():
+            break
+        if 2 * unfinished.sum() < len(cost):
+            kept = np.flatnonzero(unfinished)
+            cost, place = compact(cost, kept), np.cumsum(unfinished) - 1
+            stale = np.flatnonzero(~unfinished[nearest[kept]])  # its cost was below the limit in one direction alone
+            number, sizes, least, nearest = number[kept], sizes[kept], least[kept], place[nearest[kept]]
+            if len(stale):
+                continue
+        first, second = mutual_neighbours(cost, nearest, least, limit)
+        join(cost, sizes, first, second)
+        owner[number[second]], least[second] = number[first], np.inf
+        changed = np.zeros(len(cost), bool)
+        changed[first] = changed[second] = True
+        stale = np.flatnonzero((changed | changed[nearest]) & (least < limit))
     while (owner[owner] != owner).any():
         owner = owner[owner]
     return by_first_appearance(owner)
 
 
-def join(cost: np.ndarray, sizes: np.ndarray, kept: int, gone: int) -> None:
-    """Joins two clusters in the matrix: ``kept`` gets the mean costs of both, ``gone`` is nobody's neighbour."""
-    total = sizes[kept] + sizes[gone]
-    row = (cost[kept] * np.float32(sizes[kept] / total)) + (cost[gone] * np.float32(sizes[gone] / total))
-    sizes[kept] = total
-    cost[kept] = row
-    cost[:, kept] = row
-    cost[kept, kept] = np.inf
-    cost[gone] = np.inf
-    cost[:, gone] = np.inf
+def in_blocks(rows: np.ndarray) -> list[np.ndarray]:
+    """Returns the rows in blocks, so that copies of them stay small."""
+    return [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
+
+
+def compact(cost: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Returns the rows and columns ``kept``, ascending, in the memory of the matrix, which is lost."""
+    small = cost.reshape(-1)[: len(kept) ** 2].reshape(len(kept), len(kept))
+    for start, rows in zip(range(0, len(kept), BLOCK), in_blocks(kept), strict=True):
+        small[start : start + BLOCK] = cost[np.ix_(rows, kept)]  # a copy, and later rows lie behind what is written
+    return small
+
+
+def mutual_neighbours(
+    cost: np.ndarray, nearest: np.ndarray, least: np.ndarray, limit: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns pairs of rows that are each other's nearest, each row in one of them at most; one pair at least.
+
+    nearest: (m,) the first nearest of each row. least: (m,) its cost, below ``limit`` in one of them at least.
+    """
+    rows = np.arange(len(cost))
+    good = (least < limit) & (nearest[nearest] == rows)
+    first = np.flatnonzero(good & (rows < nearest))
+    pairs = dict(zip(first.tolist(), nearest[first].tolist(), strict=True))
+    free = (least < limit) & ~good
+    for row in np.flatnonzero(free & (least[nearest] == least)):  # one of several that are equally near
+        if free[row]:
+            free[row] = False
+            other = np.flatnonzero(free & (cost[row] == least[row]) & (least == least[row]))[:1].tolist()
+            pairs.update(dict.fromkeys([int(row)], other[0]) if other else {})
+            free[other] = False
+    if not pairs:  # the last bits of means that differ by their order make a circle of nearest neighbours
+        row = int(least.argmin())
+        pairs[row] = int(nearest[row])
+    return np.array([*pairs]), np.array([*pairs.values()])
+
+
+def join(cost: np.ndarray, sizes: np.ndarray, first: np.ndarray, second: np.ndarray) -> None:
+    """Joins pairs of clusters: the rows ``first`` get the mean costs of both, ``second`` are nobody's neighbours."""
+    total = sizes[first] + sizes[second]
+    one, two = sizes[first] / total, sizes[second] / total
+    sizes[first] = total
+    for some in in_blocks(np.arange(len(first))):
+        cost[first[some]] = one[some, None] * cost[first[some]] + two[some, None] * cost[second[some]]
+    for start in range(0, len(cost), BLOCK):
+        rows = cost[start : start + BLOCK]
+        rows[:, first] = one * rows[:, first] + two * rows[:, second]
+        rows[:, second] = np.inf
+    cost[first, first] = np.inf

@@ -10,7 +10,7 @@ from scipy.spatial.distance import squareform
 from utils.errors import UserError
 from utils.scoring import linkage as module
 from utils.scoring.calibration import Probability
-from utils.scoring.linkage import average_linkage, by_first_appearance, cluster, components
+from utils.scoring.linkage import average_linkage, by_first_appearance, cluster, components, mutual_neighbours
 from utils.scoring.same_odds import MOST, LogOdds
 
 
@@ -57,6 +57,23 @@ def test_pairs_that_stay_apart_never_meet(seed):
     labels = average_linkage(cost.astype(np.float32), 3.0)
     assert labels.tolist() == slow(cost, 3.0).tolist()
     assert not (apart & (labels[:, None] == labels[None])).any()
+
+
+@pytest.mark.parametrize("groups", [1, 7])
+def test_ties_join_in_few_rounds(groups, monkeypatch):
+    rounds, member = [], np.arange(160) % groups
+    monkeypatch.setattr(module, "join", lambda *given, join=module.join: (rounds.append(1), join(*given)))
+    cost = np.where(member[:, None] == member[None], -12.0, 5.0).astype(np.float32)
+    assert average_linkage(cost, 0.0).tolist() == member.tolist()
+    assert len(rounds) <= 8
+
+
+def test_a_circle_of_nearest_neighbours_is_broken_at_its_least_cost():
+    cost = np.full((3, 3), np.inf, np.float32)
+    cost[0, 1], cost[1, 2], cost[2, 0] = 0.30, 0.28, 0.29  # the other directions differ in their last bits
+    nearest, least = np.array([1, 2, 0]), np.array([0.30, 0.28, 0.29], np.float32)
+    first, second = mutual_neighbours(cost, nearest, least, 1.0)
+    assert first.tolist() == [1] and second.tolist() == [2]
 
 
 @pytest.mark.parametrize("block", [3, 256])
