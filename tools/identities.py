@@ -21,6 +21,7 @@ import numpy as np
 from datasets.readers.frame_boxes import read_frame_boxes
 from datasets.storage.pixels import PixelRules
 from tools.tracking.constraints import Schedule, Travel
+from tools.tracking.fitting import fitted_limit, labelled_pairs
 from tools.tracking.identity_files import (
     boxes_by_frame,
     counted,
@@ -36,11 +37,9 @@ from utils.calibration import Calibration
 from utils.commands import make_parser, run_command
 from utils.errors import UserError
 from utils.files import write_json
-from utils.scoring.linkage import Apart, cluster
+from utils.scoring.linkage import cluster
 from utils.scoring.same_odds import LogOdds
 
-MOST_PAIRS = 500_000
-"""Pairs of a fit; of more, these are drawn."""
 MOST_TRACKLETS = 20_000
 """Tracklets that are clustered at once: their matrix may take four bytes for each pair."""
 
@@ -54,65 +53,49 @@ class Numbered:
     merges: Sequence[Merge] = ()
 
 
-def labelled_pairs(tracklets: TrackletSet, apart: Apart, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Returns squared distances of pairs of tracklets, and whether each shows one person, (P,) each.
+def make_odds(args: argparse.Namespace, meta: dict, travel: Travel) -> tuple[LogOdds, float]:
+    """Returns what --calibration, --fit or --threshold says of a pair, and the mean above which clusters are joined.
 
-    Pairs that time keeps apart do not count. Raises ``UserError`` where no tracklet has a person.
-    """
-    known = np.array([i for i, pid in enumerate(tracklets.pids) if pid], int)
-    if len(known) < 2:
-        raise UserError("--fit: the table names no persons (pid) of its tracklets")
-    pids = np.array(tracklets.pids)[known]
-    rng, distances, same = np.random.default_rng(seed), [], []
-    share = min(1.0, MOST_PAIRS / (len(known) ** 2 / 2))
-    for start in range(0, len(known), 256):
-        rows = known[start : start + 256]
-        later = (rows[:, None] < known[None]) & ~apart(rows, known)
-        equal = pids[start : start + 256, None] == pids[None]
-        taken = later & (equal | (rng.random(later.shape) < share))
-        distances.append((2 - 2 * tracklets.feats[rows] @ tracklets.feats[known].T)[taken])
-        same.append(equal[taken])
-    return np.maximum(np.concatenate(distances), 0), np.concatenate(same)
-
-
-def make_odds(args: argparse.Namespace, meta: dict, travel: Travel) -> LogOdds:
-    """Returns what --calibration, --fit or --threshold says; raises ``UserError`` for none, several, or another model.
-
-    meta: of the features.
+    meta: of the features. Raises ``UserError`` for none of the three, for several, and for another model.
     """
     given = [name for name in ("calibration", "fit", "threshold") if getattr(args, name) is not None]
     if len(given) != 1:
         raise UserError("give one of --calibration FILE, --fit FOLDER and --threshold DISTANCE: which tracklets match?")
     if args.prior is not None and (not 0 < args.prior < 1 or args.threshold is not None):
         raise UserError("--prior: a share between 0 and 1, for --calibration or --fit")
-    model = str(meta.get("model_hash", ""))
+    model, limit = str(meta.get("model_hash", "")), log_odds(0.5 if args.least is None else args.least)
     if args.calibration is not None:
         calibration = Calibration.read(args.calibration)
         calibration.refuse_other(model, calibration.metric, True, args.calibration)
         probability = calibration.probability if args.prior is None else calibration.probability.at(args.prior)
-        return LogOdds.of(probability, scale=2.0 if calibration.metric == "cosine" else 1.0)
+        return LogOdds.of(probability, scale=2.0 if calibration.metric == "cosine" else 1.0), limit
     if args.threshold is not None:
         if not 0 < args.threshold < 4:
             raise UserError(f"--threshold: squared distances of unit features are 0 to 4, got {args.threshold:g}")
-        return LogOdds.threshold(args.threshold)
+        return LogOdds.threshold(args.threshold), limit
     labelled, other = read_tracklets(args.fit, args.quality)
     if str(other.get("model_hash", "")) != model:
         raise UserError(f"--fit: {args.fit} holds features of another model or setting than {args.features}")
     distances, same = labelled_pairs(labelled, labelled.schedule(travel).apart)
     prior = float(same.mean()) if args.prior is None else args.prior
-    return LogOdds.fit(distances, same, prior)
+    odds = LogOdds.fit(distances, same, prior)
+    return odds, fitted_limit(labelled, odds, travel) if args.least is None else limit
+
+
+def log_odds(probability: float) -> float:
+    """Returns log(p / (1 - p)). probability: between 0 and 1, both excluded."""
+    return float(np.log(probability) - np.log1p(-probability))
 
 
 def number_tracklets(
-    tracklets: TrackletSet, odds: LogOdds, schedule: Schedule, least: float = 0.5, timed: bool = True,
+    tracklets: TrackletSet, odds: LogOdds, schedule: Schedule, limit: float = 0.0, timed: bool = True,
     online: bool = False, most: int = 5000,
 ) -> Numbered:  # fmt: skip
     """Returns the identities of tracklets.
 
-    least: mean probability above which tracklets are one identity. timed: time keeps tracklets apart. online: in the
+    limit: mean log-odds above which tracklets are one identity. timed: time keeps tracklets apart. online: in the
     order in which they end, with a gallery of ``most`` identities.
     """
-    limit = float(np.log(least) - np.log1p(-least))
     schedule = schedule if timed else schedule.without_times()
     if online:
         at_once, final, merges = run_online(tracklets.feats, schedule, odds, limit, most)
@@ -166,8 +149,9 @@ def run(args: argparse.Namespace) -> None:
     travel = Travel.read(args.travel) if args.travel else Travel()
     tracklets, meta = read_tracklets(args.features, args.quality)
     truth = truth_files(args.truth, set(tracklets.cameras)) if args.truth else {}
-    odds, schedule = make_odds(args, meta, travel), tracklets.schedule(travel)
-    numbered = number_tracklets(tracklets, odds, schedule, args.least, not args.no_times, args.online, args.gallery)
+    odds, limit = make_odds(args, meta, travel)
+    schedule = tracklets.schedule(travel)
+    numbered = number_tracklets(tracklets, odds, schedule, limit, not args.no_times, args.online, args.gallery)
     scores = scores_of(tracklets, numbered, truth, args.away) if truth else {}
     write_table(args.out / "identities.csv", tracklets, numbered.numbers, numbered.at_once)
     write_mot(args.out / "mot", boxes_by_frame(tracklets, numbered.numbers))
@@ -200,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--fit", type=Path, metavar="DIR", help="features of other tracklets with pid, to fit on")
     parser.add_argument("--threshold", type=float, metavar="D", help="squared distance of unit features that matches")
     parser.add_argument("--prior", type=float, help="share of true matches among pairs (the calibration's or fit's)")
-    parser.add_argument("--least", type=float, default=0.5, help="probability above which tracklets are one (0.5)")
+    parser.add_argument("--least", type=float, help="probability above which tracklets are one (0.5; fitted by --fit)")
     parser.add_argument("--travel", type=Path, metavar="TABLE.csv", help="shortest times between cameras")
     parser.add_argument("--no-times", action="store_true", help="time keeps nothing apart")
     parser.add_argument("--quality", action="store_true", help="weight images by the table's column quality")
@@ -212,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.page and args.page.suffix != ".html":
         raise UserError(f"--page: expected a name that ends in .html, got {args.page}")
-    if not 0 < args.least < 1:
+    if args.least is not None and not 0 < args.least < 1:
         raise UserError(f"--least: expected a probability between 0 and 1, got {args.least:g}")
     if args.gallery < 1 or not args.away >= 0:
         raise UserError("--gallery must be at least 1 and --away 0 or more")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,20 @@ class TrackletSet:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def only(self, kept: np.ndarray) -> TrackletSet:
+        """Returns some of the tracklets. kept: (T,) bool."""
+        places = np.flatnonzero(kept).tolist()
+        return replace(
+            self,
+            names=[self.names[i] for i in places],
+            cameras=[self.cameras[i] for i in places],
+            feats=self.feats[places],
+            start=self.start[places],
+            end=self.end[places],
+            pids=[self.pids[i] for i in places],
+            rows=[self.rows[i] for i in places],
+        )
 
     def schedule(self, travel: Travel) -> Schedule:
         """Returns when and where the tracklets were. travel: of the cameras with clocks."""
