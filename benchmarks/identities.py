@@ -37,6 +37,8 @@ from tools.tracking.tracking_scores import OVERLAP, CameraBoxes, overlaps, track
 from tools.tracking.tracklet_set import TrackletSet, read_tracklets
 from utils.feature_files import Features
 from utils.metrics import evaluate_features
+from utils.scoring.calibration import Probability
+from utils.scoring.pair_counts import count_pairs
 from utils.scoring.same_odds import LogOdds
 
 BY_HAND = 0.8
@@ -105,7 +107,7 @@ def retrieval(kinds: dict[str, np.ndarray], persons: Sequence[str], cameras: Seq
     for name, feats in kinds.items():
         given = torch.from_numpy(feats)
         result = evaluate_features(given[first], given, pids[first], pids, camids[first], camids)
-        out[name] = [100 * result["mAP"], 100 * result["Rank-1"]]
+        out[name] = [100 * result.mAP, 100 * float(result.cmc[0])]
     return out
 
 
@@ -150,7 +152,7 @@ def measure(
     schedule, unknown = test.schedule(travel), test.schedule(Travel())
     distances, same = labelled_pairs(labelled, labelled.schedule(travel).apart)
     odds = LogOdds.fit(distances, same, float(same.mean()))
-    limit = fitted_limit(labelled, odds, travel)
+    limit, counted = fitted_limit(labelled, odds, travel), calibrated(labelled)
     own = np.arange(1, len(test) + 1)
     true = [f"person {pid}" if pid else str(i) for i, pid in enumerate(test.pids)]
     nearest = [nearest_earlier(test.feats, schedule.apart, distance) for distance in GRID]
@@ -161,6 +163,7 @@ def measure(
         "nearest neighbour, best threshold in hindsight": max(map(figures, nearest)),
         "`--fit`": figures(number_tracklets(test, odds, schedule, limit).numbers),
         "the same with `--least 0.5`": figures(number_tracklets(test, odds, schedule).numbers),
+        "`--calibration` on the same tracklets": figures(number_tracklets(test, counted, schedule).numbers),
         "`--fit` with `--no-times`": figures(number_tracklets(test, odds, schedule, limit, timed=False).numbers),
         "`--fit` without `--travel`": figures(number_tracklets(test, odds, unknown, limit).numbers),
         "`--fit` with `--online`": figures(number_tracklets(test, odds, schedule, limit, online=True).numbers),
@@ -168,6 +171,15 @@ def measure(
         "the true identity of each tracklet": figures(np.unique(true, return_inverse=True)[1] + 1),
     }
     return features, identities
+
+
+def calibrated(labelled: TrackletSet) -> LogOdds:
+    """Returns the log-odds of a calibration on tracklets whose persons are known, at their share of true matches."""
+    known = labelled.only(np.array([bool(pid) for pid in labelled.pids]))
+    feats, pids = torch.from_numpy(known.feats), np.unique(known.pids, return_inverse=True)[1]
+    pairs = count_pairs(feats, feats, pids, pids, which="all", same_list=True)
+    genuine, impostor = pairs.distinct
+    return LogOdds.of(Probability.fit(pairs, genuine / (genuine + impostor)))
 
 
 def interval(values: Sequence[float]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from datasets.dataset import ReIDDataset
 from datasets.options import names_of
 from datasets.readers.scan import is_image
 from datasets.records import LONG, SPLITS, Records
+from datasets.storage.files import image_exists
 from datasets.storage.pillow_decoding import decode, open_image, read_image
 from datasets.storage.pixels import KINDS, kinds_of, unused_depth, used_levels
 from utils.errors import UserError
@@ -251,7 +251,7 @@ def missing(records: Records, seconds: float = 2.0) -> tuple[np.ndarray, int]:
     """
     until, absent, searched = time.monotonic() + seconds, [], 0
     for searched, i in enumerate(np.random.default_rng(0).permutation(len(records)), 1):
-        if not os.path.exists(records.paths[i]):
+        if not image_exists(records.paths[i]):
             absent.append(i)
         if searched % 256 == 0 and time.monotonic() > until:
             break

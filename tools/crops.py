@@ -3,8 +3,9 @@
 The boxes are a tracker's, a detector's or labelled ones: MOT-challenge's .txt, a .csv with ``frame, x1, y1, x2, y2``
 and maybe ``seq`` and ``score``, CVAT's .xml, or COCO's .json. The result is a table with ``seq`` (the tracklet),
 ``frame``, ``time`` and ``camid``, which tools.extract reads and tools.identities needs. With --images the crops are
-files; without, the table holds boxes in the frames of a folder. Several cameras are several words behind --video and
---boxes. Video files need PyAV. After a kill the same command continues.
+files; without, the table holds boxes in the frames of a folder or of a video file, which is searched for each of them.
+Several cameras are several words behind --video and --boxes. Video files need PyAV. After a kill the same command
+continues.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from datasets.readers.frame_boxes import FrameBox, read_frame_boxes
 from datasets.readers.image_list import CUT
 from datasets.readers.text_table import BOX
 from datasets.storage.video import Frame, frame_files, frames_of
+from datasets.storage.video_frames import frame_path
 from utils.commands import make_parser, run_command
 from utils.errors import UserError
 from utils.files import sha256_of, write_lines
@@ -143,9 +145,9 @@ def corners_of(box: FrameBox, width: int, height: int, counts: Counts) -> Corner
 
 
 def rows_of_frame(
-    clip: Clip, frame: Frame, source: Path | None, how: Cutting
+    clip: Clip, frame: Frame, source: Path, how: Cutting
 ) -> tuple[list[list[object]], Counts]:
-    """Writes the crops of a frame and returns its rows and counts. source: the frame's file, where it has one."""
+    """Writes the crops of a frame and returns its rows and counts. source: where to read the frame again."""
     counts = Counts()
     cut = [
         (box, corners) for box in clip.boxes[frame.number]
@@ -160,7 +162,6 @@ def rows_of_frame(
         if how.images is not None and crop is not None:
             path = how.images / clip.camera / (box.number or "none") / f"{frame.number:06d}_{i:02d}.jpg"
             save(crop, path)
-        assert path is not None, "refused before"
         quality = [] if crop is None or not how.measured else [quality_of(crop, share)]
         rows.append([
             Path(os.path.relpath(path, how.home)).as_posix(), box.number if how.identities else "", clip.camera,
@@ -203,7 +204,8 @@ def cut_clip(clip: Clip, how: Cutting, done: int, part: TextIO, pool: ThreadPool
         seen.add(frame.number)
         if how.fps is None and frame.time is None:
             raise UserError(f"{clip.path}: its frames have no time; name their number per second, such as --fps 25")
-        ahead.append(pool.submit(rows_of_frame, clip, frame, files.get(frame.number), how))
+        source = files.get(frame.number) or frame_path(clip.path, frame.number)
+        ahead.append(pool.submit(rows_of_frame, clip, frame, source, how))
         if len(ahead) >= AHEAD:
             put(*ahead.pop(0).result())
     for job in ahead:
@@ -284,10 +286,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--out: {args.out} exists; remove it, or name another table")
     if args.fps is not None and not 0 < args.fps < 10_000:
         raise UserError(f"--fps: must be above 0, got {args.fps:g}")
-    if not args.images:
-        files = [path for path in args.video if path.is_file()]
-        if files:
-            raise UserError(f"--images: name a folder for the crops of {files[0]}; only frames of a folder need none")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     how = Cutting(args.images, args.out.parent, args.fps, args.quality, args.identities, args.split)
     clips = clips_of(args.video, args.boxes, args.camera, args.least)

@@ -1,4 +1,5 @@
-"""The bytes of an image: a file of its own, or a part of a tar shard that its path names (``tools/make_shards.py``).
+"""The bytes of an image: a file of its own, a part of a tar shard that its path names (``tools/make_shards.py``), or a
+frame of a video (``video_frames.py``).
 
 The path of an image in a shard is ``FOLDER/000003.tar/OFFSET+LENGTH/NAME``: NAME is its path in the dataset's folder,
 the rest says where its bytes are. So a path alone is enough to read it, wherever lists of images go.
@@ -12,6 +13,8 @@ import re
 import stat
 from functools import lru_cache
 from typing import BinaryIO
+
+from datasets.storage.video_frames import IN_VIDEO, read_frame
 
 LARGEST = 2 * 10**9
 """Bytes of an image file; a larger one is something else, and would take as much memory in every worker."""
@@ -38,6 +41,8 @@ def read_bytes(path: str) -> bytes:
         if len(raw) != length:
             raise OSError(None, f"the shard ends before byte {int(match[2]) + length}", match[1])
         return raw
+    if match := IN_VIDEO.fullmatch(path):
+        return read_frame(match[1], int(match[2]))
     try:
         return read_regular(path, LARGEST)
     except OverflowError as error:
@@ -70,6 +75,12 @@ def read_regular(path: str, most: int) -> bytes:
         return b"".join(blocks)
     finally:
         os.close(handle)
+
+
+def image_exists(path: str) -> bool:
+    """Returns whether there is a file of this name, or a video that the path of a frame names."""
+    match = IN_VIDEO.fullmatch(path)
+    return os.path.exists(match[1] if match else path)
 
 
 def own_name(path: str) -> str:

@@ -10,16 +10,14 @@ from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from PIL import Image
 
 from datasets.readers.scan import existing, image_files
 from datasets.storage.pillow_decoding import load_image
+from datasets.storage.video_frames import pyav
 from utils.errors import UserError, reason_of
-
-INSTALL = "pip install -r requirements-extra.txt"
 
 
 @dataclass(frozen=True)
@@ -29,15 +27,6 @@ class Frame:
     number: int
     time: float | None
     image: Image.Image
-
-
-def pyav() -> ModuleType:
-    """Returns PyAV. Raises ``UserError`` where it is not installed."""
-    try:
-        import av
-    except ImportError:
-        raise UserError(f"video files need PyAV, which is not installed: {INSTALL}") from None
-    return av
 
 
 def frame_files(folder: Path) -> dict[int, Path]:

@@ -12,7 +12,10 @@ from datasets import make_dataset
 from datasets.readers.frame_boxes import read_frame_boxes
 from datasets.readers.image_list import read_image_list
 from datasets.storage import video
+from datasets.storage.files import image_exists
+from datasets.storage.pillow_decoding import load_image
 from datasets.storage.video import frame_files, frames_of, write_video
+from datasets.storage.video_frames import frame_path
 from tests.datasets.every import drawn_tracks
 from tests.datasets.miniatures import message
 from tools import crops
@@ -156,13 +159,40 @@ def test_a_video_file_gives_its_frames_with_their_times(film):
 def test_crops_of_a_video_file_are_files(film, tmp_path):
     (tmp_path / "boxes.txt").write_text("2,1,0,0,20,40,1\n99,1,0,0,20,40,1\n")
     words = ["--video", str(film), "--boxes", str(tmp_path / "boxes.txt"), "--out", str(tmp_path / "t.csv")]
-    assert message(crops.main, words) == (
-        f"--images: name a folder for the crops of {film}; only frames of a folder need none"
-    )
     crops.main([*words, "--images", str(tmp_path / "crops")])
     (row,) = csv.DictReader((tmp_path / "t.csv").read_text().splitlines())
     assert (row["camid"], row["frame"], row["time"]) == ("gate", "2", "0.200")
     assert abs(int(np.asarray(Image.open(tmp_path / row["path"])).mean()) - 20) < 5
+
+
+def test_boxes_in_a_video_file_are_read_by_seeking(film, tmp_path):
+    (tmp_path / "boxes.txt").write_text("9,1,0,0,20,40,1\n2,1,4,0,20,40,1\n")
+    words = ["--video", str(film), "--boxes", str(tmp_path / "boxes.txt"), "--out", str(tmp_path / "t.csv")]
+    crops.main(words)
+    records, carried = read_image_list(tmp_path / "t.csv")
+    assert carried["frame"] == ["2", "9"] and all(image_exists(path) for path in records.paths)
+    second, ninth = (load_image(records.paths[i], records.boxes[i]) for i in (0, 1))
+    frames = {frame.number: frame.image for frame in frames_of(film)}
+    assert np.array_equal(second, frames[2].crop((4, 0, 24, 40)))
+    assert np.array_equal(ninth, frames[9].crop((0, 0, 20, 40)))
+
+
+def test_frames_come_in_any_order(film):
+    wanted = {frame.number: np.asarray(frame.image) for frame in frames_of(film)}
+    for number in [12, 1, 2, 3, 7, 7, 4, 12, 1]:
+        found = np.asarray(load_image(str(frame_path(film, number))))
+        assert np.array_equal(found, wanted[number]), number
+
+
+def test_frames_that_cannot_be_read_are_images_that_cannot(film, tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"no video" * 100)
+    for path, reason in (
+        (frame_path(film, 13), "the image cannot be read (has 12 frames, no frame 13)"),
+        (frame_path(tmp_path / "a.mp4", 1), "the image cannot be read ("),
+        (frame_path(tmp_path / "b.mp4", 1), "the image is missing"),
+    ):
+        assert message(load_image, str(path)).startswith(f"{path}: {reason}")
+    assert not image_exists(str(frame_path(tmp_path / "b.mp4", 1)))
 
 
 def test_videos_that_cannot_be_decoded_end_in_one_line(film, tmp_path, monkeypatch):
