@@ -56,13 +56,13 @@ def drawn(cfg: CfgNode, root: Path, seed: int, sizes: dict[str, int]) -> tuple[P
     made = make_dataset("synthetic_tracks", str(root), **sizes, seed=seed)
     folder = Path(made.gallery[0][0]).parents[2]
     homes = sorted(folder.glob("c*/"))
-    words = ["--video", *(str(home / "img1") for home in homes), "--camera", *(home.name for home in homes)]
+    words = ["--video", *(str(home / "img1") for home in homes), "--camera", *(home.name[1:] for home in homes)]
     words += ["--boxes", *(str(home / "trk" / "trk.txt") for home in homes), "--fps", str(FPS), "--quality"]
     crops.main([*words, "--out", str(root / "crops.csv")])
     extract_to_folder(cfg, root / "crops.csv", root / "features")
     truth: Truth = {}
     for home in homes:
-        frames = truth.setdefault(home.name, {})
+        frames = truth.setdefault(home.name[1:], {})
         for box in read_frame_boxes(home / "gt" / "gt.txt"):
             frames.setdefault(box.frame, []).append((box.number, (box.left, box.top, box.right, box.bottom)))
     return folder, truth

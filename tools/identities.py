@@ -148,6 +148,8 @@ def run(args: argparse.Namespace) -> None:
         refuse_without_trackeval()
     travel = Travel.read(args.travel) if args.travel else Travel()
     tracklets, meta = read_tracklets(args.features, args.quality)
+    if args.travel:
+        travel.refuse_others(set(tracklets.cameras), args.travel)
     truth = truth_files(args.truth, set(tracklets.cameras)) if args.truth else {}
     odds, limit = make_odds(args, meta, travel)
     schedule = tracklets.schedule(travel)

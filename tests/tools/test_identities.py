@@ -13,9 +13,11 @@ from PIL import Image
 from tests.datasets.miniatures import message
 from tools import identities
 from tools.tracking.constraints import Schedule, Travel
+from tools.tracking.fitting import fitted_limit, kept_share, labelled_pairs
 from tools.tracking.online import OnlineIdentities, run_online
 from tools.tracking.tracking_scores import CameraBoxes, kept_numbers, overlaps, tracking_scores
 from tools.tracking.tracklet_set import read_tracklets
+from utils.scoring.linkage import cluster
 from utils.scoring.same_odds import LogOdds
 
 COLUMNS = ("path", "pid", "camid", "seq", "frame", "time", "x1", "y1", "x2", "y2", "quality")
@@ -137,6 +139,30 @@ def test_times_and_ways_keep_people_apart(features, tmp_path):
     assert all(len({r["camid"] for r in far if r["identity"] == n}) == 1 for n in {r["identity"] for r in far})
     free = run(features, tmp_path / "c", "--threshold", "3.9", "--travel", str(tmp_path / "travel.csv"), "--no-times")
     assert len({row["identity"] for row in free}) == 1
+
+
+def test_a_table_of_ways_of_other_cameras_is_refused(features, tmp_path):
+    path = tmp_path / "travel.csv"
+    path.write_text("camera_a,camera_b,seconds\nyard,c2,10\n1,2,10\n")
+    words = ["--features", str(features), "--out", str(tmp_path / "out"), "--threshold", "1", "--travel", str(path)]
+    assert message(identities.main, words) == f"{path}: names no two of the cameras gate, yard, but 1, 2, c2, yard"
+
+
+def test_the_share_of_images_whose_identity_is_their_persons():
+    people, images = ["a", "a", "a", "b", "b"], np.array([1, 2, 3, 4, 5])
+    assert kept_share(np.array([0, 0, 0, 1, 1]), people, images) == 1
+    assert kept_share(np.array([0, 0, 1, 1, 1]), people, images) == pytest.approx((1 + 2 + 4 + 5) / 15)
+    assert kept_share(np.arange(5), people, images) == pytest.approx((3 + 5) / 15)
+
+
+def test_the_fitted_limit_joins_labelled_tracklets_rightly(features):
+    labelled, _ = read_tracklets(features)
+    distances, same = labelled_pairs(labelled, labelled.schedule(Travel()).apart)
+    odds = LogOdds.fit(distances, same, 1e-6)  # a prior under which a probability of a half joins nobody
+    apart = labelled.schedule(Travel()).apart
+    assert cluster(labelled.feats, odds, apart).max() == 2 * PEOPLE - 1
+    numbers = cluster(labelled.feats, odds, apart, fitted_limit(labelled, odds, Travel()))
+    assert numbers.max() == PEOPLE - 1 and kept_share(numbers, labelled.pids, np.ones(2 * PEOPLE)) == 1
 
 
 def test_scores_are_whole_for_right_numbers_and_halves_across_for_separate_cameras(features, tmp_path):

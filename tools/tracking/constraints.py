@@ -42,6 +42,14 @@ class Travel:
             seconds[first, second] = seconds[second, first] = value
         return cls(seconds)
 
+    def refuse_others(self, cameras: set[str], path: Path) -> None:
+        """Raises ``UserError`` if none of its pairs of cameras is among ``cameras``. path: of the table."""
+        if not any(set(pair) <= cameras for pair in self.seconds):
+            named = sorted({camera for pair in self.seconds for camera in pair})
+            raise UserError(
+                f"{path}: names no two of the cameras {', '.join(sorted(cameras))}, but {', '.join(named)}"
+            )
+
     def matrix(self, cameras: list[str]) -> np.ndarray:
         """Returns the shortest times between cameras (C, C); -inf where nothing is known, 0 of a camera to itself."""
         return np.array([[0.0 if a == b else self.seconds.get((a, b), -math.inf) for b in cameras] for a in cameras])
