@@ -58,7 +58,8 @@ def drawn(cfg: CfgNode, root: Path, seed: int, sizes: dict[str, int]) -> tuple[P
     homes = sorted(folder.glob("c*/"))
     words = ["--video", *(str(home / "img1") for home in homes), "--camera", *(home.name[1:] for home in homes)]
     words += ["--boxes", *(str(home / "trk" / "trk.txt") for home in homes), "--fps", str(FPS), "--quality"]
-    crops.main([*words, "--out", str(root / "crops.csv")])
+    if not (root / "crops.csv").exists():
+        crops.main([*words, "--out", str(root / "crops.csv")])
     extract_to_folder(cfg, root / "crops.csv", root / "features")
     truth: Truth = {}
     for home in homes:
@@ -149,10 +150,16 @@ def measure(
         scores = tracking_scores(cameras)
         return [100 * scores[name] for name in ("IDF1", "HOTA", "IDF1 within")]
 
-    schedule, unknown = test.schedule(travel), test.schedule(Travel())
-    distances, same = labelled_pairs(labelled, labelled.schedule(travel).apart)
-    odds = LogOdds.fit(distances, same, float(same.mean()))
-    limit, counted = fitted_limit(labelled, odds, travel), calibrated(labelled)
+    def fitted(travel: Travel, timed: bool = True, online: bool = False, least: float | None = None) -> list[float]:
+        apart = labelled.schedule(travel) if timed else labelled.schedule(travel).without_times()
+        odds = LogOdds.fit(*(pairs := labelled_pairs(labelled, apart.apart)), float(pairs[1].mean()))
+
+        def number(some: TrackletSet, limit: float) -> np.ndarray:
+            return number_tracklets(some, odds, some.schedule(travel), limit, timed, online).numbers
+
+        return figures(number(test, fitted_limit(labelled, odds, number) if least is None else least))
+
+    schedule = test.schedule(travel)
     own = np.arange(1, len(test) + 1)
     true = [f"person {pid}" if pid else str(i) for i, pid in enumerate(test.pids)]
     nearest = [nearest_earlier(test.feats, schedule.apart, distance) for distance in GRID]
@@ -161,12 +168,14 @@ def measure(
         "a number for each tracklet": figures(own),
         "nearest neighbour, cosine 0.6 by hand": figures(nearest_earlier(test.feats, schedule.apart, BY_HAND)),
         "nearest neighbour, best threshold in hindsight": max(map(figures, nearest)),
-        "`--fit`": figures(number_tracklets(test, odds, schedule, limit).numbers),
-        "the same with `--least 0.5`": figures(number_tracklets(test, odds, schedule).numbers),
-        "`--calibration` on the same tracklets": figures(number_tracklets(test, counted, schedule).numbers),
-        "`--fit` with `--no-times`": figures(number_tracklets(test, odds, schedule, limit, timed=False).numbers),
-        "`--fit` without `--travel`": figures(number_tracklets(test, odds, unknown, limit).numbers),
-        "`--fit` with `--online`": figures(number_tracklets(test, odds, schedule, limit, online=True).numbers),
+        "`--fit`": fitted(travel),
+        "`--fit` with `--least 0.5`": fitted(travel, least=0.0),
+        "`--calibration` on the same tracklets": figures(
+            number_tracklets(test, calibrated(labelled), schedule).numbers
+        ),
+        "`--fit` with `--no-times`": fitted(travel, timed=False),
+        "`--fit` without `--travel`": fitted(Travel()),
+        "`--fit` with `--online`": fitted(travel, online=True),
         "average linkage, best threshold in hindsight": max(map(figures, linked)),
         "the true identity of each tracklet": figures(np.unique(true, return_inverse=True)[1] + 1),
     }
@@ -205,13 +214,14 @@ def main() -> None:
     parser.add_argument("--ids", type=int, default=32)
     parser.add_argument("--cameras", type=int, default=4)
     parser.add_argument("--frames", type=int, default=160, help="of each camera, 5 a second")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="where video and features stay, and are used again")
     parser.add_argument("opts", nargs=argparse.REMAINDER)
     args = parser.parse_args()
     cfg = load_config(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
     sizes, features, identities = {"ids": args.ids, "cameras": args.cameras, "frames": args.frames}, [], []
     for seed in args.seeds:
         with tempfile.TemporaryDirectory() as name:
-            first, second = measure(cfg, Path(name), seed, sizes)
+            first, second = measure(cfg, (args.keep or Path(name)) / str(seed), seed, sizes)
         features.append(first)
         identities.append(second)
     less = [{name: [row[0] - run["the mean"][0]] for name, row in run.items()} for run in features]

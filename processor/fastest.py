@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
@@ -20,15 +19,11 @@ log = logging.getLogger("lineup")
 LARGEST_DIFFERENCE = 1e-3
 """Of a unit feature's entry from torch's."""
 REPEATS = 3
+CLEARLY = 1.05
+"""Times torch's speed from which on another runtime is taken; less is chance, and torch is what training used."""
 
-
-@dataclass(frozen=True)
-class Trial:
-    """What a runtime did on a batch. speed: images per second. difference: of a unit feature's entry, the largest."""
-
-    extractor: Extractor
-    speed: float
-    difference: float
+Inputs = tuple[Tensor, Tensor | None, Tensor | None]
+"""Images and the labels of their cameras and views, as the extractor takes them."""
 
 
 def in_fastest_runtime(
@@ -37,16 +32,15 @@ def in_fastest_runtime(
     """Returns the extractor in the runtime that is fastest on a batch, torch included, and logs what was measured.
 
     extractor: in torch. images: (B, 3, H, W), transformed. A runtime is left out if it is not installed, cannot run the
-    network, or its unit features differ from torch's by more than ``LARGEST_DIFFERENCE``. On a GPU nothing is tried:
-    the other runtimes compute on the CPU.
+    network, its unit features differ from torch's by more than ``LARGEST_DIFFERENCE``, or it is not ``CLEARLY`` faster.
+    On a GPU nothing is tried: the other runtimes compute on the CPU.
     """
     if extractor.device.type != "cpu":
         log.info("--runtime auto: torch, which computes on %s; the others use the CPU", extractor.device)
         return extractor
     batch = images, cam_labels, view_labels
     reference = to_unit_length(extractor.features(*batch)).numpy()
-    trials = {TORCH: Trial(extractor, speed_of(extractor, batch), 0.0)}
-    left_out = []
+    tried, differences, left_out = {TORCH: extractor}, {TORCH: 0.0}, []
     try:
         with exported_network(extractor.model, extractor.size, extractor.sides) as path:
             for name in RUNTIMES:
@@ -60,24 +54,26 @@ def in_fastest_runtime(
                 if difference > LARGEST_DIFFERENCE or np.isnan(difference):
                     left_out.append(f"{name}: a unit feature differs by {difference:.1e} from torch's")
                 else:
-                    trials[name] = Trial(other, speed_of(other, batch), difference)
+                    tried[name], differences[name] = other, difference
     except UserError as error:  # the network cannot be exported, or not here
         left_out.append(str(error))
-    chosen = max(trials, key=lambda name: trials[name].speed)
-    speeds = ", ".join(f"{name} {trial.speed:.1f}" for name, trial in trials.items())
+    speeds = speeds_of(tried, batch)
+    chosen = max(speeds, key=lambda name: speeds[name] * (CLEARLY if name == TORCH else 1))
+    shown = ", ".join(f"{name} {speed:.1f}" for name, speed in speeds.items())
     reasons = f"; left out: {'; '.join(left_out)}" if left_out else ""
     log.info(
         "--runtime auto: %s, by images/s on the first %d images: %s; its unit features differ by %.1e at most from "
-        "torch's%s", chosen, len(images), speeds, trials[chosen].difference, reasons,
+        "torch's%s", chosen, len(images), shown, differences[chosen], reasons,
     )  # fmt: skip
-    return trials[chosen].extractor
+    return tried[chosen]
 
 
-def speed_of(extractor: Extractor, batch: tuple[Tensor, Tensor | None, Tensor | None]) -> float:
-    """Returns the images per second of the best of some runs; the extractor has run before."""
-    seconds = []
+def speeds_of(tried: dict[str, Extractor], batch: Inputs) -> dict[str, float]:
+    """Returns the images per second of each, the best of some runs in turns, so that other load falls on all."""
+    best = dict.fromkeys(tried, np.inf)
     for _ in range(REPEATS):
-        began = time.perf_counter()
-        extractor.features(*batch)
-        seconds.append(time.perf_counter() - began)
-    return len(batch[0]) / max(min(seconds), 1e-9)
+        for name, extractor in tried.items():
+            began = time.perf_counter()
+            extractor.features(*batch)
+            best[name] = min(best[name], time.perf_counter() - began)
+    return {name: len(batch[0]) / max(seconds, 1e-9) for name, seconds in best.items()}

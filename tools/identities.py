@@ -53,8 +53,8 @@ class Numbered:
     merges: Sequence[Merge] = ()
 
 
-def make_odds(args: argparse.Namespace, meta: dict, travel: Travel) -> tuple[LogOdds, float]:
-    """Returns what --calibration, --fit or --threshold says of a pair, and the mean above which clusters are joined.
+def make_odds(args: argparse.Namespace, meta: dict, travel: Travel) -> tuple[LogOdds, TrackletSet | None]:
+    """Returns what --calibration, --fit or --threshold says of a pair, and the tracklets that --fit names.
 
     meta: of the features. Raises ``UserError`` for none of the three, for several, and for another model.
     """
@@ -63,23 +63,23 @@ def make_odds(args: argparse.Namespace, meta: dict, travel: Travel) -> tuple[Log
         raise UserError("give one of --calibration FILE, --fit FOLDER and --threshold DISTANCE: which tracklets match?")
     if args.prior is not None and (not 0 < args.prior < 1 or args.threshold is not None):
         raise UserError("--prior: a share between 0 and 1, for --calibration or --fit")
-    model, limit = str(meta.get("model_hash", "")), log_odds(0.5 if args.least is None else args.least)
+    model = str(meta.get("model_hash", ""))
     if args.calibration is not None:
         calibration = Calibration.read(args.calibration)
         calibration.refuse_other(model, calibration.metric, True, args.calibration)
         probability = calibration.probability if args.prior is None else calibration.probability.at(args.prior)
-        return LogOdds.of(probability, scale=2.0 if calibration.metric == "cosine" else 1.0), limit
+        return LogOdds.of(probability, scale=2.0 if calibration.metric == "cosine" else 1.0), None
     if args.threshold is not None:
         if not 0 < args.threshold < 4:
             raise UserError(f"--threshold: squared distances of unit features are 0 to 4, got {args.threshold:g}")
-        return LogOdds.threshold(args.threshold), limit
+        return LogOdds.threshold(args.threshold), None
     labelled, other = read_tracklets(args.fit, args.quality)
     if str(other.get("model_hash", "")) != model:
         raise UserError(f"--fit: {args.fit} holds features of another model or setting than {args.features}")
-    distances, same = labelled_pairs(labelled, labelled.schedule(travel).apart)
+    schedule = labelled.schedule(travel)
+    distances, same = labelled_pairs(labelled, (schedule.without_times() if args.no_times else schedule).apart)
     prior = float(same.mean()) if args.prior is None else args.prior
-    odds = LogOdds.fit(distances, same, prior)
-    return odds, fitted_limit(labelled, odds, travel) if args.least is None else limit
+    return LogOdds.fit(distances, same, prior), labelled
 
 
 def log_odds(probability: float) -> float:
@@ -151,9 +151,16 @@ def run(args: argparse.Namespace) -> None:
     if args.travel:
         travel.refuse_others(set(tracklets.cameras), args.travel)
     truth = truth_files(args.truth, set(tracklets.cameras)) if args.truth else {}
-    odds, limit = make_odds(args, meta, travel)
-    schedule = tracklets.schedule(travel)
-    numbered = number_tracklets(tracklets, odds, schedule, limit, not args.no_times, args.online, args.gallery)
+    odds, labelled = make_odds(args, meta, travel)
+
+    def number(some: TrackletSet, limit: float) -> Numbered:
+        schedule = some.schedule(travel)
+        return number_tracklets(some, odds, schedule, limit, not args.no_times, args.online, args.gallery)
+
+    limit = log_odds(args.least or 0.5)
+    if labelled is not None and args.least is None:
+        limit = fitted_limit(labelled, odds, lambda some, tried: number(some, tried).numbers)
+    numbered = number(tracklets, limit)
     scores = scores_of(tracklets, numbered, truth, args.away) if truth else {}
     write_table(args.out / "identities.csv", tracklets, numbered.numbers, numbered.at_once)
     write_mot(args.out / "mot", boxes_by_frame(tracklets, numbered.numbers))

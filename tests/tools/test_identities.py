@@ -161,7 +161,8 @@ def test_the_fitted_limit_joins_labelled_tracklets_rightly(features):
     odds = LogOdds.fit(distances, same, 1e-6)  # a prior under which a probability of a half joins nobody
     apart = labelled.schedule(Travel()).apart
     assert cluster(labelled.feats, odds, apart).max() == 2 * PEOPLE - 1
-    numbers = cluster(labelled.feats, odds, apart, fitted_limit(labelled, odds, Travel()))
+    limit = fitted_limit(labelled, odds, lambda some, tried: cluster(some.feats, odds, apart, tried))
+    numbers = cluster(labelled.feats, odds, apart, limit)
     assert numbers.max() == PEOPLE - 1 and kept_share(numbers, labelled.pids, np.ones(2 * PEOPLE)) == 1
 
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from tools.tracking.constraints import Travel
 from tools.tracking.tracklet_set import TrackletSet
 from utils.errors import UserError
-from utils.scoring.linkage import Apart, cluster
+from utils.scoring.linkage import Apart
 from utils.scoring.same_odds import LogOdds
 
 MOST_PAIRS = 500_000
 """Pairs of a fit; of more, these are drawn."""
 LIMITS = 65
 """Limits that a fit tries, those of distances in equal steps."""
+MOST_TRACKLETS = 3000
+"""Tracklets that are numbered once for each limit, in seconds."""
 
 
 def labelled_pairs(tracklets: TrackletSet, apart: Apart, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -43,7 +44,7 @@ def labelled_pairs(tracklets: TrackletSet, apart: Apart, seed: int = 0) -> tuple
 def kept_share(numbers: np.ndarray, people: Sequence[str], images: np.ndarray) -> float:
     """Returns the share of images whose identity is their person's, identities and persons paired for the most (IDTP).
 
-    numbers: (T,) identities of tracklets from 0. images: (T,) how many each has.
+    numbers: (T,) identities of tracklets, from 0 or 1. images: (T,) how many each has.
     """
     _, persons = np.unique(people, return_inverse=True)
     table = np.zeros((int(numbers.max()) + 1, int(persons.max()) + 1))
@@ -51,15 +52,16 @@ def kept_share(numbers: np.ndarray, people: Sequence[str], images: np.ndarray) -
     return float(table[linear_sum_assignment(-table)].sum() / images.sum())
 
 
-def fitted_limit(labelled: TrackletSet, odds: LogOdds, travel: Travel) -> float:
+def fitted_limit(labelled: TrackletSet, odds: LogOdds, number: Callable[[TrackletSet, float], np.ndarray]) -> float:
     """Returns the mean log-odds above which labelled tracklets are joined best; see ``kept_share``.
 
     0 would be right if the pairs of two clusters were independent, which they are not. Of several that are as good, the
-    one in the middle.
+    one in the middle. number: (tracklets, limit) -> identities (T,), with the constraints under which others will be
+    numbered: with fewer of them the best limit is stricter. Of more than ``MOST_TRACKLETS``, the last are left out.
     """
     known = labelled.only(np.array([bool(pid) for pid in labelled.pids]))
-    apart, images = known.schedule(travel).apart, np.array([len(rows) for rows in known.rows])
-    limits = np.unique(odds(np.linspace(0, 4, LIMITS)))
-    shares = [kept_share(cluster(known.feats, odds, apart, float(limit)), known.pids, images) for limit in limits]
+    known = known.only(np.arange(len(known)) < MOST_TRACKLETS)
+    images, limits = np.array([len(rows) for rows in known.rows]), np.unique(odds(np.linspace(0, 4, LIMITS)))
+    shares = [kept_share(number(known, float(limit)), known.pids, images) for limit in limits]
     best = np.flatnonzero(np.isclose(shares, max(shares)))
     return float(limits[best[len(best) // 2]])
