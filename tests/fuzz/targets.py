@@ -29,7 +29,7 @@ from datasets.storage.decoding import decode_by_torchvision
 from datasets.storage.pillow_decoding import decode, load_image, open_image
 from datasets.storage.pixels import kinds_of
 from datasets.storage.shard_index import list_options, read_shards
-from tests.fuzz import model_files, run_folders
+from tests.fuzz import labelling_files, model_files, run_folders
 from tests.fuzz.mutate_files import TOKENS, WAYS, damaged
 from tests.pictures import PICTURES, UNCLEAR
 from tests.tiny import write_market
@@ -280,6 +280,8 @@ TARGETS = {
         Target("calibration", writer(model_files.calibrations), Calibration.read),
         Target("description of a file", writer(model_files.descriptions), model_files.read_description),
         Target("published model", writer(model_files.published), model_files.read_published),
+        Target("journal of labels", writer(labelling_files.journals), labelling_files.read_journal),
+        Target("labels of other tools", writer(labelling_files.exports), labelling_files.read_export),
         Target("table of scalars", writer(model_files.scalars), model_files.read_scalars),
         Target("settings of a run", writer(run_yamls), run_folders.read_settings),
         Target("last", writer(run_folders.lasts), run_folders.read_all_of_last),

@@ -24,6 +24,7 @@ from datasets.readers.filter_list import listed_names
 from datasets.readers.frame_boxes import read_frame_boxes
 from processor.query_files import Ranked
 from tests.payloads import PAYLOADS, Writes
+from tools.labelling.exchange import read_labels
 from utils.checkpoint import load_pretrained, load_weights
 from utils.errors import UserError
 from utils.feature_files import Features
@@ -116,6 +117,13 @@ class Net(nn.Module):
         self.a = nn.Parameter(torch.zeros(4))
 
 
+def labels_of_others(path: Path) -> object:
+    try:
+        return read_labels(path)
+    except UserError as error:  # the option stands before the path
+        raise UserError(str(error).removeprefix("--read: ")) from None
+
+
 READERS: dict[str, tuple[str, Callable[[bytes], bytes], Callable[[Path], object]]] = {
     "weights": ("a.pth", archived, lambda path: load_weights(Net(), path)),
     "pre-trained weights": ("a.pth", archived, lambda path: load_pretrained(Net(), path)),
@@ -130,6 +138,8 @@ READERS: dict[str, tuple[str, Callable[[bytes], bytes], Callable[[Path], object]
     "features": ("a.npy", array, Features),
     "boxes of a video": ("a.json", lambda payload: payload, read_frame_boxes),
     "labelled boxes": ("a.xml", lambda payload: payload, read_frame_boxes),
+    "labels in a .zip": ("a.zip", archived, labels_of_others),
+    "labels in JSON": ("a.json", lambda payload: payload, labels_of_others),
     "ranked lists": ("ranked.npz", arrays, Ranked.load),
 }  # fmt: skip
 
