@@ -5,7 +5,7 @@ I is a folder, a text file with a path per line, or a .csv or .tsv table with a 
 ``x1``, ``y1``, ``x2``, ``y2``. DIR gets ``features.npy`` (images, width) float32, ``rows.csv``, ``meta.json``, and
 ``skipped.csv`` with what could not be read. After a kill the same command continues, to the same bytes. Several
 processes (torchrun) share the batches. ``--runtime auto`` takes the fastest of torch, onnxruntime and OpenVINO that is
-installed and gives torch's features.
+installed and gives torch's features. ``--to STORE`` in place of ``--out`` writes into a store of tools.gallery.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,11 @@ from processor.fastest import in_fastest_runtime
 from processor.run import prepared
 from processor.runtimes import RUNTIMES, TORCH
 from processor.trained import weight_file
+from tools.galleries.adding import known_columns
+from tools.galleries.opening import open_store
+from tools.galleries.sink import StoreSink
+from tools.galleries.sources import Source, claim_source, finish_source, shards_done
+from tools.galleries.store import Store
 from utils.commands import make_parser, run_command
 from utils.distributed import barrier, broadcast_object, gather_objects, is_main, rank, world_size
 from utils.errors import UserError
@@ -53,6 +59,8 @@ TRIED = 32
 
 FLUSH_SECONDS = 5.0
 """How much work a kill can cost, at most."""
+SHARD_ROWS = 4096
+"""Images of a shard of a list, about: a process has it to itself. A kill costs less, see ``StoreSink``."""
 
 
 def list_hash(records: Records, carried: Carried) -> str:
@@ -116,6 +124,82 @@ def keep(writer: FeatureWriter, records: Records, batch: Batch, feats: torch.Ten
     rows, values = batch.rows.numpy(), feats.cpu().numpy()
     finite(values, f"{records.paths[int(rows[0])]} or one of the {len(rows) - 1} after it")
     writer.write(rows, values, np.empty(0, np.int64))
+
+
+def extract_to_store(
+    cfg: CfgNode, images: str | Path, address: str, name: str = "", config_file: str = "", space: str = IMAGE
+) -> dict[str, Any]:
+    """Extracts features into a store of tools.gallery, as source ``name`` (the list's own name); returns its fact.
+
+    The processes of a fleet share the shards of the list. Continues what was killed; what is finished is left alone.
+    """
+    records, carried = read_image_list(images)
+    name = name or Path(images).stem
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = cfg.OUTPUT_DIR or f"runs/extract-{name}"
+    with prepared(cfg, config_file, [], "extract_log.txt"), closing(open_store(address)) as store:
+        if world_size() > 1 and not store.shared:
+            raise UserError(f"--to: {address} serves one process at a time; use a folder, or a server, milvus://HOST")
+        extractor = make_extractor(cfg, space)
+        if not extractor.unit:
+            raise UserError("a store holds features of unit length; set TEST.FEAT_NORM 'yes'")
+        store.meta.refuse_other(extractor.model_hash, extractor.width, str(weight_file(cfg)), store.address)
+        with store.writing() if is_main() else nullcontext():
+            return _extract_to_store(cfg, extractor, store, records, carried, name)
+
+
+def _extract_to_store(
+    cfg: CfgNode, extractor: Extractor, store: Store, records: Records, carried: Carried, name: str
+) -> dict[str, Any]:
+    size = max(SHARD_ROWS // extractor.batch_size, 1) * extractor.batch_size
+    source = Source(name, f"{extractor.model_hash[:16]} {list_hash(records, carried)[:16]}", len(records), size)
+    columns = known_columns(dict.fromkeys(("path", *carried), ""))
+    known = broadcast_object(claim_source(store, source, columns) if is_main() else None)
+    if known["finished"]:
+        log.info("finished already: source %s of %s", name, store.address)
+        return known
+    barrier()
+    sink = StoreSink(store, source, list(shards_done(store, source)))
+    if is_main():
+        log.info("%d of %d shards were done before", len(sink.done), source.shards)
+    barrier()  # every process has counted before one writes
+    count, seconds = stream(sink, records, carried, extractor, num_workers(cfg), pinned(cfg))
+    done = gather_objects((count, seconds))
+    if is_main():
+        known = finish_source(store, source)
+        log.info("%s: %d images as source %s, %d skipped", store.address, known["kept"], name, known["skipped"])
+        count, seconds = sum(n for n, _ in done), max(s for _, s in done)
+        if count:
+            log.info("%d images in %.1f s: %.1f images/s", count, seconds, count / seconds)
+    barrier()
+    return broadcast_object(known)
+
+
+def stream(
+    sink: StoreSink, records: Records, carried: Carried, extractor: Extractor, workers: int, pin: bool
+) -> tuple[int, float]:
+    """Extracts what is left of this process's shards; returns the number of images and the seconds that it took."""
+    size, began = extractor.batch_size, time.monotonic()
+    batches = [
+        np.arange(top, min(top + size, stop))
+        for start, stop in sink.spans(rank(), world_size()) for top in range(start, stop, size)
+    ]  # fmt: skip
+    lines = [dict(zip(("path", *(n for n in CARRIED if n in carried)), row, strict=True))
+             for row in table_rows(records, carried)] if batches else []  # fmt: skip
+    with Progress(sum(map(len, batches)), "features", "image") as progress:
+        for rows, batch in loaded(records, extractor, batches, workers, pin):
+            for message in batch.broken:
+                log.warning("skipped: %s", message)
+            if len(batch):
+                feats = extractor.features(batch.images, batch.cam_labels, batch.view_labels).cpu().numpy()
+                kept = batch.rows.numpy()
+                finite(feats, f"{records.paths[int(kept[0])]} or one of the {len(kept) - 1} after it")
+                sink.take(rows, kept, feats, [lines[row] for row in kept])
+            else:
+                sink.take(rows, batch.rows.numpy(), np.empty((0, extractor.width), np.float32), [])
+            progress.add(len(rows))
+    return sum(map(len, batches)), time.monotonic() - began
 
 
 def reason(records: Records, row: int, rules: PixelRules) -> str:
@@ -219,7 +303,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     example = "--config_file configs/quickstart.yml --images photos/ --out features TEST.WEIGHT resnet10_12.pth"
     parser = make_parser("python -m tools.extract", __doc__, example, settings=True)
     parser.add_argument("--images", type=Path, required=True, metavar="FOLDER|LIST.txt|TABLE.csv")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the files go")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the files go")
+    parser.add_argument("--to", metavar="STORE", help="instead: a store that tools.gallery created")
+    parser.add_argument("--source", default="", metavar="NAME", help="of the images in the store (the list's name)")
     parser.add_argument(
         "--for_text", "--for-text", action="store_true",
         help="prompt models: features that sentences are compared with, for tools.search --text",
@@ -231,7 +317,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     auto = args.runtime == AUTO
     runtime = [] if auto or not args.runtime else ["TEST.RUNTIME", args.runtime]
+    if bool(args.out) == bool(args.to):
+        raise UserError("give either --out DIR or --to STORE")
+    if args.to and auto:
+        raise UserError("--runtime auto: needs --out; name the runtime for --to")
     cfg = load_config(args.config_file, [*args.opts, *runtime])
+    if args.to:
+        extract_to_store(cfg, args.images, args.to, args.source, args.config_file, TEXT if args.for_text else IMAGE)
+        return
     extract_to_folder(cfg, args.images, args.out, args.config_file, TEXT if args.for_text else IMAGE, auto)
 
 

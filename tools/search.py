@@ -14,7 +14,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,16 +50,24 @@ Columns = dict[str, Any]
 """What is known of an image or a query, by column."""
 
 
-class Gallery(Protocol):
-    """What is searched: features (G, D), what each row is, and how the features were made."""
+class Searched(Protocol):
+    """What is searched: what each row is, and how the features were made. path: what messages call it."""
 
-    path: Path
-    array: np.ndarray
     meta: dict[str, Any]
+
+    @property
+    def path(self) -> Path | str: ...
 
     def __len__(self) -> int: ...
 
-    def rows(self, numbers: Iterable[int]) -> dict[int, dict[str, str]]: ...
+    def rows(self, numbers: Iterable[int]) -> Mapping[int, Columns]: ...
+
+
+class Gallery(Searched, Protocol):
+    """A gallery in one array: features (G, D)."""
+
+    path: Path
+    array: np.ndarray
 
 
 class TestSetGallery:
@@ -107,7 +115,7 @@ class SearchQueries:
     skipped: list[str] = field(default_factory=list)
 
 
-def refuse_other_model(query_hash: str, gallery: Gallery, force: bool) -> None:
+def refuse_other_model(query_hash: str, gallery: Searched, force: bool) -> None:
     """Raises ``UserError`` if query and gallery are known to be of different models, unless forced."""
     gallery_hash = gallery.meta.get("model_hash", "")
     if query_hash and gallery_hash and query_hash != gallery_hash and not force:
@@ -117,7 +125,7 @@ def refuse_other_model(query_hash: str, gallery: Gallery, force: bool) -> None:
         )
 
 
-def from_features(path: Path, gallery: Gallery, force: bool) -> SearchQueries:
+def from_features(path: Path, gallery: Searched, force: bool) -> SearchQueries:
     """Reads queries that were extracted before."""
     features = Features(path)
     refuse_other_model(features.meta.get("model_hash", ""), gallery, force)
@@ -125,7 +133,7 @@ def from_features(path: Path, gallery: Gallery, force: bool) -> SearchQueries:
     return SearchQueries(features.array, [{"row": i} | rows[i] for i in range(len(features))])
 
 
-def from_images(cfg: CfgNode, paths: list[str], gallery: Gallery, force: bool) -> SearchQueries:
+def from_images(cfg: CfgNode, paths: list[str], gallery: Searched, force: bool) -> SearchQueries:
     """Makes queries from image files and skips those that cannot be read. Raises ``UserError`` if none can be."""
     extractor = make_extractor(cfg, gallery.meta.get("space", IMAGE))
     refuse_other_model(extractor.model_hash, gallery, force)
@@ -146,7 +154,7 @@ def from_images(cfg: CfgNode, paths: list[str], gallery: Gallery, force: bool) -
     return SearchQueries(np.concatenate(feats), columns, skipped)
 
 
-def from_sentences(extractor: Extractor, sentences: list[str], gallery: Gallery, force: bool) -> SearchQueries:
+def from_sentences(extractor: Extractor, sentences: list[str], gallery: Searched, force: bool) -> SearchQueries:
     """Makes queries from sentences. Raises ``UserError`` for a gallery whose features do not compare with text."""
     if gallery.meta.get("space", TEXT) != TEXT:
         raise UserError(f"{gallery.path}: no sentence compares with its features; extract them with --for_text")
@@ -154,31 +162,49 @@ def from_sentences(extractor: Extractor, sentences: list[str], gallery: Gallery,
     return SearchQueries(extractor.sentences(sentences), [{"text": sentence} for sentence in sentences])
 
 
-def open_inputs(args: argparse.Namespace) -> tuple[SearchQueries, Gallery]:
-    """Opens what --query or --text, and --gallery, name."""
+def refuse_two_queries(args: argparse.Namespace) -> None:
+    """Raises ``UserError`` unless either --query or --text is given."""
     if bool(args.query) == bool(args.text):
         raise UserError("give either --query or --text")
+
+
+def open_inputs(args: argparse.Namespace) -> tuple[SearchQueries, Gallery]:
+    """Opens what --query or --text, and --gallery, name."""
+    refuse_two_queries(args)
     if not args.gallery and not args.text:
         raise UserError("--gallery: name a folder of tools.extract or a .npy file; only --text can do without")
+    if args.gallery:
+        features = Features(args.gallery)
+        return open_queries(args, features), features
+    cfg = named_model(args)
+    extractor = make_extractor(cfg, TEXT)
+    gallery = TestSetGallery(cfg, extractor)
+    return from_sentences(extractor, args.text, gallery, args.force), gallery
+
+
+def named_model(args: argparse.Namespace) -> CfgNode:
+    """Returns the configuration of the model that embeds images and sentences."""
+    if not args.config_file and not args.opts:
+        raise UserError("--config_file and TEST.WEIGHT must name the model for images and sentences as queries")
+    return load_config(args.config_file, args.opts)
+
+
+def open_queries(args: argparse.Namespace, gallery: Searched) -> SearchQueries:
+    """Returns the queries that --query or --text names, to search ``gallery`` with."""
     first = Path(args.query[0]) if args.query else None
-    gallery = Features(args.gallery) if args.gallery else None
-    if first and gallery and (first.suffix in (".npy", ".npz") or first.is_dir()):
+    if first and (first.suffix in (".npy", ".npz") or first.is_dir()):
         if len(args.query) > 1:
             raise UserError(f"--query: {first} holds features; give it alone, or image files")
         if first.is_dir() and not any((first / name).exists() for name in (META, PLAN)):
             raise UserError(f"--query: {first} is a folder without features; run tools.extract on it first")
-        return from_features(first, gallery, args.force), gallery
-    if not args.config_file and not args.opts:
-        raise UserError("--config_file and TEST.WEIGHT must name the model for images and sentences as queries")
-    cfg = load_config(args.config_file, args.opts)
-    if gallery and args.query:
-        return from_images(cfg, args.query, gallery, args.force), gallery
-    extractor = make_extractor(cfg, TEXT)
-    searched = gallery or TestSetGallery(cfg, extractor)
-    return from_sentences(extractor, args.text, searched, args.force), searched
+        return from_features(first, gallery, args.force)
+    cfg = named_model(args)
+    if args.query:
+        return from_images(cfg, args.query, gallery, args.force)
+    return from_sentences(make_extractor(cfg, TEXT), args.text, gallery, args.force)
 
 
-def hits(indices: np.ndarray, distances: np.ndarray, rows: dict[int, dict[str, str]]) -> list[Columns]:
+def hits(indices: np.ndarray, distances: np.ndarray, rows: Mapping[int, Columns]) -> list[Columns]:
     """Returns one query's list, from (k,) each, as JSON has it. rows: columns by gallery row."""
     pairs = ((int(row), float(value)) for row, value in zip(indices, distances, strict=True) if row >= 0)
     return [{"rank": n, "distance": value, "row": row} | rows[row] for n, (row, value) in enumerate(pairs, 1)]
@@ -201,7 +227,7 @@ class Decisions:
         return hit["distance"] <= self.limit
 
 
-def make_decisions(args: argparse.Namespace, gallery: Gallery, metric: str, unit: bool) -> Decisions | None:
+def make_decisions(args: argparse.Namespace, gallery: Searched, metric: str, unit: bool) -> Decisions | None:
     """Reads --calibration. Raises ``UserError`` if it is of another model or distance than the gallery."""
     if not args.calibration:
         for name in ("far", "fpir"):
@@ -231,7 +257,7 @@ class Matches:
     """
 
     queries: SearchQueries
-    gallery: Gallery
+    gallery: Searched
     indices: np.ndarray
     distances: np.ndarray
     decisions: Decisions | None = None
@@ -253,7 +279,8 @@ class Matches:
 
     def table(self) -> tuple[list[str], Iterator[list]]:
         """Returns the columns and rows of a CSV file: query, rank, distance, row, and what is known of the image."""
-        known = list(next(iter(self.gallery.rows([int(self.indices.flat[0])]).values()), {}))
+        first = self.gallery.rows(self.indices.flat[:1].tolist())
+        known = [name for name in next(iter(first.values()), {}) if name != "row"]
         decided = [] if self.decisions is None else ["probability"]
         columns = ["query", "rank", "distance", *decided, "row", *known]
         return columns, (

@@ -242,17 +242,22 @@ class Features:
         numbers = set(numbers)
         if not self.meta:
             return {row: {} for row in numbers}
+        return {row: line for row, line in enumerate(self.lines()) if row in numbers}
+
+    def lines(self) -> Iterator[dict[str, str]]:
+        """Yields the lines of ``rows.csv`` in order; empty ones for a file without a table."""
+        if not self.meta:
+            yield from ({} for _ in range(len(self)))
+            return
         path, count = self.path / ROWS, 0
-        lines: dict[int, dict[str, str]] = {}
         try:
             with open(path, newline="", encoding="utf-8", errors="surrogateescape") as handle:
                 reader = csv.reader(handle)
                 header = next(reader, ["path"])
-                for count, line in enumerate(reader, 1):
-                    if count - 1 in numbers:
-                        lines[count - 1] = dict(zip(header, line, strict=True))
+                for line in reader:
+                    count += 1
+                    yield dict(zip(header, line, strict=True))
         except (OSError, ValueError, csv.Error) as error:
             raise UserError(f"{path}: damaged ({error})") from None
         if count != len(self):
             raise UserError(f"{path}: has {count} rows for {len(self)} features: it was truncated or replaced")
-        return lines

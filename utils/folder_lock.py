@@ -61,14 +61,14 @@ _FIELDS = {"host": str, "pid": int, "command": str, "since": str}
 
 
 @contextmanager
-def sole_user(folder: str | Path) -> Iterator[int]:
+def sole_user(folder: str | Path, key: str = "OUTPUT_DIR") -> Iterator[int]:
     """Keeps other runs out of a folder, which is made if it is missing, and gives the number of files it removed there.
 
-    These are the half-written files of killed processes. Raises ``UserError`` if another run has the folder or it
-    cannot be written. A process that has it already must not ask for it again.
+    These are the half-written files of killed processes. key: the setting that named the folder. Raises ``UserError``
+    if another run has the folder or it cannot be written. A process that has it already must not ask for it again.
     """
     folder = Path(folder)
-    lock, removed = _take(folder)
+    lock, removed = _take(folder, key)
     try:
         yield removed
     finally:
@@ -76,18 +76,18 @@ def sole_user(folder: str | Path) -> Iterator[int]:
         os.close(lock)
 
 
-def _take(folder: Path) -> tuple[int, int]:
+def _take(folder: Path, key: str) -> tuple[int, int]:
     """Returns the descriptor of the locked file, and the number of half-written files that it removed."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor, before = _locked(folder / NAME)
+        descriptor, before = _locked(folder / NAME, key)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(asdict(Holder.here())).encode(), 0)
         gone = {(before.host, before.pid)} if before else set()
         return descriptor, sum(remove_left_over(path, gone) for path in (folder, *_readable_folders(folder)))
     except OSError as error:
         raise UserError(
-            f"OUTPUT_DIR: {folder} cannot be written ({error.strerror}); set OUTPUT_DIR elsewhere"
+            f"{key}: {folder} cannot be written ({error.strerror}); set {key} elsewhere"
         ) from None
 
 
@@ -95,7 +95,7 @@ def _readable_folders(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.is_dir() and os.access(path, os.R_OK | os.W_OK | os.X_OK)]
 
 
-def _locked(path: Path) -> tuple[int, Holder | None]:
+def _locked(path: Path, key: str) -> tuple[int, Holder | None]:
     """Returns the descriptor of the file, locked, and who had the lock before and did not live to release it."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -103,8 +103,8 @@ def _locked(path: Path) -> tuple[int, Holder | None]:
             before = Holder.read(descriptor)
             if not _lock(descriptor, before):
                 raise UserError(
-                    f"OUTPUT_DIR: {path.parent} is in use by {before or 'another process'}; wait until it ends, or set "
-                    "another OUTPUT_DIR"
+                    f"{key}: {path.parent} is in use by {before or 'another process'}; wait until it ends, or set "
+                    f"another {key}"
                 )
             if path.exists() and os.path.samestat(os.stat(path), os.fstat(descriptor)):
                 return descriptor, Holder.read(descriptor)

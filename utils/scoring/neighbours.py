@@ -34,14 +34,15 @@ class Nearest:
         self.num_waiting = 0
         self.lock = threading.Lock()
 
-    def offer(self, tile: np.ndarray, first: int, clip: bool) -> None:
+    def offer(self, tile: np.ndarray, first: int | np.ndarray, clip: bool) -> None:
         """Takes what is near in a tile (num, C) float32, the distances to columns from ``first`` on.
 
-        clip: distances below 0 count as 0.
+        first: or the numbers of all columns, (C,), below 2**32. clip: distances below 0 count as 0.
         """
         flat = np.flatnonzero(tile <= self._bound(tile, clip)[:, None])
         rows, columns = np.divmod(flat, tile.shape[1])
-        self._add(rows, columns + first, tile[rows, columns], clip)
+        numbers = first[columns] if isinstance(first, np.ndarray) else columns + first
+        self._add(rows, numbers, tile[rows, columns], clip)
 
     def offer_columns(self, tile: np.ndarray, first: int, clip: bool) -> None:
         """Does the same as ``offer`` with the tile's transpose (C, num)."""

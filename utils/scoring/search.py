@@ -7,6 +7,7 @@ rows, once for every few thousand queries, and no (Q, G) matrix exists.
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ import torch
 from utils.errors import UserError
 from utils.scoring.blocks import Progress, even_cut, in_threads, whole_number
 from utils.scoring.distances import squared_norms, unit_rows
-from utils.scoring.neighbours import SIDE, Nearest, Tiler
+from utils.scoring.neighbours import NOTHING, SIDE, Nearest, Tiler
 
 SEARCH_BYTES = 2**30  # memory beside the given features, unless ``max_memory`` says otherwise
 ROWS = 4096  # gallery rows that a thread reads together, at most
@@ -57,28 +58,87 @@ def search(
     return indices, distances
 
 
-def _search_block(
-    query: np.ndarray, gallery: np.ndarray, k: int, tiler: Tiler, unit: bool, rows: int, progress: Progress
+def search_blocks(
+    query: object,
+    blocks: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]],
+    count: int,
+    k: int = 100,
+    metric: str = "euclidean",
+    normalize: bool = True,
+    max_memory: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    side = tiler.shape[0]
-    sides = [slice(top, min(top + side, len(query))) for top in range(0, len(query), side)]
-    lists = [Nearest(side.stop - side.start, k) for side in sides]
-    of_query = squared_norms(query)
+    """Does the same as ``search``, to the bit, in a gallery that comes in blocks of any order.
 
-    def work(start: int, stop: int) -> None:
-        feats = finite_rows(gallery[start:stop], start, "gallery", unit)
+    blocks: starts a pass over the gallery and yields (numbers, features): (n,) the images' numbers, each once, from 0
+    to below 2**32, and (n, D). count: how many images there are; k beyond it gives as many columns. A number of -1, at
+    an infinite distance, stands where a pass had fewer images.
+    """
+    k = min(whole_number("k", k), count)
+    queries = feature_list(query, "query")
+    (num_q, width), unit = queries.shape, normalize or metric == "cosine"
+    indices, distances = np.full((num_q, k), -1, np.int64), np.full((num_q, k), np.inf, np.float32)
+    rows, together = _sizes(num_q, width, k, SEARCH_BYTES if max_memory is None else max_memory)
+    tiler = Tiler(metric, (even_cut(num_q, SIDE), SIDE))
+    for start in range(0, num_q, together):
+        some = slice(start, min(start + together, num_q))
+        feats = finite_rows(queries[some], start, "query", unit)
+        lists = _Lists(feats, k, tiler, unit)
+        for numbers, images in blocks():
+            if images.shape[1] != width:
+                raise UserError(f"query features are {width} wide, gallery features {images.shape[1]}")
+            lists.offer(images, numbers, rows)
+        indices[some], distances[some] = lists.result()
+    return indices, distances
+
+
+class _Lists:
+    """The nearest images of some queries (n, D), collected from pieces of a gallery."""
+
+    def __init__(self, query: np.ndarray, k: int, tiler: Tiler, unit: bool):
+        self.query, self.tiler, self.unit, self.of_query = query, tiler, unit, squared_norms(query)
+        side = tiler.shape[0]
+        self.sides = [slice(top, min(top + side, len(query))) for top in range(0, len(query), side)]
+        self.lists = [Nearest(side.stop - side.start, k) for side in self.sides]
+
+    def offer_rows(self, images: np.ndarray, first: int | np.ndarray, row: int) -> None:
+        """Takes what is near among images (n, D). first: its number, or all (n,). row: for messages."""
+        feats = finite_rows(images, row, "gallery", self.unit)
         norms = squared_norms(feats)
         for left in range(0, len(feats), SIDE):
             columns = slice(left, left + SIDE)
-            for side, nearest in zip(sides, lists, strict=True):
-                tile = tiler.tile(query[side], feats[columns], of_query[side], norms[columns])
-                nearest.offer(tile, start + left, tiler.clip)
+            numbers = first[columns] if isinstance(first, np.ndarray) else first + left
+            for side, nearest in zip(self.sides, self.lists, strict=True):
+                tile = self.tiler.tile(self.query[side], feats[columns], self.of_query[side], norms[columns])
+                nearest.offer(tile, numbers, self.tiler.clip)
+
+    def offer(self, images: np.ndarray, numbers: np.ndarray, rows: int) -> None:
+        """Takes what is near among images (n, D) with numbers (n,), in threads of ``rows`` images each."""
+        spans = [(top, min(top + rows, len(images))) for top in range(0, len(images), rows)]
+        in_threads(
+            spans, lambda top, end: self.offer_rows(images[top:end], numbers[top:end], int(numbers[top])), "search"
+        )
+
+    def result(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns numbers (n, k) int64 and distances (n, k) float32, nearest first; -1 and infinity for none."""
+        results = [nearest.result() for nearest in self.lists]
+        numbers, distances = (np.concatenate([result[i] for result in results]) for i in (0, 1))
+        missing = np.concatenate([nearest.keys == NOTHING for nearest in self.lists])
+        numbers[missing], distances[missing] = -1, np.inf
+        return numbers, distances
+
+
+def _search_block(
+    query: np.ndarray, gallery: np.ndarray, k: int, tiler: Tiler, unit: bool, rows: int, progress: Progress
+) -> tuple[np.ndarray, np.ndarray]:
+    lists = _Lists(query, k, tiler, unit)
+
+    def work(start: int, stop: int) -> None:
+        lists.offer_rows(gallery[start:stop], start, start)
         _release(gallery, start, stop)
 
     spans = [(start, min(start + rows, len(gallery))) for start in range(0, len(gallery), rows)]
     in_threads(spans, work, "search", lambda span: progress.add(span[1] - span[0]))
-    results = [nearest.result() for nearest in lists]
-    return np.concatenate([r[0] for r in results]), np.concatenate([r[1] for r in results])
+    return lists.result()
 
 
 def _release(array: np.ndarray, start: int, stop: int) -> None:
