@@ -13,103 +13,36 @@ identities. ``--size``: seconds and memory of a session about so many drawn feat
 from __future__ import annotations
 
 import argparse
+import csv
+import itertools
 import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from yacs.config import CfgNode
 
+from benchmarks.annotator import TARGETS, by_hand, random_order, simulate
 from configs import load_config
 from datasets.dataset import make_dataset
 from datasets.options import options_of_run
 from datasets.records import join
 from processor.extractor import make_extractor
-from tools.labelling.clustering import Clusters, Graph
+from tools.labelling.clustering import Clusters
 from tools.labelling.constraints import Constraints
-from tools.labelling.journal import Decision, Journal, active
+from tools.labelling.journal import Decision, Journal
 from tools.labelling.neighbours import make_graph
-from tools.labelling.pairs import PairOrder, expected_change, uncertainty
+from tools.labelling.pairs import MISTAKES, PairOrder, expected_change, uncertainty
 from tools.labelling.session import Images, Session
 
-TARGETS = (0.95, 0.99)
+HEADER = ("data", "split", "images", "identities", "wrong", "seed", "order", "F1_start", "decisions_0.95",
+          "decisions_0.99", "decisions", "F1_end", "seconds")  # fmt: skip
+ORDERS = ("change", "uncertain", "random")
 SHARE = 0.7
 """Of the identities, in every repetition."""
-
-
-def random_order(count: int, seed: int) -> Callable:
-    """Returns the order that draws among the pairs that are worth anything."""
-    drawn = np.random.default_rng(seed).random(count)
-    return lambda doubt, at_stake, edges: np.where(at_stake > 0, drawn[edges] + 1e-9, 0)
-
-
-def f1(truth: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the F1 of pairs in one cluster against pairs of one identity. (N,), (N,), numbers from 0."""
-
-    def pairs(keys: np.ndarray) -> int:
-        counts = np.unique(keys, return_counts=True)[1].astype(np.int64)
-        return int((counts * (counts - 1) // 2).sum())
-
-    both = pairs(labels * (int(truth.max()) + 1) + truth)
-    return 2 * both / max(pairs(labels) + pairs(truth), 1)
-
-
-def simulate(
-    graph: Graph, truth: np.ndarray, order: Callable, eps: float, min_samples: int, wrong: float, seed: int, most: int
-) -> tuple[dict[float, int], float, float]:
-    """Returns the decisions until each of ``TARGETS``, and F1 before the first and after the last decision."""
-    rng = np.random.default_rng(seed)
-    constraints = Constraints(graph.count)
-    clusters = Clusters(graph, constraints, eps, min_samples)
-    pairs = PairOrder(clusters, order, mistakes=0.02 if order is expected_change else 0.0)
-    decisions: list[Decision] = []
-    of_pair: dict[tuple[int, int], int] = {}
-    first = score = f1(truth, clusters.labels)
-    reached = {target: 0 for target in TARGETS if score >= target}
-    while len(decisions) < most and len(reached) < len(TARGETS):
-        found = pairs.next()
-        if not found:
-            break
-        a, b, _ = found[0]
-        same = bool(truth[a] == truth[b]) != (rng.random() < wrong)
-        number, before = len(decisions) + 1, of_pair.get((a, b), 0)
-        known = constraints.known(a, b)
-        undo = before if before and known is not same else 0
-        decisions.append(
-            Decision(number, "pairs", same=((a, b),) if same else (), differ=() if same else ((a, b),), undo=undo)
-        )
-        of_pair[a, b] = number
-        if undo:
-            constraints = Constraints.of(graph.count, active(decisions))
-        else:
-            constraints.add(decisions[-1])
-        clusters.update(constraints, (a, b))
-        pairs.answer(a, b, same)
-        if undo:
-            pairs.closed[:] = False
-        score = f1(truth, clusters.labels)
-        reached |= {target: number for target in TARGETS if score >= target and target not in reached}
-    return reached, first, score
-
-
-def by_hand(truth: np.ndarray, seed: int) -> dict[float, int]:
-    """Returns the names that it takes to reach each of ``TARGETS`` in a random order, one image a decision."""
-    order = np.random.default_rng(seed).permutation(len(truth))
-    sizes: dict[int, int] = {}
-    pairs = np.unique(truth, return_counts=True)[1].astype(np.int64) * 1.0
-    total = float((pairs * (pairs - 1) / 2).sum())
-    together, reached = 0.0, {}
-    for number, row in enumerate(order, 1):
-        size = sizes.get(int(truth[row]), 0)
-        together += size
-        sizes[int(truth[row])] = size + 1
-        recall = together / total
-        for target in TARGETS:
-            if 2 * recall / (1 + recall) >= target and target not in reached:
-                reached[target] = number
-    return reached
 
 
 def measure(size: int, count: int) -> None:
@@ -164,10 +97,12 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--simulate", action="store_true")
     parser.add_argument("--split", choices=("train", "test"), default="train")
-    parser.add_argument("--orders", nargs="+", default=["change", "uncertain", "random"])
+    parser.add_argument("--orders", nargs="+", default=ORDERS, choices=ORDERS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--wrong", type=float, nargs="+", default=[0.0])
-    parser.add_argument("--most", type=int, default=4, help="decisions at most, times the images")
+    parser.add_argument("--name", default="", help="what the table calls the data set")
+    parser.add_argument("--out", type=Path, help="table of results that the rows are appended to")
+    parser.add_argument("--most", type=float, default=4, help="decisions at most, times the images")
     parser.add_argument("--config_file", default="")
     parser.add_argument("--size", type=int, default=0)
     parser.add_argument("--decisions", type=int, default=100_000)
@@ -175,33 +110,50 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.size:
         measure(args.size, args.decisions)
-    if not args.simulate:
-        return
-    cfg = load_config(args.config_file, args.opts)
+    if args.simulate:
+        simulated(args, load_config(args.config_file, args.opts))
+
+
+def simulated(args: argparse.Namespace, cfg: CfgNode) -> None:
+    """Lets the simulated annotator label a data set, and prints and writes what it took."""
     name, options = next(iter(options_of_run(cfg).items()))
     data = make_dataset(name, cfg.DATASETS.ROOT_DIR, **options)
     records = data.train if args.split == "train" else join([data.query, data.gallery])
     feats = make_extractor(cfg)(list(records.paths))
-    for wrong in args.wrong:
-        for seed in range(args.seeds):
-            ids = np.unique(records.pids[records.pids >= 0])
-            drawn = np.random.default_rng(seed).permutation(ids)[: round(SHARE * len(ids))]
-            rows = np.flatnonzero(np.isin(records.pids, drawn))
-            truth = np.unique(records.pids[rows], return_inverse=True)[1]
+    orders = {"change": expected_change, "uncertain": uncertainty, "random": None}
+    for wrong, seed in itertools.product(args.wrong, range(args.seeds)):
+        ids = np.unique(records.pids[records.pids >= 0])
+        drawn = np.random.default_rng(seed).permutation(ids)[: round(SHARE * len(ids))]
+        rows = np.flatnonzero(np.isin(records.pids, drawn))
+        truth = np.unique(records.pids[rows], return_inverse=True)[1]
+        about = [args.name or name, args.split, len(rows), len(drawn), wrong, seed]
+        hand = by_hand(truth, seed)
+        finished = [[*about, "by hand", 0.0, *(hand[target] for target in TARGETS), len(rows), 1.0, ""]]
+        for word in args.orders:
+            began = time.perf_counter()
             graph = make_graph(
                 feats[rows], cfg.CLUSTER.K1, cfg.CLUSTER.K2, cfg.CLUSTER.EPS, np.arange(len(rows)), len(rows)
             )
-            head = f"{name} {args.split}, wrong {wrong}, seed {seed}, {len(rows)} images, {len(drawn)} identities"
-            print(f"{head}: by hand {by_hand(truth, seed)}", flush=True)
-            for word in args.orders:
-                order = {"change": expected_change, "uncertain": uncertainty}.get(word)
-                order = order or random_order(len(graph.first), seed)
-                began = time.perf_counter()
-                reached, first, last = simulate(
-                    graph, truth, order, cfg.CLUSTER.EPS, cfg.CLUSTER.MIN_SAMPLES, wrong, seed, args.most * len(rows)
-                )
-                seconds = time.perf_counter() - began
-                print(f"  {word:9s} F1 {first:.3f} -> {last:.3f} {reached} {seconds:.1f} s", flush=True)
+            clusters = Clusters(graph, Constraints(graph.count), cfg.CLUSTER.EPS, cfg.CLUSTER.MIN_SAMPLES)
+            order = orders[word] or random_order(max(len(graph.first), 1), seed)
+            pairs = PairOrder(clusters, order, mistakes=MISTAKES if word == "change" else 0.0, feats=feats[rows])
+            outcome = simulate(pairs, truth, wrong, seed, round(args.most * len(rows)))
+            finished.append([
+                *about, word, round(outcome.first, 3), *(outcome.reached.get(target, "") for target in TARGETS),
+                outcome.decisions, round(outcome.last, 3), round(time.perf_counter() - began, 1),
+            ])  # fmt: skip
+        for row in finished:
+            print(*row, sep=",", flush=True)
+        if args.out:
+            append_rows(args.out, finished)
+
+
+def append_rows(path: Path, rows: Sequence[Sequence[object]]) -> None:
+    """Appends rows to the table of results, with its header if there is none."""
+    new = not path.exists()
+    with open(path, "a", newline="") as handle:
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerows([HEADER, *rows] if new else rows)
 
 
 if __name__ == "__main__":

@@ -126,8 +126,9 @@ def make_session(cfg: CfgNode, images: Path, out: Path, config_file: str = "", l
         else:
             proposals = Cleaning.of_table(labels, cluster.EPS)
         session = Session(
-            listed, graph, journal, out, eps=cluster.EPS, min_samples=cluster.MIN_SAMPLES, proposals=proposals
-        )
+            listed, graph, journal, out, eps=cluster.EPS, min_samples=cluster.MIN_SAMPLES, proposals=proposals,
+            feats=feats.array, rows=rows,
+        )  # fmt: skip
         session.save()
     except BaseException:
         journal.close()

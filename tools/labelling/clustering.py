@@ -20,18 +20,22 @@ from scipy.sparse.csgraph import connected_components
 
 from tools.labelling.constraints import Constraints
 
+FIRST_STEP = 256
+"""Edges that are looked at one by one before those inside a set are left out, the first time."""
 REACH = 0.9
 """Jaccard distances up to here are computed; beyond, a pair's distance is 1 and more by that of its features."""
+FARTHEST = 2.0
+"""The largest distance of two images: that of opposite features."""
 PER_IMAGE = 20
 """Nearest neighbours of each image that are kept beside those within eps, for a person to be asked about."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Graph:
     """Pairs of images that are near each other. first < second: (E,) int32, distance: (E,) float32, ascending.
 
     count: images. rank: (E,) float32, the better of the two places that the images have among each other's neighbours,
-    0 for the nearest, 1 for none. Equal distances are ordered by their images.
+    0 for the nearest, 1 for none. Equal distances are ordered by their images. ``add`` appends pairs that are not near.
     """
 
     count: int
@@ -62,7 +66,7 @@ class Graph:
         listed, place, gap = listed[once], place[once], gap[once]
         every = np.union1d(keys[known <= eps], listed)
         every = every[every // count != every % count]
-        distance, rank = np.full(len(every), 2, np.float32), np.ones(len(every), np.float32)
+        distance, rank = np.full(len(every), FARTHEST, np.float32), np.ones(len(every), np.float32)
         at = np.searchsorted(listed, every).clip(max=len(listed) - 1)
         found = listed[at] == every
         distance[found], rank[found] = 1 + gap[at[found]] / 4, place[at[found]]
@@ -81,12 +85,32 @@ class Graph:
         order = np.argsort(keys)
         return keys[order], order
 
+    @cached_property
+    def near(self) -> int:
+        """Returns the number of pairs that are near each other; pairs that were added come behind them."""
+        return len(self.first)
+
+    @cached_property
+    def _added(self) -> dict[int, int]:
+        return {}
+
     def edge(self, a: int, b: int) -> int:
-        """Returns the edge of a pair of images, -1 if they are not near each other."""
+        """Returns the edge of a pair of images, -1 if they are not near each other and were not added."""
         keys, order = self._keys
         key = min(a, b) * self.count + max(a, b)
         at = int(np.searchsorted(keys, key))
-        return int(order[at]) if at < len(keys) and keys[at] == key else -1
+        return int(order[at]) if at < len(keys) and keys[at] == key else self._added.get(key, -1)
+
+    def add(self, a: int, b: int) -> int:
+        """Adds a pair of images at the largest distance, unless there is one, and returns its edge."""
+        edge, near = self.edge(a, b), self.near  # both look at the pairs before any was added
+        if edge < 0:
+            a, b, edge = min(a, b), max(a, b), max(len(self.first), near)
+            self.first, self.second = np.append(self.first, np.int32(a)), np.append(self.second, np.int32(b))
+            self.distance = np.append(self.distance, np.float32(FARTHEST))
+            self.rank = np.append(self.rank, np.float32(1))
+            self._added[a * self.count + b] = edge
+        return edge
 
     def within(self, eps: float) -> int:
         """Returns how many pairs are not farther than eps; they come first."""
@@ -146,7 +170,8 @@ class Clusters:
 
     labels: (N,) int64, the smallest image of each image's cluster; an image in none is alone. sizes: (N,) images in the
     cluster of that label, 0 if unlabelled. at_stake: (E,) float32, for a link that holds a cluster together, by
-    nearness or by a decision about that pair, the pairs of images that would come apart without it; else 0.
+    nearness or by a decision about that pair, the pairs of images that would come apart without it; else 0. tree: image
+    -> what it is linked with and by which edge, -1 for a decision about images that are not near.
     """
 
     def __init__(self, graph: Graph, constraints: Constraints, eps: float, min_samples: int):
@@ -160,6 +185,7 @@ class Clusters:
         self.labels = np.arange(graph.count)
         self.sizes = np.ones(graph.count, np.int64)
         self.at_stake = np.zeros(len(graph.first), np.float32)
+        self.tree: dict[int, list[tuple[int, int]]] = {}
         self._beyond: set[int] = set()
         for group in constraints.members.values():
             self.parts.join(group)
@@ -184,40 +210,71 @@ class Clusters:
         graph, constraints = self.graph, self.constraints
         node = {row: constraints.root(row) for row in rows.tolist()} if constraints.touched else {}
         forest = Forest(constraints, set(node.values()))
-        core, nobody = self.core, constraints.nobody
+        self._grow()
         self.at_stake[edges] = 0
         if self._beyond:
             inside = set(rows.tolist())
             stale = [edge for edge in self._beyond if int(graph.first[edge]) in inside]
             self.at_stake[stale] = 0
             self._beyond.difference_update(stale)
-        attached: set[int] = set()
-        links: list[tuple[int, int, int]] = []
-        firsts, seconds = graph.first[edges].tolist(), graph.second[edges].tolist()
-        both = (core[graph.first[edges]] & core[graph.second[edges]]).tolist()
-        for edge, a, b, plain in zip(edges.tolist(), firsts, seconds, both, strict=True):
-            if nobody and (a in nobody or b in nobody):
-                continue
-            border = -1
-            if not plain:
-                border = b if core[a] else a
-                if border in attached:
-                    continue
-            one, other = (node[a], node[b]) if node else (a, b)
-            if one != other and forest.unite(one, other):
-                links.append((a, b, edge))
-            elif one != other and forest.find(one) != forest.find(other):
-                continue
-            if border >= 0:
-                attached.add(border)
+        links = self._joined(rows, edges, node, forest)
         links += [(a, b, graph.edge(a, b)) for a, b in constraints.links_of(node)]
-        for edge, stake in stakes(links):
+        for row in rows.tolist():
+            self.tree.pop(row, None)
+        for a, b, edge in links:
+            self.tree.setdefault(a, []).append((b, edge))
+            self.tree.setdefault(b, []).append((a, edge))
+        for edge, stake in stakes(self.tree, rows.tolist()):
             if edge >= 0:
                 self.at_stake[edge] = stake
                 if edge >= self._near:
                     self._beyond.add(edge)
         tops = [forest.find(node[row] if node else row) for row in rows.tolist()]
         self._number(rows, np.array(tops, np.int64))
+
+    def _joined(
+        self, rows: np.ndarray, edges: np.ndarray, node: dict[int, int], forest: Forest
+    ) -> list[tuple[int, int, int]]:
+        """Unites what the edges link, the nearest first, and returns the links: pairs of images and their edges.
+
+        node: image -> what stands for it in the forest, empty for itself. Edges inside a set are left out by the
+        thousand between two steps, as nothing follows from them.
+        """
+        graph, core, nobody = self.graph, self.core, self.constraints.nobody
+        if nobody:
+            out = np.fromiter(nobody, np.int64, len(nobody))
+            edges = edges[~(np.isin(graph.first[edges], out) | np.isin(graph.second[edges], out))]
+        first, second = graph.first[edges], graph.second[edges]
+        plain = core[first] & core[second]
+        border = np.where(plain, -1, np.where(core[first], second, first))
+        attached: set[int] = set()
+        links: list[tuple[int, int, int]] = []
+        top = np.zeros(graph.count, np.int64)
+        size = FIRST_STEP
+        while len(edges):
+            top[rows] = [forest.find(node[row] if node else row) for row in rows.tolist()]
+            kept = (top[first] != top[second]) | ~plain
+            edges, first, second, plain, border = (x[kept] for x in (edges, first, second, plain, border))
+            columns = (x[:size].tolist() for x in (edges, first, second, border))
+            for edge, a, b, at in zip(*columns, strict=True):
+                if at in attached:
+                    continue
+                one, other = (node[a], node[b]) if node else (a, b)
+                if one != other and forest.unite(one, other):
+                    links.append((a, b, edge))
+                elif one != other and forest.find(one) != forest.find(other):
+                    continue
+                if at >= 0:
+                    attached.add(at)
+            edges, first, second, plain, border = (x[size:] for x in (edges, first, second, plain, border))
+            size = 2 * size
+        return links
+
+    def _grow(self) -> None:
+        """Makes room for pairs that were added to the graph."""
+        more = len(self.graph.first) - len(self.at_stake)
+        if more:
+            self.at_stake = np.append(self.at_stake, np.zeros(more, np.float32))
 
     def _number(self, rows: np.ndarray, roots: np.ndarray) -> None:
         """Labels images by the smallest of each cluster. roots: (n,) what their clusters have in common."""
@@ -270,29 +327,30 @@ class Forest:
         return True
 
 
-def stakes(links: list[tuple[int, int, int]]) -> Iterator[tuple[int, float]]:
+def stakes(tree: dict[int, list[tuple[int, int]]], rows: Iterable[int]) -> Iterator[tuple[int, float]]:
     """Yields the edges of a forest, each with the product of the numbers of images on its two sides.
 
-    links: pairs of images and the edge between them.
+    tree: see ``Clusters``. rows: the images whose trees are looked at.
     """
-    near: dict[int, list[tuple[int, int]]] = {}
-    for a, b, edge in links:
-        near.setdefault(a, []).append((b, edge))
-        near.setdefault(b, []).append((a, edge))
     seen: set[int] = set()
-    for start in near:
-        if start in seen:
+    for start in rows:
+        if start in seen or start not in tree:
             continue
-        seen.add(start)
-        order, above = [start], {start: (start, -1)}
-        for here in order:  # grows while it is walked
-            for other, edge in near[here]:
-                if other not in seen:
-                    seen.add(other)
-                    above[other] = (here, edge)
-                    order.append(other)
+        order, above = walk(tree, start)
+        seen.update(order)
         below = dict.fromkeys(order, 1)
         for here in reversed(order[1:]):
             below[above[here][0]] += below[here]
         for here in order[1:]:
             yield above[here][1], float(below[here]) * (len(order) - below[here])
+
+
+def walk(tree: dict[int, list[tuple[int, int]]], start: int) -> tuple[list[int], dict[int, tuple[int, int]]]:
+    """Returns the images of a tree from one on, each behind the one above it, and that one with the edge to it."""
+    order, above = [start], {start: (start, -1)}
+    for here in order:  # grows while it is walked
+        for other, edge in tree.get(here, ()):
+            if other not in above:
+                above[other] = (here, edge)
+                order.append(other)
+    return order, above

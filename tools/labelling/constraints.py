@@ -31,7 +31,8 @@ class Constraints:
 
     members: root -> images of its set, for sets of two or more. enemies: root -> root -> the decision that says that
     the two sets are of different identities. names: root -> name. nobody: images of no identity. unsure: pairs that
-    the person could not tell. touched: images whose facts were named in a decision, whatever it said.
+    the person could not tell. touched: images whose facts were named in a decision, whatever it said. pair_of: decision
+    -> its images, for decisions about one pair.
     """
 
     def __init__(self, count: int):
@@ -47,6 +48,7 @@ class Constraints:
         self.unsure: set[tuple[int, int]] = set()
         self.touched: set[int] = set()
         self.contradictions: list[Contradiction] = []
+        self.pair_of: dict[int, tuple[int, int]] = {}
 
     @classmethod
     def of(cls, count: int, decisions: Iterable[Decision]) -> Constraints:
@@ -60,6 +62,9 @@ class Constraints:
         """Adds a decision, and returns the images whose clusters may change by it."""
         n = decision.number
         changed: list[int] = []
+        facts = (*decision.same, *decision.differ)
+        if len(facts) == 1 and len(facts[0]) == 2:
+            self.pair_of[n] = facts[0][0], facts[0][1]
         for group in decision.same:
             for other in group[1:]:
                 self._same(group[0], other, n)

@@ -2,17 +2,19 @@
 
 A pair in two clusters of m and n images would, answered "same", bring m * n pairs of images together; a link inside a
 cluster would, answered "different", bring those on its two sides apart. Each counts with its probability, which comes
-from the pair's distance and is fitted to the answers as they come. Pairs whose answer follows from others are not
-asked. An answer that the distances speak against, and on which much depends, is asked for once more: people err.
+from the pair's distance, or from that of two clusters as a whole (``cluster_pairs``), and is fitted to the answers as
+they come. Pairs whose answer follows from others are not asked. People err: an answer that the distances speak against,
+and on which much depends, is asked for once more, and so are those that contradict each other.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from tools.labelling.cluster_pairs import ClusterPairs
 from tools.labelling.clustering import Clusters
 
 REFIT = 20
@@ -25,6 +27,8 @@ MISTAKES = 0.02
 """Share of wrong answers before the person's own are known."""
 SEEN = 50
 """Weight of that share, in questions asked twice."""
+SPOKEN = 10.0
+"""Weight, in answers, of the assumption that clusters that a decision keeps apart are so as a whole."""
 BATCH = 512
 """Pairs of the greatest worth that are looked at together."""
 
@@ -74,40 +78,54 @@ class PairOrder:
     """Finds the next pair to ask about.
 
     order: the worth of pairs. mistakes: share of answers that are expected to be wrong before anything is known about
-    the person; 0: no answer is asked for again.
+    the person; 0: an answer is asked for again only where answers contradict each other. feats, rows: (n, D) features
+    of the images in rows (n,), to ask about pairs of clusters that have no near images; None: near images alone.
     """
 
-    def __init__(self, clusters: Clusters, order: Order = expected_change, mistakes: float = MISTAKES):
+    def __init__(
+        self, clusters: Clusters, order: Order = expected_change, mistakes: float = MISTAKES,
+        feats: np.ndarray | None = None, rows: np.ndarray | None = None,
+    ):  # fmt: skip
         self.clusters, self.graph, self.order, self.mistakes = clusters, clusters.graph, order, mistakes
+        self.wholes: ClusterPairs | None = None
+        if feats is not None and len(feats):
+            self.wholes = ClusterPairs(clusters, feats, np.arange(len(feats)) if rows is None else rows, order)
         count = len(self.graph.first)
         self.closed = np.zeros(count, bool)
         self.most = np.full(count, np.inf, np.float32)
+        self.apart = np.zeros(count, bool)
         self.said = np.zeros(count, np.int8)
         self.reviews, self.changed = 0, 0
+        self.spoken = [0, 0]
         self._fitted = -1
+        self._blamed: dict[int, tuple[float, float]] = {}
         self.p = np.empty(0, np.float32)
         self.fit()
 
     def fit(self) -> None:
         """Fits the probabilities to the answers, if there are enough new ones."""
-        answered = np.flatnonzero(self.said)
+        answered = np.flatnonzero(self.said[: self.graph.near])
         if self._fitted >= 0 and len(answered) // REFIT == self._fitted // REFIT:
             return
         self._fitted = len(answered)
-        self.most[:] = np.inf
+        self.most[:], self.apart[:] = np.inf, False
         columns = np.stack([self.graph.distance[answered], self.graph.rank[answered]], 1).astype(np.float64)
         slope, by_rank, offset = fit_probability(columns, self.said[answered] > 0, self.clusters.eps).astype(np.float32)
         self.p = 1 / (1 + np.exp(-(slope * self.graph.distance + by_rank * self.graph.rank + offset)))
+        self.p[self.graph.near :] = 0.5
 
     def answer(self, a: int, b: int, same: bool) -> None:
         """Counts an answer to a question. A second one to the same question shows how often the person errs."""
         self._count(a, b, same)
+        if self.wholes is not None:
+            self.wholes.answer(a, b, same)
         self.fit()
 
     def _count(self, a: int, b: int, same: bool) -> None:
-        edge = self.graph.edge(a, b)
-        if edge < 0:
-            return
+        edge = self.graph.add(a, b)
+        self._grow()
+        if self.apart[edge] and not self.said[edge]:
+            self.spoken[same] += 1
         before = int(self.said[edge])
         if before:
             self.reviews += 1
@@ -115,13 +133,24 @@ class PairOrder:
         agreed = before != 0 and (before > 0) == same
         self.said[edge] = (min(abs(before) + 1, 100) if agreed else 1) * (1 if same else -1)
 
-    def forget(self, answers: Iterable[tuple[int, int, bool]]) -> None:
+    def _grow(self) -> None:
+        """Makes room for pairs that were added to the graph."""
+        more = len(self.graph.first) - len(self.said)
+        if more:
+            self.said = np.append(self.said, np.zeros(more, np.int8))
+            self.most = np.append(self.most, np.full(more, np.inf, np.float32))
+            self.closed, self.apart = (np.append(flags, [False] * more) for flags in (self.closed, self.apart))
+            self.p = np.append(self.p, np.full(more, 0.5, np.float32))
+
+    def forget(self, answers: Sequence[tuple[int, int, bool]]) -> None:
         """Begins again with these answers, after decisions were taken back."""
-        self.closed[:] = False
+        self.closed[:], self.apart[:] = False, False
         self.said[:] = 0
         self.reviews, self.changed, self._fitted = 0, 0, -2
         for a, b, same in answers:
             self._count(a, b, same)
+        if self.wholes is not None:
+            self.wholes.forget(answers)
         self.fit()
 
     @property
@@ -134,16 +163,46 @@ class PairOrder:
     def doubts(self, edges: np.ndarray, inside: np.ndarray) -> np.ndarray:
         """Returns the probability of the opposite of what the clusters say of pairs. edges, inside: (n,)."""
         p, said = self.p[edges], self.said[edges]
-        doubt = np.where(inside, 1 - p, p)
+        spoken = self.apart[edges] & (said == 0)
+        if spoken.any():
+            rarer = (self.spoken[True] + 0.5) / (sum(self.spoken) + SPOKEN)
+            p[spoken] *= rarer
         asked = said != 0
+        if self.wholes is not None:
+            known = self.wholes.of_links(edges[inside])
+            p[inside] = np.where(np.isnan(known), p[inside], known)
+            away = asked & ~inside
+            one, other = (self.clusters.labels[ends[edges[away]]] for ends in (self.graph.first, self.graph.second))
+            known = self.wholes.of_pairs(one, other)
+            p[away] = np.where(np.isnan(known), p[away], known)
+        doubt = np.where(inside, 1 - p, p)
         if asked.any():
             wrong = np.float32(self.error_rate) ** np.abs(said[asked])
             against = doubt[asked] * wrong
             doubt[asked] = against / (against + (1 - doubt[asked]) * (1 - wrong) + 1e-12)
         return doubt
 
+    def blamed(self) -> dict[int, tuple[float, float]]:
+        """Returns the answers that contradict each other and were given once: edge -> their doubt and what depends.
+
+        One of each such chain is wrong. Where all of a chain were confirmed, the person insists, and nothing is asked.
+        """
+        constraints, found = self.clusters.constraints, dict[int, tuple[float, float]]()
+        for one in constraints.contradictions:
+            pairs = [constraints.pair_of[n] for n in (*one.against, one.number) if n in constraints.pair_of]
+            edges = [edge for a, b in pairs if (edge := self.graph.edge(a, b)) >= 0]
+            once = [edge for edge in edges if abs(int(self.said[edge])) == 1]
+            stake = max((float(self.clusters.at_stake[edge]) for edge in edges), default=1.0)
+            for edge in once:
+                before = found.get(edge, (0.0, 1.0))
+                found[edge] = max(before[0], 1 / len(once)), max(before[1], stake)
+        return found
+
     def worths(self) -> np.ndarray:
         """Returns what each pair of the graph is worth, (E,); 0 for pairs that need not be asked."""
+        self._grow()
+        if self.wholes is not None:
+            self.wholes.refresh()
         clusters, first, second = self.clusters, self.graph.first, self.graph.second
         one, other = clusters.labels[first], clusters.labels[second]
         inside = one == other
@@ -151,12 +210,28 @@ class PairOrder:
         edges = np.arange(len(first))
         worth = self.order(self.doubts(edges, inside), np.minimum(stake, self.most), edges)
         worth[self.closed] = 0
+        worth[self.graph.near :][self.said[self.graph.near :] == 0] = 0
+        self._blamed = self.blamed()
+        for edge, (doubt, at_stake) in self._blamed.items():
+            worth[edge] = self.order(*np.array([[doubt], [at_stake]], np.float32), np.array([edge]))[0]
         return worth
 
     def next(self, count: int = 1) -> list[tuple[int, int, float]]:
         """Returns the pairs worth most, each with the probability that it is the same: fewer if fewer are open."""
+        found = self._near(count)
+        if self.wholes is not None:
+            found = sorted([*found, *self.wholes.best(count)], key=lambda pair: -pair[0])
+        pairs: dict[tuple[int, int], float] = {}
+        for _, a, b, p in found:
+            pairs.setdefault((min(a, b), max(a, b)), p)
+        for a, b in list(pairs)[:count]:
+            self.graph.add(a, b)  # so that what depends on the answer is known as soon as it is there
+        return [(a, b, p) for (a, b), p in pairs.items()][:count]
+
+    def _near(self, count: int) -> list[tuple[float, int, int, float]]:
+        """Returns the pairs of the graph that are worth most: worth, the two images, and the probability of "same"."""
         worth = self.worths()
-        found: list[int] = []
+        found: list[tuple[float, int]] = []
         while len(found) < count and len(worth):
             top = np.argpartition(-worth, min(BATCH, len(worth) - 1))[:BATCH]
             if worth[top].max() <= 0:
@@ -172,14 +247,16 @@ class PairOrder:
                     if now > 0:
                         heapq.heappush(heap, (-now, edge))
                 else:
+                    found.append((float(worth[edge]), edge))
                     worth[edge] = 0
-                    found.append(edge)
-        first, second, p = (column[found].tolist() for column in (self.graph.first, self.graph.second, self.p))
-        return list(zip(first, second, p, strict=True))
+        first, second, p = self.graph.first, self.graph.second, self.p
+        return [(value, int(first[edge]), int(second[edge]), float(p[edge])) for value, edge in found]
 
     def _worth(self, edge: int) -> float:
         """Returns what a pair is worth in the light of the decisions, and remembers it."""
         a, b = int(self.graph.first[edge]), int(self.graph.second[edge])
+        if edge in self._blamed:
+            return float(self.order(*np.array([*zip(self._blamed[edge])], np.float32), np.array([edge]))[0])
         if self.is_closed(edge, a, b):
             self.closed[edge] = True
             return 0.0
@@ -189,7 +266,7 @@ class PairOrder:
             stake = clusters.at_stake[edge]
         else:
             if not self.said[edge]:
-                self.most[edge] = min(float(self.most[edge]), self.bound(a, b))
+                self._bound(edge, a, b)
             stake = min(float(clusters.sizes[one] * clusters.sizes[other]), float(self.most[edge]))
         edges = np.array([edge])
         doubt = self.doubts(edges, np.array([one == other]))
@@ -204,17 +281,15 @@ class PairOrder:
             return not self.mistakes
         return constraints.known(a, b) is not None
 
-    def bound(self, a: int, b: int) -> float:
-        """Returns what "same" can change at most: where two clusters must stay apart, only the images' groups move."""
+    def _bound(self, edge: int, a: int, b: int) -> None:
+        """Notes where two clusters must stay apart: "same" is rarer there, and moves only the images' own groups."""
         clusters, constraints = self.clusters, self.clusters.constraints
         one, other = int(clusters.labels[a]), int(clusters.labels[b])
-        if one == other or not constraints.touched:
-            return float("inf")
-        if not self._kept_apart(one, other):
-            return float("inf")
-        sizes = clusters.sizes
+        if one == other or not constraints.touched or not self._kept_apart(one, other):
+            return
         mine, theirs = len(constraints.group(a)), len(constraints.group(b))
-        return float(max(mine * sizes[other], theirs * sizes[one]))
+        self.most[edge] = min(self.most[edge], max(mine * clusters.sizes[other], theirs * clusters.sizes[one]))
+        self.apart[edge] = True
 
     def _kept_apart(self, one: int, other: int) -> bool:
         """Returns whether a decision keeps two clusters apart, looking at the groups of the smaller one's images."""

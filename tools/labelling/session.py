@@ -52,18 +52,22 @@ class Session:
     """The state of the labelling of some images.
 
     out: the table. eps, min_samples: of the clusters. proposals: what looks wrong, computed when it is asked for.
+    feats: (n, D) features of the images in ``rows`` (n,), None to ask about near images alone.
     """
 
     def __init__(
         self, images: Images, graph: Graph, journal: Journal, out: Path, *, eps: float, min_samples: int,
-        proposals: Proposals | None = None,
+        proposals: Proposals | None = None, feats: np.ndarray | None = None, rows: np.ndarray | None = None,
     ):  # fmt: skip
         self.images, self.graph, self.journal, self.out = images, graph, journal, out
         self.lock = threading.RLock()
         self.constraints = Constraints.of(len(images), journal.active())
+        answered = answers(journal.active())
+        for a, b, _ in answered:
+            graph.add(a, b)
         self.clusters = Clusters(graph, self.constraints, eps, min_samples)
-        self.pairs = PairOrder(self.clusters)
-        self.pairs.forget(answers(journal.active()))
+        self.pairs = PairOrder(self.clusters, feats=feats, rows=rows)
+        self.pairs.forget(answered)
         self.proposals = proposals or Proposals()
         self.saved = -1
         self._members: tuple[int, np.ndarray, np.ndarray, np.ndarray] | None = None
