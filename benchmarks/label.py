@@ -173,8 +173,7 @@ def simulated(args: argparse.Namespace, cfg: CfgNode) -> None:
 def cleaned(args: argparse.Namespace, cfg: CfgNode) -> None:
     """Puts mistakes into the labels of a data set, and prints and writes how many of them are proposed."""
     name, data, records = records_of(args, cfg)
-    if not args.train:
-        feats = make_extractor(cfg)(list(records.paths))
+    feats = np.empty((0, 0)) if args.train else make_extractor(cfg)(list(records.paths))
     for seed in range(args.seeds):
         truth = np.unique(records.pids, return_inverse=True)[1]
         wrong = corrupted(truth, args.clean, seed)
@@ -189,10 +188,8 @@ def cleaned(args: argparse.Namespace, cfg: CfgNode) -> None:
             results["cleaned"], _ = trained(args, folder / "cleaned", data, accepted(proposals, wrong.labels), seed)
             report(args.out, MAP_HEADER, [[name, seed, *(f"{100 * results[one]:.1f}" for one in MAP_HEADER[2:])]])
         about = [name, args.split, len(truth), int(truth.max()) + 1, wrong.changed, seed]
-        judgement = judged(proposals, truth, wrong)
         path = args.out.with_name(args.out.stem + "_proposals.csv") if args.out and args.train else args.out
-        rows = [(*about, kind, mistakes, proposed, right, found) for kind, (proposed, right, mistakes, found) in judgement.items()]
-        report(path, CLEAN_HEADER, rows)
+        report(path, CLEAN_HEADER, [(*about, kind, *counts) for kind, counts in judged(proposals, truth, wrong).items()])
 
 
 def trained(

@@ -80,7 +80,7 @@ def right_rows(proposal: Proposal, truth: np.ndarray, labels: Sequence[str]) -> 
 
 
 def judged(proposals: Sequence[Proposal], truth: np.ndarray, wrong: Corrupted) -> dict[str, tuple[int, int, int, int]]:
-    """Returns for each kind: proposals, right ones, mistakes, and mistakes that some right proposal corrects.
+    """Returns for each kind: mistakes, proposals, right ones, and mistakes that some right proposal corrects.
 
     A mistake counts as found if a right proposal of any kind gives most of its rows, or of the rest of its identity,
     another label.
@@ -99,7 +99,7 @@ def judged(proposals: Sequence[Proposal], truth: np.ndarray, wrong: Corrupted) -
             elif kind == JOINED:  # either of the two identities may get the new number
                 sides.append([row for row, name in enumerate(wrong.labels) if name == label and row not in rows])
             found += any(2 * len(moved & set(side)) > len(side) for side in sides)
-        out[kind] = len(mine), sum(bool(right[i]) for i in mine), len(wrong.cases[kind]), found
+        out[kind] = len(wrong.cases[kind]), len(mine), sum(bool(right[i]) for i in mine), found
     return out
 
 
