@@ -189,7 +189,8 @@ def cleaned(args: argparse.Namespace, cfg: CfgNode) -> None:
             report(args.out, MAP_HEADER, [[name, seed, *(f"{100 * results[one]:.1f}" for one in MAP_HEADER[2:])]])
         about = [name, args.split, len(truth), int(truth.max()) + 1, wrong.changed, seed]
         path = args.out.with_name(args.out.stem + "_proposals.csv") if args.out and args.train else args.out
-        report(path, CLEAN_HEADER, [(*about, kind, *counts) for kind, counts in judged(proposals, truth, wrong).items()])
+        judgement = judged(proposals, truth, wrong)
+        report(path, CLEAN_HEADER, [(*about, kind, *counts) for kind, counts in judgement.items()])
 
 
 def trained(

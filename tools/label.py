@@ -39,10 +39,11 @@ from tools.labelling import server
 from tools.labelling.clean import Cleaning
 from tools.labelling.exchange import FORMATS, Found, matched, read_labels, write_labels
 from tools.labelling.journal import Journal
-from tools.labelling.neighbours import kept_graph
+from tools.labelling.neighbours import EVEN, kept_graph
 from tools.labelling.session import Images, Session
 from tools.labelling.suspects import Quality, Suspects
 from tools.labelling.table import write_split
+from utils.calibration import Calibration
 from utils.commands import make_parser, run_command
 from utils.errors import UserError
 from utils.feature_files import ROWS, SKIPPED, Features
@@ -106,27 +107,34 @@ def extracted(
     return feats, {row: why[i] if i < len(why) else "" for i, row in enumerate(bad)}, np.array(kept, np.int64)
 
 
-def make_session(cfg: CfgNode, images: Path, out: Path, config_file: str = "", labels: Path | None = None) -> Session:
+def make_session(
+    cfg: CfgNode, images: Path, out: Path, config_file: str = "", labels: Path | None = None,
+    calibration: Path | None = None,
+) -> Session:  # fmt: skip
     """Makes the session of some images, with what was decided before. Raises ``UserError`` for a user's mistake.
 
-    labels: the table, if its labels are checked.
+    labels: the table, if its labels are checked. calibration: the file of tools.calibrate that clusters come from.
     """
+    odds = Calibration.read(calibration) if calibration else None
     work = work_folder(out)
     records, carried = read_image_list(images)
     names = names_of(records, images)
     journal = Journal.open(work / JOURNAL, names)
     try:
         feats, bad, rows = extracted(cfg, images, work, config_file, records, carried)
-        cluster = cfg.CLUSTER
+        cluster, eps = cfg.CLUSTER, cfg.CLUSTER.EPS
+        if odds is not None:
+            odds.refuse_other(feats.meta["model_hash"], odds.metric, odds.normalize, calibration)
+            eps = EVEN
         key = f"{feats.meta['model_hash']} {feats.meta['list_hash']}"
-        graph = kept_graph(feats.path, key, feats.array, cluster.K1, cluster.K2, cluster.EPS, rows, len(records))
+        graph = kept_graph(feats.path, key, feats.array, cluster.K1, cluster.K2, eps, rows, len(records), odds)
         listed = Images(list(records.paths), names, records.boxes, bad, carried)
         if labels is None:
             proposals = Suspects(Quality(listed, PixelRules.from_cfg(cfg)))
         else:
-            proposals = Cleaning.of_table(labels, cluster.EPS)
+            proposals = Cleaning.of_table(labels, eps)
         session = Session(
-            listed, graph, journal, out, eps=cluster.EPS, min_samples=cluster.MIN_SAMPLES, proposals=proposals,
+            listed, graph, journal, out, eps=eps, min_samples=cluster.MIN_SAMPLES, proposals=proposals,
             feats=feats.array, rows=rows,
         )  # fmt: skip
         session.save()
@@ -186,6 +194,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=Path, metavar="FOLDER|LIST.txt|TABLE.csv", help="what is labelled")
     parser.add_argument("--labels", type=Path, metavar="TABLE.csv", help="labels to be checked, in place of --images")
     parser.add_argument("--out", type=Path, required=True, metavar="TABLE.csv", help="where the labels go")
+    parser.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="cluster by the probabilities of tools.calibrate's file"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; the page needs its token anywhere")
     parser.add_argument("--port", type=int, default=PORT, help=f"port of the page, 0: any that is free; {PORT}")
     parser.add_argument("--table", action="store_true", help="write the table from the journal, with no page, and end")
@@ -201,6 +212,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--retrain", default="", metavar="FILE.yml", help="train on what is decided first, by this YAML"
     )
     args = parser.parse_args(argv)
+    if args.calibration and args.retrain:
+        raise UserError("--calibration: is of TEST.WEIGHT, not of what --retrain trains; calibrate that one afterwards")
     if (args.images is None) == (args.labels is None):
         raise UserError("name the images (--images) or a table whose labels are checked (--labels), one of them")
     if args.labels is not None and (args.retrain or args.read or args.write or args.only_decided):
@@ -223,7 +236,7 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> None:
             cfg, config_file = retrained(cfg, images, args.out, args.config_file, args.retrain)
         else:
             config_file = args.config_file
-        session = make_session(cfg, images, args.out, config_file, args.labels)
+        session = make_session(cfg, images, args.out, config_file, args.labels, args.calibration)
         try:
             take_over(session, found)
             print(summary(session))

@@ -45,11 +45,11 @@ class Graph:
     rank: np.ndarray
 
     @classmethod
-    def of(cls, distances: csr_array, eps: float, near: np.ndarray, gaps: np.ndarray) -> Graph:
+    def of(cls, distances: csr_array, eps: float, near: np.ndarray, beyond: np.ndarray) -> Graph:
         """Returns the pairs within eps and each image's nearest.
 
-        distances: (N, N) Jaccard distances. near: (N, k) nearest images by the features, itself perhaps among them.
-        gaps: (N, k) their squared distances, 0 to 4.
+        distances: (N, N) distances, of which some may be missing. near: (N, k) nearest images, itself perhaps among
+        them. beyond: (N, k) their distances where ``distances`` has none, 0 to ``FARTHEST``.
         """
         count, width = near.shape
         rows = np.repeat(np.arange(count, dtype=np.int64), np.diff(distances.indptr))
@@ -61,15 +61,15 @@ class Graph:
         listed = pair_keys(np.repeat(np.arange(count), width), near.ravel(), count)
         place = np.tile(np.log2(1 + np.arange(width)) / np.log2(1 + width), count).astype(np.float32)
         order = np.lexsort((place, listed))
-        listed, place, gap = listed[order], place[order], gaps.ravel()[order]
+        listed, place, apart = listed[order], place[order], beyond.ravel()[order]
         once = np.flatnonzero(np.diff(listed, prepend=-1))
-        listed, place, gap = listed[once], place[once], gap[once]
+        listed, place, apart = listed[once], place[once], apart[once]
         every = np.union1d(keys[known <= eps], listed)
         every = every[every // count != every % count]
         distance, rank = np.full(len(every), FARTHEST, np.float32), np.ones(len(every), np.float32)
         at = np.searchsorted(listed, every).clip(max=len(listed) - 1)
         found = listed[at] == every
-        distance[found], rank[found] = 1 + gap[at[found]] / 4, place[at[found]]
+        distance[found], rank[found] = apart[at[found]], place[at[found]]
         if len(keys):
             at = np.searchsorted(keys, every).clip(max=len(keys) - 1)
             found = keys[at] == every

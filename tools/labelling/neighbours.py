@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import time
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import IO
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 
 from tools.labelling.clustering import PER_IMAGE, REACH, Graph
+from utils.calibration import Calibration
 from utils.files import write_atomically
 from utils.reranking import jaccard_distance
 from utils.scoring.distances import Distances
@@ -20,6 +23,8 @@ from utils.scoring.neighbours import nearest_rows
 log = logging.getLogger("lineup")
 
 FILE = "neighbours.npz"
+EVEN = 0.5
+"""What CLUSTER.EPS is with a calibration: images are linked that are more probably the same than not."""
 MANY = 100_000
 """Images from which on it is said beforehand what comparing them takes."""
 TRIED = 2_048
@@ -34,19 +39,41 @@ def unit(feats: np.ndarray) -> np.ndarray:
     return feats / np.maximum(np.linalg.norm(feats, axis=1, keepdims=True), 1e-12)
 
 
-def make_graph(feats: np.ndarray, k1: int, k2: int, eps: float, rows: np.ndarray, count: int) -> Graph:
-    """Returns the graph of ``count`` images, of which those in ``rows`` (n,) have features (n, D)."""
+def make_graph(
+    feats: np.ndarray, k1: int, k2: int, eps: float, rows: np.ndarray, count: int,
+    calibration: Calibration | None = None,
+) -> Graph:  # fmt: skip
+    """Returns the graph of ``count`` images, of which those in ``rows`` (n,) have features (n, D).
+
+    Distances are Jaccard's of k1 and k2, or with a calibration the probability of two identities.
+    """
     if len(feats) >= MANY:
         log.warning(in_advance(feats))
     if len(feats) < 2:
         return Graph(count, *(np.empty(0, kind) for kind in (np.int32, np.int32, np.float32, np.float32)))
-    feats = unit(feats)
-    jaccard = jaccard_distance(feats, min(k1, len(feats)), min(k2, len(feats)), max_distance=max(eps, REACH))
-    whole = torch.from_numpy(feats)
-    near, gaps, _ = nearest_rows(Distances(whole, whole), min(PER_IMAGE + 1, len(feats)))
-    graph = Graph.of(jaccard, eps, near, gaps)
+    if calibration is None:
+        graph = jaccard_graph(unit(feats), k1, k2, eps)
+    else:
+        graph = calibrated_graph(feats, max(k1, PER_IMAGE), calibration)
     rows = rows.astype(np.int32)
     return Graph(count, rows[graph.first], rows[graph.second], graph.distance, graph.rank)
+
+
+def jaccard_graph(feats: np.ndarray, k1: int, k2: int, eps: float) -> Graph:
+    """Returns the graph of Jaccard distances, beyond which a pair's distance is 1 and more. feats: unit length."""
+    distances = jaccard_distance(feats, min(k1, len(feats)), min(k2, len(feats)), max_distance=max(eps, REACH))
+    whole = torch.from_numpy(feats)
+    near, gaps, _ = nearest_rows(Distances(whole, whole), min(PER_IMAGE + 1, len(feats)))
+    return Graph.of(distances, eps, near, 1 + gaps / 4)
+
+
+def calibrated_graph(feats: np.ndarray, width: int, calibration: Calibration) -> Graph:
+    """Returns the graph of each image's ``width`` nearest, at a distance of 1 - P(same)."""
+    scaled = calibration.normalize or calibration.metric == "cosine"
+    whole = torch.from_numpy(unit(feats) if scaled else np.array(feats, np.float32))
+    near, distances, _ = nearest_rows(Distances(whole, whole, calibration.metric), min(width + 1, len(feats)))
+    apart = 1 - calibration.probability(distances)
+    return Graph.of(csr_array((len(feats), len(feats)), dtype=np.float32), EVEN, near, apart.astype(np.float32))
 
 
 def in_advance(feats: np.ndarray) -> str:
@@ -65,15 +92,18 @@ def in_advance(feats: np.ndarray) -> str:
 
 
 def kept_graph(
-    folder: Path, key: str, feats: np.ndarray, k1: int, k2: int, eps: float, rows: np.ndarray, count: int
-) -> Graph:
+    folder: Path, key: str, feats: np.ndarray, k1: int, k2: int, eps: float, rows: np.ndarray, count: int,
+    calibration: Calibration | None = None,
+) -> Graph:  # fmt: skip
     """Returns ``make_graph``'s result from the folder if it was computed before. key: what the features are of."""
     path = folder / FILE
     words = f"{key} {k1} {k2} {eps} {count} {REACH}"
+    if calibration is not None:
+        words += f" {json.dumps(calibration.content())}"
     stamp = np.frombuffer(hashlib.sha256(words.encode() + rows.tobytes()).digest(), np.uint8)
     graph = read_graph(path, stamp, count)
     if graph is None:
-        graph = make_graph(feats, k1, k2, eps, rows, count)
+        graph = make_graph(feats, k1, k2, eps, rows, count, calibration)
         write_graph(path, stamp, graph)
     return graph
 
