@@ -7,7 +7,7 @@ probability of "same" is at a distance of two means is learned from the answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 
 import numpy as np
 
@@ -46,7 +46,7 @@ def fit_logistic(x: np.ndarray, y: np.ndarray, weight: np.ndarray, start: np.nda
 class ClusterPairs:
     """The pairs of clusters that no decision keeps apart, each with what its answer is expected to change.
 
-    clusters: they are followed as they change, see ``refresh``. feats: (n, D) features of the images in ``rows`` (n,);
+    clusters: they are followed by ``refresh``. feats: (n, D) features of the images in ``rows`` (n,);
     the others are in no pair. order: the worth of pairs, as in ``pairs``.
     """
 
@@ -68,14 +68,11 @@ class ClusterPairs:
         self._choose()
         self._measure_links(np.unique(clusters.labels).tolist())
 
-    def refresh(self) -> None:
-        """Follows the clusters and the decisions."""
-        labels = self.clusters.labels
-        moved = np.flatnonzero(labels != self._labels)
-        if len(moved) or self._touched:
-            changed = {*self._labels[moved].tolist(), *labels[moved].tolist(), *labels[list(self._touched)].tolist()}
-            self._labels = labels.copy()
-            self._touched.clear()
+    def refresh(self, changed: Set[int]) -> bool:
+        """Follows the clusters, given by the labels of those that changed; returns whether all is measured again."""
+        again = len(self.answers) >= self._next_fit
+        if changed:
+            self._labels = self.clusters.labels.copy()
             for label in changed & self.slot_of.keys():
                 if not self._eligible(label):
                     self._release(label)
@@ -86,14 +83,15 @@ class ClusterPairs:
                     self.slots[slot], self.slot_of[label] = label, slot
                 else:
                     self._left_out = True
-            now = [self.slot_of[label] for label in changed if label in self.slot_of]
             if self._left_out and len(self.free) > self.most // 20:
                 self._choose()
+                again = True
             else:
-                self._measure(now)
+                self._measure([self.slot_of[label] for label in changed & self.slot_of.keys()])
             self._measure_links(changed)
-        if len(self.answers) >= self._next_fit:
+        if again:
             self._fit()
+        return again
 
     def _eligible(self, label: int) -> bool:
         return bool(
@@ -115,7 +113,7 @@ class ClusterPairs:
         labels = np.flatnonzero(sound)
         self._left_out = len(labels) > self.most
         labels = labels[np.argsort(-sizes[labels], kind="stable")[: self.most]]
-        self._labels, self._touched = self.clusters.labels.copy(), set[int]()
+        self._labels = self.clusters.labels.copy()
         room = min(self.most, int((self.place >= 0).sum()))
         self.slots: list[int] = labels.tolist() + [NO_SLOT] * (room - len(labels))
         self.slot_of = {label: slot for slot, label in enumerate(labels.tolist())}
@@ -160,11 +158,6 @@ class ClusterPairs:
                 foes |= {int(labels[root]) for root, name in constraints.names.items() if name not in mine}
             away = [self.slot_of[foe] for foe in foes if foe in self.slot_of]
             self.apart[slot, away], self.apart[away, slot] = True, True
-        for a, b in constraints.unsure:
-            if self.stands[slot] in (a, b):
-                other = self.slot_of.get(int(labels[b if a == self.stands[slot] else a]), NO_SLOT)
-                if other != NO_SLOT:
-                    self.apart[slot, other] = self.apart[other, slot] = True
 
     def _measure(self, slots: list[int]) -> None:
         """Computes everything again that is about some slots."""
@@ -267,7 +260,6 @@ class ClusterPairs:
 
     def answer(self, a: int, b: int, same: bool) -> None:
         """Learns from an answer about two images, from how near their clusters were before it."""
-        self._touched |= {a, b}
         one, other = (self.slot_of.get(int(self._labels[row]), NO_SLOT) for row in (a, b))
         edge = self.clusters.graph.edge(a, b)
         if (a, b) in self.answers:
@@ -288,17 +280,19 @@ class ClusterPairs:
 
     def best(self, count: int) -> list[tuple[float, int, int, float]]:
         """Returns the pairs worth most: worth, the two images that are asked about, and the probability of "same"."""
-        self.refresh()
         found: list[tuple[float, int, int, float]] = []
-        if not self.worth.size:
-            return found
-        worth = self.worth if count == 1 else self.worth.copy()
-        for _ in range(count):
-            one, other = divmod(int(worth.argmax()), len(worth))
-            if worth[one, other] <= 0:
+        taken: list[tuple[int, int, float]] = []
+        while self.worth.size and len(found) < count:
+            one, other = divmod(int(self.worth.argmax()), len(self.worth))
+            worth = float(self.worth[one, other])
+            if worth <= 0:
                 break
-            p = float(self.probability([one])[0, other])
-            found.append((float(worth[one, other]), self.stands[one], self.stands[other], p))
-            if count > 1:
-                worth[one, other] = worth[other, one] = 0
+            self.worth[one, other] = self.worth[other, one] = 0
+            a, b = self.stands[one], self.stands[other]
+            if (min(a, b), max(a, b)) in self.clusters.constraints.unsure:
+                continue
+            taken.append((one, other, worth))
+            found.append((worth, a, b, float(self.probability([one])[0, other])))
+        for one, other, worth in taken:
+            self.worth[one, other] = self.worth[other, one] = worth
         return found

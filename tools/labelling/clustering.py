@@ -171,7 +171,8 @@ class Clusters:
     labels: (N,) int64, the smallest image of each image's cluster; an image in none is alone. sizes: (N,) images in the
     cluster of that label, 0 if unlabelled. at_stake: (E,) float32, for a link that holds a cluster together, by
     nearness or by a decision about that pair, the pairs of images that would come apart without it; else 0. tree: image
-    -> what it is linked with and by which edge, -1 for a decision about images that are not near.
+    -> what it is linked with and by which edge, -1 for a decision about images that are not near. changed: labels of
+    clusters that have changed, or of which something was decided, since it was emptied.
     """
 
     def __init__(self, graph: Graph, constraints: Constraints, eps: float, min_samples: int):
@@ -186,6 +187,7 @@ class Clusters:
         self.sizes = np.ones(graph.count, np.int64)
         self.at_stake = np.zeros(len(graph.first), np.float32)
         self.tree: dict[int, list[tuple[int, int]]] = {}
+        self.changed: set[int] = set()
         self._beyond: set[int] = set()
         for group in constraints.members.values():
             self.parts.join(group)
@@ -200,6 +202,7 @@ class Clusters:
         for row in changed:
             self.parts.join(constraints.group(row))
         self._link(*self.parts.scope(changed))
+        self.changed.update(self.labels[changed].tolist())
 
     def members(self, label: int) -> np.ndarray:
         """Returns the images of a cluster, ascending."""
@@ -281,6 +284,8 @@ class Clusters:
         _, which = np.unique(roots, return_inverse=True)
         smallest = np.full(which.max(initial=-1) + 1, self.graph.count)
         np.minimum.at(smallest, which, rows)
+        moved = self.labels[rows] != smallest[which]
+        self.changed.update(self.labels[rows[moved]].tolist(), smallest[which[moved]].tolist())
         self.sizes[rows] = 0
         self.labels[rows] = smallest[which]
         self.sizes[smallest] = np.bincount(which)

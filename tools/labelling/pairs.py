@@ -10,7 +10,7 @@ and on which much depends, is asked for once more, and so are those that contrad
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -99,6 +99,10 @@ class PairOrder:
         self.spoken = [0, 0]
         self._fitted = -1
         self._blamed: dict[int, tuple[float, float]] = {}
+        self._value, self._stale = np.zeros(count, np.float32), True
+        ends = np.concatenate([self.graph.first[:count], self.graph.second[:count]])
+        self._edges = (np.argsort(ends, kind="stable") % max(count, 1)).astype(np.int32)
+        self._begin = np.concatenate([[0], np.cumsum(np.bincount(ends, minlength=self.graph.count))])
         self.p = np.empty(0, np.float32)
         self.fit()
 
@@ -107,7 +111,7 @@ class PairOrder:
         answered = np.flatnonzero(self.said[: self.graph.near])
         if self._fitted >= 0 and len(answered) // REFIT == self._fitted // REFIT:
             return
-        self._fitted = len(answered)
+        self._fitted, self._stale = len(answered), True
         self.most[:], self.apart[:] = np.inf, False
         columns = np.stack([self.graph.distance[answered], self.graph.rank[answered]], 1).astype(np.float64)
         slope, by_rank, offset = fit_probability(columns, self.said[answered] > 0, self.clusters.eps).astype(np.float32)
@@ -141,12 +145,13 @@ class PairOrder:
             self.most = np.append(self.most, np.full(more, np.inf, np.float32))
             self.closed, self.apart = (np.append(flags, [False] * more) for flags in (self.closed, self.apart))
             self.p = np.append(self.p, np.full(more, 0.5, np.float32))
+            self._value = np.append(self._value, np.zeros(more, np.float32))
 
     def forget(self, answers: Sequence[tuple[int, int, bool]]) -> None:
         """Begins again with these answers, after decisions were taken back."""
         self.closed[:], self.apart[:] = False, False
         self.said[:] = 0
-        self.reviews, self.changed, self._fitted = 0, 0, -2
+        self.reviews, self.changed, self._fitted, self._stale = 0, 0, -2, True
         for a, b, same in answers:
             self._count(a, b, same)
         if self.wholes is not None:
@@ -199,22 +204,40 @@ class PairOrder:
         return found
 
     def worths(self) -> np.ndarray:
-        """Returns what each pair of the graph is worth, (E,); 0 for pairs that need not be asked."""
+        """Returns what each pair of the graph is worth, (E,); 0 for pairs that need not be asked.
+
+        It is computed again for the pairs of clusters that changed and for those that were answered; for all, once
+        probabilities were fitted again.
+        """
         self._grow()
-        if self.wholes is not None:
-            self.wholes.refresh()
-        clusters, first, second = self.clusters, self.graph.first, self.graph.second
-        one, other = clusters.labels[first], clusters.labels[second]
-        inside = one == other
-        stake = np.where(inside, clusters.at_stake, clusters.sizes[one] * clusters.sizes[other]).astype(np.float32)
-        edges = np.arange(len(first))
-        worth = self.order(self.doubts(edges, inside), np.minimum(stake, self.most), edges)
-        worth[self.closed] = 0
-        worth[self.graph.near :][self.said[self.graph.near :] == 0] = 0
+        changed, self.clusters.changed = self.clusters.changed, set()
+        if self.wholes is not None and self.wholes.refresh(changed):
+            self._stale = True
+        edges = np.arange(len(self.graph.first)) if self._stale else self._touched(changed)
+        self._value[edges] = self._worths(edges)
+        self._stale = False
+        worth = self._value.copy()
         self._blamed = self.blamed()
         for edge, (doubt, at_stake) in self._blamed.items():
             worth[edge] = self.order(*np.array([[doubt], [at_stake]], np.float32), np.array([edge]))[0]
         return worth
+
+    def _touched(self, changed: Iterable[int]) -> np.ndarray:
+        """Returns the edges of images in some clusters, and all that were answered or added."""
+        members = [self.clusters.members(label) for label in changed if self.clusters.sizes[label]]
+        rows = np.concatenate(members).tolist() if members else []
+        parts = [self._edges[self._begin[row] : self._begin[row + 1]] for row in rows]
+        return np.unique(np.concatenate([np.flatnonzero(self.said), *parts]))
+
+    def _worths(self, edges: np.ndarray) -> np.ndarray:
+        """Returns what edges (n,) are worth."""
+        clusters = self.clusters
+        one, other = (clusters.labels[ends[edges]] for ends in (self.graph.first, self.graph.second))
+        inside = one == other
+        stake = np.where(inside, clusters.at_stake[edges], clusters.sizes[one] * clusters.sizes[other])
+        stake = np.minimum(stake, self.most[edges]).astype(np.float32)
+        worth = self.order(self.doubts(edges, inside), stake, edges)
+        return np.where(self.closed[edges] | ((edges >= self.graph.near) & (self.said[edges] == 0)), 0, worth)
 
     def next(self, count: int = 1) -> list[tuple[int, int, float]]:
         """Returns the pairs worth most, each with the probability that it is the same: fewer if fewer are open."""
@@ -243,7 +266,7 @@ class PairOrder:
                 _, edge = heapq.heappop(heap)
                 now = self._worth(edge)
                 if now < worth[edge] * (1 - 1e-6):
-                    worth[edge] = now
+                    worth[edge] = self._value[edge] = now
                     if now > 0:
                         heapq.heappush(heap, (-now, edge))
                 else:
