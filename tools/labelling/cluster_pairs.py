@@ -202,8 +202,8 @@ class ClusterPairs:
 
     def of_pairs(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
         """Returns the probabilities that clusters, given by their labels, are the same, (n,), NaN if not compared."""
-        slots = np.array([[self.slot_of.get(label, NO_SLOT) for label in labels.tolist()] for labels in (one, other)])
-        a, b = slots.reshape(2, -1)
+        slot = self.slot_of
+        a, b = (np.array([slot.get(label, NO_SLOT) for label in ends.tolist()], np.int64) for ends in (one, other))
         p = self._same(np.stack([1 - self.cosine[a, b], 1 - self.cosine[a, b] * self.length[a] * self.length[b]], 1))
         return np.where((a < 0) | (b < 0), np.nan, p)
 

@@ -96,21 +96,34 @@ class Graph:
 
     def edge(self, a: int, b: int) -> int:
         """Returns the edge of a pair of images, -1 if they are not near each other and were not added."""
-        keys, order = self._keys
-        key = min(a, b) * self.count + max(a, b)
-        at = int(np.searchsorted(keys, key))
-        return int(order[at]) if at < len(keys) and keys[at] == key else self._added.get(key, -1)
+        return int(self.edges(np.array([[a, b]]))[0])
 
-    def add(self, a: int, b: int) -> int:
-        """Adds a pair of images at the largest distance, unless there is one, and returns its edge."""
-        edge, near = self.edge(a, b), self.near  # both look at the pairs before any was added
-        if edge < 0:
-            a, b, edge = min(a, b), max(a, b), max(len(self.first), near)
-            self.first, self.second = np.append(self.first, np.int32(a)), np.append(self.second, np.int32(b))
-            self.distance = np.append(self.distance, np.float32(FARTHEST))
-            self.rank = np.append(self.rank, np.float32(1))
-            self._added[a * self.count + b] = edge
-        return edge
+    def edges(self, pairs: np.ndarray) -> np.ndarray:
+        """Returns the edges of pairs of images (n, 2), (n,), -1 where they are not near each other and not added."""
+        keys, order = self._keys
+        wanted = pair_keys(pairs[:, 0], pairs[:, 1], self.count)
+        at = np.searchsorted(keys, wanted)
+        found = at < len(keys)
+        found[found] = keys[at[found]] == wanted[found]
+        out = np.full(len(pairs), -1, np.int64)
+        out[found] = order[at[found]]
+        if self._added:
+            out[~found] = [self._added.get(key, -1) for key in wanted[~found].tolist()]
+        return out
+
+    def add(self, pairs: np.ndarray) -> np.ndarray:
+        """Adds pairs of images (n, 2) at the largest distance, but for those that are there; returns their edges."""
+        out, _ = self.edges(pairs), self.near  # which look at the pairs before any was added
+        new = np.unique(pair_keys(*pairs[out < 0].T, self.count))
+        if len(new):
+            behind = range(len(self.first), len(self.first) + len(new))
+            self._added.update(zip(new.tolist(), behind, strict=True))
+            self.first = np.append(self.first, (new // self.count).astype(np.int32))
+            self.second = np.append(self.second, (new % self.count).astype(np.int32))
+            self.distance = np.append(self.distance, np.full(len(new), FARTHEST, np.float32))
+            self.rank = np.append(self.rank, np.ones(len(new), np.float32))
+            out = self.edges(pairs)
+        return out
 
     def within(self, eps: float) -> int:
         """Returns how many pairs are not farther than eps; they come first."""

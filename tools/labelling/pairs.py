@@ -120,22 +120,23 @@ class PairOrder:
 
     def answer(self, a: int, b: int, same: bool) -> None:
         """Counts an answer to a question. A second one to the same question shows how often the person errs."""
-        self._count(a, b, same)
+        self._count([(a, b, same)])
         if self.wholes is not None:
             self.wholes.answer(a, b, same)
         self.fit()
 
-    def _count(self, a: int, b: int, same: bool) -> None:
-        edge = self.graph.add(a, b)
+    def _count(self, answers: Sequence[tuple[int, int, bool]]) -> None:
+        edges = self.graph.add(np.array([(a, b) for a, b, _ in answers], np.int64).reshape(-1, 2)).tolist()
         self._grow()
-        if self.apart[edge] and not self.said[edge]:
-            self.spoken[same] += 1
-        before = int(self.said[edge])
-        if before:
-            self.reviews += 1
-            self.changed += (before > 0) != same
-        agreed = before != 0 and (before > 0) == same
-        self.said[edge] = (min(abs(before) + 1, 100) if agreed else 1) * (1 if same else -1)
+        for edge, (_, _, same) in zip(edges, answers, strict=True):
+            before = int(self.said[edge])
+            if before:
+                self.reviews += 1
+                self.changed += (before > 0) != same
+            elif self.apart[edge]:
+                self.spoken[same] += 1
+            agreed = before != 0 and (before > 0) == same
+            self.said[edge] = (min(abs(before) + 1, 100) if agreed else 1) * (1 if same else -1)
 
     def _grow(self) -> None:
         """Makes room for pairs that were added to the graph."""
@@ -152,8 +153,8 @@ class PairOrder:
         self.closed[:], self.apart[:] = False, False
         self.said[:] = 0
         self.reviews, self.changed, self._fitted, self._stale = 0, 0, -2, True
-        for a, b, same in answers:
-            self._count(a, b, same)
+        self.spoken = [0, 0]
+        self._count(answers)
         if self.wholes is not None:
             self.wholes.forget(answers)
         self.fit()
@@ -247,8 +248,8 @@ class PairOrder:
         pairs: dict[tuple[int, int], float] = {}
         for _, a, b, p in found:
             pairs.setdefault((min(a, b), max(a, b)), p)
-        for a, b in list(pairs)[:count]:
-            self.graph.add(a, b)  # so that what depends on the answer is known as soon as it is there
+        asked = np.array(list(pairs)[:count], np.int64).reshape(-1, 2)
+        self.graph.add(asked)  # so that what depends on an answer is known as soon as it is there
         return [(a, b, p) for (a, b), p in pairs.items()][:count]
 
     def _near(self, count: int) -> list[tuple[float, int, int, float]]:

@@ -63,8 +63,7 @@ class Session:
         self.lock = threading.RLock()
         self.constraints = Constraints.of(len(images), journal.active())
         answered = answers(journal.active())
-        for a, b, _ in answered:
-            graph.add(a, b)
+        graph.add(np.array([(a, b) for a, b, _ in answered], np.int64).reshape(-1, 2))
         self.clusters = Clusters(graph, self.constraints, eps, min_samples)
         self.pairs = PairOrder(self.clusters, feats=feats, rows=rows)
         self.pairs.forget(answered)

@@ -68,7 +68,7 @@ def test_answers_that_contradict_each_other_are_asked_for_again():
     pairs, _ = pair_order(mistakes=0.0)
     clusters = pairs.clusters
     for number, (a, b, same) in enumerate([(0, 2, True), (2, 4, True), (0, 4, False)], 1):
-        pairs.graph.add(a, b)
+        pairs.graph.add(np.array([[a, b]]))
         decision = Decision(number, "pairs", same=((a, b),) if same else (), differ=() if same else ((a, b),))
         clusters.update(clusters.constraints, clusters.constraints.add(decision))
         pairs.answer(a, b, same)
