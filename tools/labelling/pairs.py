@@ -250,6 +250,7 @@ class PairOrder:
             pairs.setdefault((min(a, b), max(a, b)), p)
         asked = np.array(list(pairs)[:count], np.int64).reshape(-1, 2)
         self.graph.add(asked)  # so that what depends on an answer is known as soon as it is there
+        self._grow()
         return [(a, b, p) for (a, b), p in pairs.items()][:count]
 
     def _near(self, count: int) -> list[tuple[float, int, int, float]]:

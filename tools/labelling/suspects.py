@@ -119,23 +119,23 @@ def far_crops(session: Session) -> list[Proposal]:
 def touching(session: Session) -> list[Proposal]:
     """Proposes to merge clusters of two or more whose nearest crops may well be the same."""
     graph, labels, sizes = session.graph, session.clusters.labels, session.clusters.sizes
-    one, other = labels[graph.first], labels[graph.second]
-    edges = np.flatnonzero((one != other) & (sizes[one] > 1) & (sizes[other] > 1) & (session.pairs.p > TOUCHING))
+    one, other, p = labels[graph.first[: graph.near]], labels[graph.second[: graph.near]], session.pairs.p[: graph.near]
+    edges = np.flatnonzero((one != other) & (sizes[one] > 1) & (sizes[other] > 1) & (p > TOUCHING))
     low, high = np.minimum(one[edges], other[edges]), np.maximum(one[edges], other[edges])
     _, first = np.unique(low * graph.count + high, return_index=True)  # edges are sorted: the nearest of each pair
     edges = edges[np.sort(first)][:MOST]
     out = []
     for edge in edges.tolist():
-        a, b, p = int(graph.first[edge]), int(graph.second[edge]), float(session.pairs.p[edge])
+        a, b, share = int(graph.first[edge]), int(graph.second[edge]), float(p[edge])
         out.append(
             Proposal(
                 key=f"touching {a} {b}",
                 kind="clusters that touch",
-                reason=f"crops {a} and {b} are the same with a probability of {p:.0%}",
+                reason=f"crops {a} and {b} are the same with a probability of {share:.0%}",
                 images=shown_first(a, session.clusters.members(int(labels[a]))),
                 beside=shown_first(b, session.clusters.members(int(labels[b]))),
                 accept={"same": [[a, b]]},
-                weight=p,
+                weight=share,
             )
         )
     return out
