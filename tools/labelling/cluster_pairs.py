@@ -12,35 +12,11 @@ from collections.abc import Callable, Iterable, Set
 import numpy as np
 
 from tools.labelling.clustering import Clusters, walk
+from tools.labelling.odds import Odds
 
 MOST = 1000
 """Clusters that are compared with each other, the largest ones."""
-PRIOR = 10.0
-"""Weight, in answers, of each of two assumptions: the nearest cluster is the same with even odds, a drawn one not."""
-DRAWN = 1000
-"""Drawn pairs of clusters that stand for "not the same"."""
-FIRST_FITS, GROWTH = 5, 1.1
-"""Probabilities are fitted again after so many more answers at first, and after a tenth more later."""
 NO_SLOT = -1
-
-
-def fit_logistic(x: np.ndarray, y: np.ndarray, weight: np.ndarray, start: np.ndarray, ridge: float) -> np.ndarray:
-    """Returns the coefficients of a logistic regression, the constant last.
-
-    x: (n, k). y: (n,) 0 to 1. weight: (n,). start: (k + 1,) where the search begins. ridge: for small coefficients.
-    """
-    design = np.concatenate([x, np.ones((len(x), 1))], 1)
-    beta = start.astype(np.float64)
-    penalty = ridge * np.eye(len(beta))
-    penalty[-1, -1] = 1e-9
-    for _ in range(30):
-        p = 1 / (1 + np.exp(-np.clip(design @ beta, -30, 30)))
-        hessian = design.T @ (design * (weight * p * (1 - p))[:, None]) + penalty
-        step = np.linalg.solve(hessian, design.T @ (weight * (y - p)) - penalty @ beta)
-        beta = beta + np.clip(step, -5, 5)
-        if np.abs(step).max() < 1e-5:
-            break
-    return beta
 
 
 class ClusterPairs:
@@ -51,7 +27,7 @@ class ClusterPairs:
     """
 
     def __init__(
-        self, clusters: Clusters, feats: np.ndarray, rows: np.ndarray, order: Callable[..., np.ndarray],
+        self, clusters: Clusters, feats: np.ndarray, rows: np.ndarray, eps: float, order: Callable[..., np.ndarray],
         most: int = MOST,
     ):  # fmt: skip
         self.clusters, self.feats, self.order, self.most = clusters, feats, order, most
@@ -62,15 +38,28 @@ class ClusterPairs:
             for top in range(0, len(feats), 4096)
         ] or [np.empty(0, np.float32)]), 1e-12)  # fmt: skip
         self.links = np.full((len(clusters.graph.first), 2), np.nan, np.float32)
-        self.answers: dict[tuple[int, int], tuple[float, float, bool]] = {}
-        self._next_fit = 0
-        self.beta = np.zeros(3)
+        self.own = np.empty(0, np.float32)
+        self.grow()
+        centre = self.own[self.own < 2]
+        self.odds = Odds(eps, np.full(2, centre.mean() if len(centre) else 1.0))
         self._choose()
         self._measure_links(np.unique(clusters.labels).tolist())
 
-    def refresh(self, changed: Set[int]) -> bool:
-        """Follows the clusters, given by the labels of those that changed; returns whether all is measured again."""
-        again = len(self.answers) >= self._next_fit
+    def grow(self) -> None:
+        """Makes room for pairs that were added to the graph, and compares their images."""
+        graph, known = self.clusters.graph, len(self.own)
+        self.links = np.append(self.links, np.full((len(graph.first) - len(self.links), 2), np.nan, np.float32), 0)
+        parts = [self.own]
+        for top in range(known, len(graph.first), 4096):
+            one, other = (self.place[ends[top : top + 4096]] for ends in (graph.first, graph.second))
+            left, right = (np.asarray(self.feats[at], np.float32) * self.scale[at, None] for at in (one, other))
+            cosine = (left * right).sum(1)
+            parts.append(np.where((one < 0) | (other < 0), 2, 1 - cosine).astype(np.float32))
+        self.own = np.concatenate(parts)
+
+    def refresh(self, changed: Set[int], again: bool) -> None:
+        """Follows the clusters, given by the labels of those that changed. again: the odds are others, too."""
+        self.grow()
         if changed:
             self._labels = self.clusters.labels.copy()
             for label in changed & self.slot_of.keys():
@@ -80,7 +69,7 @@ class ClusterPairs:
             for label in sorted(waiting, key=lambda label: (-self.clusters.sizes[label], label)):
                 if self.free:
                     slot = self.free.pop()
-                    self.slots[slot], self.slot_of[label] = label, slot
+                    self.slots[slot], self.slot_of[label], self.slot_at[label] = label, slot, slot
                 else:
                     self._left_out = True
             if self._left_out and len(self.free) > self.most // 20:
@@ -90,8 +79,7 @@ class ClusterPairs:
                 self._measure([self.slot_of[label] for label in changed & self.slot_of.keys()])
             self._measure_links(changed)
         if again:
-            self._fit()
-        return again
+            self.worth[:] = self._worth(slice(None))
 
     def _eligible(self, label: int) -> bool:
         return bool(
@@ -101,6 +89,7 @@ class ClusterPairs:
     def _release(self, label: int) -> None:
         """Frees the slot of a label that is no cluster's any more."""
         slot = self.slot_of.pop(label)
+        self.slot_at[label] = NO_SLOT
         self.slots[slot] = NO_SLOT
         self.free.append(slot)
         self.worth[slot], self.worth[:, slot] = 0, 0
@@ -117,6 +106,8 @@ class ClusterPairs:
         room = min(self.most, int((self.place >= 0).sum()))
         self.slots: list[int] = labels.tolist() + [NO_SLOT] * (room - len(labels))
         self.slot_of = {label: slot for slot, label in enumerate(labels.tolist())}
+        self.slot_at = np.full(len(sizes), NO_SLOT, np.int64)
+        self.slot_at[labels] = np.arange(len(labels))
         self.free = list(range(len(labels), room))
         self.centres = np.zeros((room, self.feats.shape[1]), np.float32)
         self.length, self.sizes, self.stands = np.zeros(room, np.float32), np.zeros(room, np.int64), [0] * room
@@ -128,7 +119,7 @@ class ClusterPairs:
         self.cosine[:] = self.centres @ self.centres.T
         for slot in range(len(labels)):
             self._apart(slot)
-        self._fit()
+        self.worth[:] = self._worth(slice(None))
 
     def _centre(self, slot: int) -> None:
         """Computes the mean of a cluster's features, and the image that stands for it."""
@@ -168,12 +159,10 @@ class ClusterPairs:
             self.cosine[:, slots] = self.cosine[slots].T
         for slot in slots:
             self._apart(slot)
-            self.worth[slot] = self.worth[:, slot] = self._worth(slot)[0]
+            self.worth[slot] = self.worth[:, slot] = self._worth([slot])[0]
 
     def _measure_links(self, labels: Iterable[int]) -> None:
         """Computes the columns of the links that hold clusters together: how alike their two sides are as a whole."""
-        more = len(self.clusters.graph.first) - len(self.links)
-        self.links = np.append(self.links, np.full((more, 2), np.nan, np.float32), 0)
         for label in labels:
             if self.clusters.sizes[label] < 2 or label not in self.clusters.tree:
                 continue
@@ -196,85 +185,39 @@ class ClusterPairs:
             self.links[edges[kept], 0] = 1 - product / np.maximum(lengths, 1e-12)
             self.links[edges[kept], 1] = 1 - product / (count[kept] * (len(order) - count[kept]))
 
-    def of_links(self, edges: np.ndarray) -> np.ndarray:
-        """Returns the probabilities that links are right, (n,), NaN where it is not known."""
-        return self._same(self.links[edges])
-
-    def of_pairs(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        """Returns the probabilities that clusters, given by their labels, are the same, (n,), NaN if not compared."""
-        slot = self.slot_of
-        a, b = (np.array([slot.get(label, NO_SLOT) for label in ends.tolist()], np.int64) for ends in (one, other))
-        p = self._same(np.stack([1 - self.cosine[a, b], 1 - self.cosine[a, b] * self.length[a] * self.length[b]], 1))
-        return np.where((a < 0) | (b < 0), np.nan, p)
-
-    def _same(self, columns: np.ndarray) -> np.ndarray:
-        """Returns the probabilities of "same" for columns (..., 2)."""
-        odds = columns @ self.beta[:2].astype(np.float32) + np.float32(self.beta[2])
-        return 1 / (1 + np.exp(-np.clip(odds, -30, 30)))
-
-    def columns(self, rows: slice | list[int]) -> np.ndarray:
-        """Returns what probabilities are fitted to, (n, M, 2): distance of the means, and mean distance of images."""
-        cosine = self.cosine[rows]
-        return np.stack([1 - cosine, 1 - cosine * self.length[rows, None] * self.length], -1)
+    def columns(self, edges: np.ndarray) -> np.ndarray:
+        """Returns the first two columns of ``Odds`` for pairs of the graph, (n, 2): of links, their sides."""
+        graph = self.clusters.graph
+        one, other = (self._labels[ends[edges]] for ends in (graph.first, graph.second))
+        out = np.repeat(self.own[edges, None], 2, 1)
+        linked = (one == other) & ~np.isnan(self.links[edges, 0])
+        out[linked] = self.links[edges[linked]]
+        a, b = self.slot_at[one], self.slot_at[other]
+        compared = (one != other) & (a != NO_SLOT) & (b != NO_SLOT)
+        a, b = a[compared], b[compared]
+        cosine = self.cosine[a, b]
+        out[compared] = np.stack([1 - cosine, 1 - cosine * self.length[a] * self.length[b]], 1)
+        return out
 
     def probability(self, rows: slice | list[int]) -> np.ndarray:
-        """Returns the probabilities of "same", (n, M)."""
-        return self._same(self.columns(rows))
+        """Returns the probabilities of "same" of slots and all others, (n, M)."""
+        cosine, beta, origin = self.cosine[rows], self.odds.beta, self.odds.origin
+        mean = 1 - cosine * self.length[rows, None] * self.length
+        logits = beta[0] * (1 - cosine - origin[0]) + beta[1] * (mean - origin[1])
+        return self.odds.of_logits(logits + beta[2] * (beyond(mean) - origin[2]) + (beta[3] + beta[4]))
 
-    def _worth(self, slot: int | None = None) -> np.ndarray:
-        """Returns the worth of all pairs of a slot, (1, M), or of all slots, (M, M)."""
-        rows = slice(None) if slot is None else [slot]
-        stake = (self.sizes[rows, None] * self.sizes).astype(np.float32)
+    def _worth(self, rows: slice | list[int]) -> np.ndarray:
+        """Returns the worth of slots' pairs with all, (n, M), 0 where it is known that they are not the same."""
         room = len(self.sizes)
         one, other = np.arange(room)[rows, None], np.arange(room)
-        number = np.minimum(one, other) * room + np.maximum(one, other)
-        worth = self.order(self.probability(rows), stake, number)
+        stake = (self.sizes[rows, None] * self.sizes).astype(np.float32)
+        worth = self.order(self.probability(rows), stake, np.minimum(one, other) * room + np.maximum(one, other))
         used = np.array(self.slots) != NO_SLOT
-        return np.where(self.apart[rows] | ~used[rows, None] | ~used, 0, worth).astype(np.float32)
+        return np.where(self.apart[rows] | ~used[rows, None] | ~used, 0, worth)
 
-    def _fit(self) -> None:
-        """Fits the probabilities to the answers, and computes the worth of all pairs again."""
-        self._next_fit = max(len(self.answers) + FIRST_FITS, int(len(self.answers) * GROWTH))
-        used = np.flatnonzero(np.array(self.slots) != NO_SLOT)
-        if len(used) < 2:
-            self.worth[:] = 0
-            return
-        cosine = self.cosine[np.ix_(used, used)].copy()
-        np.fill_diagonal(cosine, -2)
-        nearest = used[cosine.argmax(1)]
-        rng = np.random.default_rng(0)
-        drawn = rng.choice(used, (DRAWN, 2))
-        drawn = drawn[drawn[:, 0] != drawn[:, 1]]
-        pairs = np.concatenate([np.stack([used, nearest], 1), drawn])
-        close = self.cosine[pairs[:, 0], pairs[:, 1]]
-        assumed = np.stack([1 - close, 1 - close * self.length[pairs[:, 0]] * self.length[pairs[:, 1]]], 1)
-        answered = np.array(list(self.answers.values()), np.float64).reshape(-1, 3)
-        x = np.concatenate([answered[:, :2], assumed])
-        y = np.concatenate([answered[:, 2], np.full(len(used), 0.5), np.zeros(len(drawn))])
-        weight = np.concatenate([
-            np.ones(len(answered)), np.full(len(used), PRIOR / len(used)), np.full(len(drawn), PRIOR / len(drawn)),
-        ])  # fmt: skip
-        beta = fit_logistic(x, y, weight, np.zeros(3), ridge=0.02)
-        self.beta = np.minimum(beta, [0, 0, np.inf])  # nearer is never less likely the same
-        self.worth[:] = self._worth()
-
-    def answer(self, a: int, b: int, same: bool) -> None:
-        """Learns from an answer about two images, from how near their clusters were before it."""
-        one, other = (self.slot_of.get(int(self._labels[row]), NO_SLOT) for row in (a, b))
-        edge = self.clusters.graph.edge(a, b)
-        if (a, b) in self.answers:
-            self.answers[a, b] = (*self.answers[a, b][:2], same)
-        elif one != other and NO_SLOT not in (one, other):
-            x, y = self.columns([one])[0, other].tolist()
-            self.answers[a, b] = x, y, same
-        elif self._labels[a] == self._labels[b] and 0 <= edge < len(self.links) and not np.isnan(self.links[edge, 0]):
-            x, y = self.links[edge].tolist()
-            self.answers[a, b] = x, y, same
-
-    def forget(self, answers: Iterable[tuple[int, int, bool]]) -> None:
-        """Begins again, after decisions were taken back, with what was learned from those that still count."""
-        said = {(a, b): same for a, b, same in answers}
-        self.answers = {two: (x, y, said[two]) for two, (x, y, _) in self.answers.items() if two in said}
+    def begin_again(self) -> None:
+        """Measures everything again, after decisions were taken back."""
+        self.grow()
         self._choose()
         self._measure_links(np.unique(self.clusters.labels).tolist())
 
@@ -296,3 +239,8 @@ class ClusterPairs:
         for one, other, worth in taken:
             self.worth[one, other] = self.worth[other, one] = worth
         return found
+
+
+def beyond(gap: np.ndarray) -> np.ndarray:
+    """Returns distances as ``Graph`` has them for images that are not near, from 1 - cosine of their features."""
+    return 1 + gap / 2

@@ -14,15 +14,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from tools.labelling.cluster_pairs import ClusterPairs
+from tools.labelling.cluster_pairs import ClusterPairs, beyond
 from tools.labelling.clustering import Clusters
+from tools.labelling.odds import Answer, Odds
 
-REFIT = 20
-"""Answers after which probabilities are fitted again."""
-PRIOR = 20.0
-"""Weight, in answers, of the assumption that a pair at eps is the same or not with equal probability."""
-STEEPNESS = 12.0
-"""Of that assumption: the log odds fall by as much from a distance of 0 to 1."""
 MISTAKES = 0.02
 """Share of wrong answers before the person's own are known."""
 SEEN = 50
@@ -33,37 +28,15 @@ BATCH = 512
 """Pairs of the greatest worth that are looked at together."""
 
 
-def fit_probability(columns: np.ndarray, answers: np.ndarray, eps: float) -> np.ndarray:
-    """Returns the coefficients of the log odds of "same": a logistic regression with a prior.
-
-    columns: (A, 2) distance and rank of the pairs that were answered. answers: (A,) bool. eps: the distance at which
-    the prior has even odds, whatever the rank. Returns (3,): of distance and rank, and the constant.
-    """
-    grid = np.linspace(0, 1.2, 13)
-    believed = 1 / (1 + np.exp(STEEPNESS * (grid - eps)))
-    assumed = np.stack([np.tile(grid, 2), np.repeat([0.0, 1.0], len(grid))], 1)
-    x = np.concatenate([columns, assumed])
-    y = np.concatenate([answers.astype(np.float64), np.tile(believed, 2)])
-    weight = np.concatenate([np.ones(len(columns)), np.full(len(assumed), PRIOR / len(assumed))])
-    design = np.concatenate([x, np.ones((len(x), 1))], 1)
-    beta = np.array([-STEEPNESS, 0.0, STEEPNESS * eps])
-    for _ in range(25):
-        p = 1 / (1 + np.exp(-np.clip(design @ beta, -30, 30)))
-        hessian = design.T @ (design * (weight * p * (1 - p))[:, None]) + 1e-9 * np.eye(3)
-        step = np.linalg.solve(hessian, design.T @ (weight * (y - p)))
-        beta = beta + np.clip(step, -5, 5)
-        if np.abs(step).max() < 1e-6:
-            break
-    return np.minimum(beta, [-1.0, 0.0, np.inf])  # nearer is never less likely the same
-
-
 def expected_change(doubt: np.ndarray, at_stake: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Returns the pairs of images whose being together an answer is expected to change.
+    """Returns what an answer is expected to change, with a preference for questions that are soon settled.
 
     doubt: (E,) probability of the answer that is not what the clusters say. at_stake: (E,) pairs that it changes.
-    edges: (E,) their numbers.
+    edges: (E,) their numbers. The product alone would ask long series of hopeless questions about the largest clusters,
+    which answer themselves better once more images are together: so the doubt counts as its square, and what is at
+    stake as its root (``docs/label.md`` has the figures).
     """
-    return doubt * at_stake
+    return doubt**2 * at_stake**0.5
 
 
 def uncertainty(doubt: np.ndarray, at_stake: np.ndarray, edges: np.ndarray) -> np.ndarray:
@@ -89,7 +62,8 @@ class PairOrder:
         self.clusters, self.graph, self.order, self.mistakes = clusters, clusters.graph, order, mistakes
         self.wholes: ClusterPairs | None = None
         if feats is not None and len(feats):
-            self.wholes = ClusterPairs(clusters, feats, np.arange(len(feats)) if rows is None else rows, order)
+            rows = np.arange(len(feats)) if rows is None else rows
+            self.wholes = ClusterPairs(clusters, feats, rows, clusters.eps, order)
         count = len(self.graph.first)
         self.closed = np.zeros(count, bool)
         self.most = np.full(count, np.inf, np.float32)
@@ -97,38 +71,32 @@ class PairOrder:
         self.said = np.zeros(count, np.int8)
         self.reviews, self.changed = 0, 0
         self.spoken = [0, 0]
-        self._fitted = -1
         self._blamed: dict[int, tuple[float, float]] = {}
         self._value, self._stale = np.zeros(count, np.float32), True
         ends = np.concatenate([self.graph.first[:count], self.graph.second[:count]])
         self._edges = (np.argsort(ends, kind="stable") % max(count, 1)).astype(np.int32)
         self._begin = np.concatenate([[0], np.cumsum(np.bincount(ends, minlength=self.graph.count))])
-        self.p = np.empty(0, np.float32)
-        self.fit()
+        self.odds = Odds(clusters.eps, np.zeros(2)) if self.wholes is None else self.wholes.odds
+        self.p = self.odds(self.columns(np.arange(count)))
 
-    def fit(self) -> None:
-        """Fits the probabilities to the answers, if there are enough new ones."""
-        answered = np.flatnonzero(self.said[: self.graph.near])
-        if self._fitted >= 0 and len(answered) // REFIT == self._fitted // REFIT:
-            return
-        self._fitted, self._stale = len(answered), True
-        self.most[:], self.apart[:] = np.inf, False
-        columns = np.stack([self.graph.distance[answered], self.graph.rank[answered]], 1).astype(np.float64)
-        slope, by_rank, offset = fit_probability(columns, self.said[answered] > 0, self.clusters.eps).astype(np.float32)
-        self.p = 1 / (1 + np.exp(-(slope * self.graph.distance + by_rank * self.graph.rank + offset)))
-        self.p[self.graph.near :] = 0.5
+    def columns(self, edges: np.ndarray) -> np.ndarray:
+        """Returns what the odds of pairs depend on, (n, 4), see ``Odds``."""
+        graph = self.graph
+        whole = np.zeros((len(edges), 2), np.float32) if self.wholes is None else self.wholes.columns(edges)
+        apart = np.where(edges < graph.near, graph.distance[edges], beyond(whole[:, 1]))
+        return np.concatenate([whole, apart[:, None], graph.rank[edges, None]], 1)
 
     def answer(self, a: int, b: int, same: bool) -> None:
         """Counts an answer to a question. A second one to the same question shows how often the person errs."""
-        self._count([(a, b, same)])
+        edge = self._count([(a, b, same)])
         if self.wholes is not None:
-            self.wholes.answer(a, b, same)
-        self.fit()
+            self.wholes.grow()
+        self.odds.learn((a, b), self.columns(edge)[0], same)
 
-    def _count(self, answers: Sequence[tuple[int, int, bool]]) -> None:
-        edges = self.graph.add(np.array([(a, b) for a, b, _ in answers], np.int64).reshape(-1, 2)).tolist()
+    def _count(self, answers: Sequence[Answer]) -> np.ndarray:
+        edges = self.graph.add(np.array([(a, b) for a, b, _ in answers], np.int64).reshape(-1, 2))
         self._grow()
-        for edge, (_, _, same) in zip(edges, answers, strict=True):
+        for edge, (_, _, same) in zip(edges.tolist(), answers, strict=True):
             before = int(self.said[edge])
             if before:
                 self.reviews += 1
@@ -137,6 +105,7 @@ class PairOrder:
                 self.spoken[same] += 1
             agreed = before != 0 and (before > 0) == same
             self.said[edge] = (min(abs(before) + 1, 100) if agreed else 1) * (1 if same else -1)
+        return edges
 
     def _grow(self) -> None:
         """Makes room for pairs that were added to the graph."""
@@ -148,16 +117,19 @@ class PairOrder:
             self.p = np.append(self.p, np.full(more, 0.5, np.float32))
             self._value = np.append(self._value, np.zeros(more, np.float32))
 
-    def forget(self, answers: Sequence[tuple[int, int, bool]]) -> None:
+    def forget(self, answers: Sequence[Answer]) -> None:
         """Begins again with these answers, after decisions were taken back."""
         self.closed[:], self.apart[:] = False, False
         self.said[:] = 0
-        self.reviews, self.changed, self._fitted, self._stale = 0, 0, -2, True
+        self.reviews, self.changed, self._stale = 0, 0, True
         self.spoken = [0, 0]
-        self._count(answers)
+        edges = self._count(answers)
         if self.wholes is not None:
-            self.wholes.forget(answers)
-        self.fit()
+            self.wholes.begin_again()
+        new = self.odds.keep(answers)
+        for (a, b, same), columns in zip(answers, self.columns(edges), strict=True):
+            if (a, b) in new:
+                self.odds.learn((a, b), columns, same)
 
     @property
     def error_rate(self) -> float:
@@ -171,17 +143,8 @@ class PairOrder:
         p, said = self.p[edges], self.said[edges]
         spoken = self.apart[edges] & (said == 0)
         if spoken.any():
-            rarer = (self.spoken[True] + 0.5) / (sum(self.spoken) + SPOKEN)
-            p[spoken] *= rarer
-        asked = said != 0
-        if self.wholes is not None:
-            known = self.wholes.of_links(edges[inside])
-            p[inside] = np.where(np.isnan(known), p[inside], known)
-            away = asked & ~inside
-            one, other = (self.clusters.labels[ends[edges[away]]] for ends in (self.graph.first, self.graph.second))
-            known = self.wholes.of_pairs(one, other)
-            p[away] = np.where(np.isnan(known), p[away], known)
-        doubt = np.where(inside, 1 - p, p)
+            p[spoken] *= (self.spoken[True] + 0.5) / (sum(self.spoken) + SPOKEN)
+        doubt, asked = np.where(inside, 1 - p, p), said != 0
         if asked.any():
             wrong = np.float32(self.error_rate) ** np.abs(said[asked])
             against = doubt[asked] * wrong
@@ -212,11 +175,14 @@ class PairOrder:
         """
         self._grow()
         changed, self.clusters.changed = self.clusters.changed, set()
-        if self.wholes is not None and self.wholes.refresh(changed):
-            self._stale = True
+        if self.odds.fit():
+            self.most[:], self.apart[:], self._stale = np.inf, False, True
+        if self.wholes is not None:
+            self.wholes.refresh(changed, self._stale)
         edges = np.arange(len(self.graph.first)) if self._stale else self._touched(changed)
-        self._value[edges] = self._worths(edges)
         self._stale = False
+        self.p[edges] = self.odds(self.columns(edges))
+        self._value[edges] = self._worths(edges)
         worth = self._value.copy()
         self._blamed = self.blamed()
         for edge, (doubt, at_stake) in self._blamed.items():

@@ -15,7 +15,7 @@ from tests.tools.labelling.sessions import make_session, write_crops
 from tools.labelling.clustering import Clusters, Graph
 from tools.labelling.constraints import Constraints
 from tools.labelling.journal import Decision
-from tools.labelling.pairs import PairOrder, fit_probability, uncertainty
+from tools.labelling.pairs import PairOrder, uncertainty
 from tools.labelling.session import answers
 from tools.labelling.suspects import Quality, Suspects, duplicates, far_crops, touching
 from utils.errors import UserError
@@ -147,16 +147,6 @@ def test_an_answer_that_the_distances_contradict_is_asked_for_once_more():
     worth = pairs.worths()[pairs.graph.edge(1, 2)]
     pairs.answer(1, 2, False)
     assert pairs.worths()[pairs.graph.edge(1, 2)] < worth / 2 and pairs.reviews == 1 and pairs.changed == 0
-
-
-def test_probabilities_follow_the_answers():
-    rng = np.random.default_rng(0)
-    d, rank = rng.random(400), rng.random(400)
-    same = rng.random(400) < 1 / (1 + np.exp(20 * (d - 0.4) + 4 * rank))
-    slope, by_rank, offset = fit_probability(np.stack([d, rank], 1), same, eps=0.7)
-    assert -35 < slope < -12 and -7 < by_rank < -2 and abs(-offset / slope - 0.4) < 0.08
-    slope, by_rank, offset = fit_probability(np.empty((0, 2)), same[:0], eps=0.7)
-    assert np.allclose([slope, by_rank, -offset / slope], [-12, 0, 0.7], atol=0.01)
 
 
 # ---------------------------------------------------------------- suspects
