@@ -215,12 +215,6 @@ class ClusterPairs:
         used = np.array(self.slots) != NO_SLOT
         return np.where(self.apart[rows] | ~used[rows, None] | ~used, 0, worth)
 
-    def begin_again(self) -> None:
-        """Measures everything again, after decisions were taken back."""
-        self.grow()
-        self._choose()
-        self._measure_links(np.unique(self.clusters.labels).tolist())
-
     def best(self, count: int) -> list[tuple[float, int, int, float]]:
         """Returns the pairs worth most: worth, the two images that are asked about, and the probability of "same"."""
         found: list[tuple[float, int, int, float]] = []

@@ -94,6 +94,7 @@ class PairOrder:
         self.odds.learn((a, b), self.columns(edge)[0], same)
 
     def _count(self, answers: Sequence[Answer]) -> np.ndarray:
+        """Counts answers, and returns their edges."""
         edges = self.graph.add(np.array([(a, b) for a, b, _ in answers], np.int64).reshape(-1, 2))
         self._grow()
         for edge, (_, _, same) in zip(edges.tolist(), answers, strict=True):
@@ -118,14 +119,17 @@ class PairOrder:
             self._value = np.append(self._value, np.zeros(more, np.float32))
 
     def forget(self, answers: Sequence[Answer]) -> None:
-        """Begins again with these answers, after decisions were taken back."""
+        """Begins again with these answers, after decisions were taken back.
+
+        Of those that it did not see, as after a restart, only how near the images are now is known.
+        """
         self.closed[:], self.apart[:] = False, False
         self.said[:] = 0
         self.reviews, self.changed, self._stale = 0, 0, True
         self.spoken = [0, 0]
         edges = self._count(answers)
         if self.wholes is not None:
-            self.wholes.begin_again()
+            self.wholes.grow()
         new = self.odds.keep(answers)
         for (a, b, same), columns in zip(answers, self.columns(edges), strict=True):
             if (a, b) in new:

@@ -16,10 +16,11 @@ from tools.labelling.journal import Decision
 from tools.labelling.odds import Odds, fit_logistic
 from tools.labelling.pairs import PairOrder, expected_change, uncertainty
 
-NEAR = 3
+NEAR = 2
+COUNT = 30
 
 
-def views(ids: int = 6, each: int = 10, seed: int = 0) -> tuple[np.ndarray, np.ndarray, Graph]:
+def views(ids: int = 5, each: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray, Graph]:
     """Features of identities that are seen from two sides, the truth, and a graph of pairs from one side alone."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(ids, 1, 24)) + 0.9 * rng.normal(size=(ids, 2, 24))
@@ -44,24 +45,23 @@ def pair_order(order=expected_change, mistakes: float = 0.02, with_feats: bool =
 
 def test_two_sides_of_an_identity_are_found_though_no_near_images_lead_there():
     pairs, truth = pair_order(with_feats=False)
-    alone = simulate(pairs, truth, 0.0, 0, 600)
-    assert alone.last < 0.7 and not alone.reached  # the pairs of the graph ran out
+    alone = simulate(pairs, truth, 0.0, 0, 300)
+    assert alone.last < 0.7 and not alone.reached and not pairs.next()  # the pairs of the graph ran out
     pairs, truth = pair_order()
-    whole = simulate(pairs, truth, 0.0, 0, 600)
-    assert whole.last >= 0.99 and whole.reached[0.99] < by_hand(truth, 0)[0.99]
+    assert simulate(pairs, truth, 0.0, 0, 300).reached.keys() == {0.95, 0.99}
 
 
-@pytest.mark.parametrize("order", [expected_change, uncertainty, random_order(60, 0)])
+@pytest.mark.parametrize("order", [expected_change, uncertainty, random_order(COUNT, 0)])
 def test_every_order_reaches_the_truth_and_every_question_ends(order):
     pairs, truth = pair_order(order, mistakes=0.0)
-    outcome = simulate(pairs, truth, 0.0, 0, 5000, targets=(1.01,))
+    outcome = simulate(pairs, truth, 0.0, 0, 1000, targets=(1.01,))
     assert outcome.last == 1 and outcome.decisions < len(truth) * (len(truth) - 1) / 2 and not pairs.next()
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_wrong_answers_are_found(seed):
     pairs, truth = pair_order()
-    outcome = simulate(pairs, truth, 0.05, seed, 600)
+    outcome = simulate(pairs, truth, 0.05, seed, 400)
     assert outcome.reached.keys() == {0.95, 0.99}
 
 
@@ -81,23 +81,23 @@ def test_answers_that_contradict_each_other_are_asked_for_again():
     assert not pairs.blamed()  # the person insists
 
 
-IMAGE = st.integers(0, 59)
+IMAGE = st.integers(0, COUNT - 1)
 FACT = st.tuples(st.sampled_from(["same", "differ", "nobody", "unsure"]), IMAGE, IMAGE).filter(lambda f: f[1] != f[2])
 
 
-@given(st.lists(FACT, min_size=1, max_size=12), st.sampled_from([8, 100]))
-@settings(max_examples=15, deadline=None)
+@given(st.lists(FACT, min_size=1, max_size=10), st.sampled_from([8, 100]))
+@settings(max_examples=10, deadline=None)
 def test_an_update_is_a_fresh_start_and_what_is_known_is_not_asked(facts, most):
     feats, _, graph = views()
     constraints = Constraints(graph.count)
     clusters = Clusters(graph, constraints, 0.3, 2)
-    pairs = ClusterPairs(clusters, feats, np.arange(60), 0.3, expected_change, most)
+    pairs = ClusterPairs(clusters, feats, np.arange(COUNT), 0.3, expected_change, most)
     for number, (kind, a, b) in enumerate(facts, 1):
         decision = Decision(number, **{kind: (a,) if kind == "nobody" else ((a, b),)})
         clusters.update(constraints, constraints.add(decision))
         pairs.refresh(clusters.changed, False)
         clusters.changed = set()
-    fresh = ClusterPairs(clusters, feats, np.arange(60), 0.3, expected_change, most)
+    fresh = ClusterPairs(clusters, feats, np.arange(COUNT), 0.3, expected_change, most)
 
     def worths(one: ClusterPairs) -> dict[tuple[int, int], float]:
         used = [(label, slot) for slot, label in enumerate(one.slots) if label != NO_SLOT]
