@@ -7,17 +7,20 @@ import json
 import os
 import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.fuzz.model_files import calibration
 from tests.tiny import config
 from tests.tools.labelling.sessions import settings_of, write_crops
 from tools import label
 from tools.labelling import neighbours
 from tools.labelling.journal import Journal
 from utils.errors import UserError
+from utils.scoring.calibration import Probability
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +107,25 @@ def test_the_labels_of_a_table_are_checked(folder, plain, tmp_path):
     label.main(words(tmp_path, plain, "--labels", str(tmp_path / "dataset.csv"), out="clean.csv"))
     assert [row["pid"] for row in rows_of(tmp_path / "clean.csv")] == [str(i // 4) for i in range(20)]
     assert (tmp_path / "clean.changes.csv").read_text() == "path,from,to,reason\n"
+
+
+def test_clusters_come_from_a_calibration(folder, plain, tmp_path):
+    for name in ("crops", "labels.work"):
+        shutil.copytree(folder / name, tmp_path / name)
+    (meta,) = (tmp_path / "labels.work").glob("features-*/meta.json")
+    path = tmp_path / "calibration.json"
+    more = ["--calibration", str(path)]
+    for odds, identities in ((np.inf, {"1"}), (0.0, {""})):  # all pairs are the same, or none is
+        probability = Probability(np.array([0.0, 4.0]), np.full(2, odds), 0.01)
+        model_hash = json.loads(meta.read_text())["model_hash"]
+        replace(calibration(), model_hash=model_hash, probability=probability).write(path)
+        label.main(words(tmp_path, plain, *more))
+        assert {row["pid"] for row in rows_of(tmp_path / "labels.csv")} == identities
+    calibration().write(path)
+    with pytest.raises(UserError, match="is of another model or setting"):
+        label.main(words(tmp_path, plain, *more))
+    with pytest.raises(UserError, match="is of TEST.WEIGHT, not of what --retrain trains"):
+        label.main(words(tmp_path, plain, *more, "--retrain", "x.yml"))
 
 
 def test_what_the_command_refuses(folder, plain, tmp_path):
