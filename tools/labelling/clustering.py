@@ -226,7 +226,7 @@ class Clusters:
         graph, constraints = self.graph, self.constraints
         node = {row: constraints.root(row) for row in rows.tolist()} if constraints.touched else {}
         forest = Forest(constraints, set(node.values()))
-        self._grow()
+        self.grow()
         self.at_stake[edges] = 0
         if self._beyond:
             inside = set(rows.tolist())
@@ -286,7 +286,7 @@ class Clusters:
             size = 2 * size
         return links
 
-    def _grow(self) -> None:
+    def grow(self) -> None:
         """Makes room for pairs that were added to the graph."""
         more = len(self.graph.first) - len(self.at_stake)
         if more:

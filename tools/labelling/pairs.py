@@ -95,7 +95,7 @@ class PairOrder:
 
     def _count(self, answers: Sequence[Answer]) -> np.ndarray:
         """Counts answers, and returns their edges."""
-        edges = self.graph.add(np.array([(a, b) for a, b, _ in answers], np.int64).reshape(-1, 2))
+        edges = self.graph.add(pairs_of(answers))
         self._grow()
         for edge, (_, _, same) in zip(edges.tolist(), answers, strict=True):
             before = int(self.said[edge])
@@ -110,6 +110,7 @@ class PairOrder:
 
     def _grow(self) -> None:
         """Makes room for pairs that were added to the graph."""
+        self.clusters.grow()
         more = len(self.graph.first) - len(self.said)
         if more:
             self.said = np.append(self.said, np.zeros(more, np.int8))
@@ -300,3 +301,8 @@ class PairOrder:
             return False
         theirs = {constraints.root(int(row)) for row in clusters.members(other)} & constraints.names.keys()
         return bool({constraints.names[root] for root in theirs} - named)
+
+
+def pairs_of(answers: Sequence[Answer]) -> np.ndarray:
+    """Returns the images that answers are about, (n, 2) int64."""
+    return np.array([(a, b) for a, b, _ in answers], np.int64).reshape(-1, 2)

@@ -16,7 +16,7 @@ import numpy as np
 from tools.labelling.clustering import Clusters, Graph
 from tools.labelling.constraints import Constraints
 from tools.labelling.journal import Decision, Journal
-from tools.labelling.pairs import PairOrder
+from tools.labelling.pairs import PairOrder, pairs_of
 from tools.labelling.proposals import Proposal, Proposals
 from tools.labelling.table import decided, identities, write_table
 from utils.errors import UserError
@@ -63,7 +63,7 @@ class Session:
         self.lock = threading.RLock()
         self.constraints = Constraints.of(len(images), journal.active())
         answered = answers(journal.active())
-        graph.add(np.array([(a, b) for a, b, _ in answered], np.int64).reshape(-1, 2))
+        graph.add(pairs_of(answered))
         self.clusters = Clusters(graph, self.constraints, eps, min_samples)
         self.pairs = PairOrder(self.clusters, feats=feats, rows=rows)
         self.pairs.forget(answered)
@@ -85,9 +85,11 @@ class Session:
             if decision.undo:
                 self._begin_again(decision)
             else:
+                answered = answers([decision])
+                self.graph.add(pairs_of(answered))
                 changed = self.constraints.add(decision)
                 self.clusters.update(self.constraints, changed)
-                for a, b, same in answers([decision]):
+                for a, b, same in answered:
                     self.pairs.answer(a, b, same)
             return self.state() | {"contradicts": len(self.constraints.contradictions) - before}
 
@@ -149,9 +151,11 @@ class Session:
         names = {name for decision in decisions for _, name in decision.name}
         for decision in counting:
             rows |= {row for row, name in decision.name if name in names}
+        answered = answers(counting)
+        self.graph.add(pairs_of(answered))
         self.constraints = Constraints.of(len(self.images), counting)
         self.clusters.update(self.constraints, sorted(rows))
-        self.pairs.forget(answers(counting))
+        self.pairs.forget(answered)
 
     def state(self) -> dict[str, Any]:
         """Returns the counts that the page shows, and what contradicts."""
