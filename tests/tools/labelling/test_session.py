@@ -110,7 +110,7 @@ def two_blocks() -> Graph:
     """Two groups of four and a lone pair: a doubtful link between the groups, a sure one between the pair."""
     near = [(0, 1), (1, 2), (2, 3), (4, 5), (5, 6), (6, 7), (8, 9)]
     first, second = np.array([*near, (3, 4), (7, 8)], np.int32).T
-    return Graph(10, first, second, *np.float32([[0.05] * 7 + [0.55, 0.65], [0] * 9]))
+    return Graph(10, first, second, *np.float32([[0.05] * 7 + [0.55, 0.66], [0] * 9]))
 
 
 def test_the_next_pair_is_the_one_on_which_most_depends():
