@@ -162,7 +162,7 @@ class ClusterPairs:
             self.worth[slot] = self.worth[:, slot] = self._worth([slot])[0]
 
     def _measure_links(self, labels: Iterable[int]) -> None:
-        """Computes the columns of the links that hold clusters together: how alike their two sides are as a whole."""
+        """Computes the columns of the links that hold clusters together: how near their two sides are as a whole."""
         for label in labels:
             if self.clusters.sizes[label] < 2 or label not in self.clusters.tree:
                 continue

@@ -70,7 +70,7 @@ class Odds:
         self.answers[pair] = before[0] if before else tuple(columns.tolist()), same
 
     def keep(self, answers: Iterable[Answer]) -> set[tuple[int, int]]:
-        """Forgets all answers but these, fits anew, and returns the pairs of those that were not known."""
+        """Forgets all answers but these, fits again, and returns the pairs of those that were not known."""
         said = {(a, b): same for a, b, same in answers}
         self.answers = {two: (self.answers[two][0], same) for two, same in said.items() if two in self.answers}
         self._next_fit = 0

@@ -10,6 +10,7 @@ and on which much depends, is asked for once more, and so are those that contrad
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -24,6 +25,8 @@ SEEN = 50
 """Weight of that share, in questions asked twice."""
 SPOKEN = 10.0
 """Weight, in answers, of the assumption that clusters that a decision keeps apart are so as a whole."""
+RECENT = 10
+"""Last answers that are not doubted yet: nobody wants to hear the same question twice in a row."""
 BATCH = 512
 """Pairs of the greatest worth that are looked at together."""
 
@@ -33,10 +36,9 @@ def expected_change(doubt: np.ndarray, at_stake: np.ndarray, edges: np.ndarray) 
 
     doubt: (E,) probability of the answer that is not what the clusters say. at_stake: (E,) pairs that it changes.
     edges: (E,) their numbers. The product alone would ask long series of hopeless questions about the largest clusters,
-    which answer themselves better once more images are together: so the doubt counts as its square, and what is at
-    stake as its root (``docs/label.md`` has the figures).
+    which answer themselves better once more images are together, so what is at stake counts little.
     """
-    return doubt**2 * at_stake**0.5
+    return doubt * at_stake**0.125
 
 
 def uncertainty(doubt: np.ndarray, at_stake: np.ndarray, edges: np.ndarray) -> np.ndarray:
@@ -71,6 +73,7 @@ class PairOrder:
         self.said = np.zeros(count, np.int8)
         self.reviews, self.changed = 0, 0
         self.spoken = [0, 0]
+        self.recent: deque[int] = deque(maxlen=RECENT)
         self._blamed: dict[int, tuple[float, float]] = {}
         self._value, self._stale = np.zeros(count, np.float32), True
         ends = np.concatenate([self.graph.first[:count], self.graph.second[:count]])
@@ -104,6 +107,7 @@ class PairOrder:
                 self.changed += (before > 0) != same
             elif self.apart[edge]:
                 self.spoken[same] += 1
+            self.recent.append(edge)
             agreed = before != 0 and (before > 0) == same
             self.said[edge] = (min(abs(before) + 1, 100) if agreed else 1) * (1 if same else -1)
         return edges
@@ -154,6 +158,7 @@ class PairOrder:
             wrong = np.float32(self.error_rate) ** np.abs(said[asked])
             against = doubt[asked] * wrong
             doubt[asked] = against / (against + (1 - doubt[asked]) * (1 - wrong) + 1e-12)
+            doubt[np.isin(edges, self.recent)] = 0
         return doubt
 
     def blamed(self) -> dict[int, tuple[float, float]]:
