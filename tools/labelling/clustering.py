@@ -114,7 +114,8 @@ class Graph:
     def add(self, pairs: np.ndarray) -> np.ndarray:
         """Adds pairs of images (n, 2) at the largest distance, but for those that are there; returns their edges."""
         out, _ = self.edges(pairs), self.near  # which look at the pairs before any was added
-        new = np.unique(pair_keys(*pairs[out < 0].T, self.count))
+        missing = pairs[out < 0]
+        new = np.unique(pair_keys(missing[:, 0], missing[:, 1], self.count))
         if len(new):
             behind = range(len(self.first), len(self.first) + len(new))
             self._added.update(zip(new.tolist(), behind, strict=True))

@@ -38,7 +38,7 @@ def expected_change(doubt: np.ndarray, at_stake: np.ndarray, edges: np.ndarray) 
     edges: (E,) their numbers. The product alone would ask long series of hopeless questions about the largest clusters,
     which answer themselves better once more images are together, so what is at stake counts little.
     """
-    return doubt * at_stake**0.125
+    return doubt**2 * at_stake**0.25
 
 
 def uncertainty(doubt: np.ndarray, at_stake: np.ndarray, edges: np.ndarray) -> np.ndarray:
@@ -158,7 +158,7 @@ class PairOrder:
             wrong = np.float32(self.error_rate) ** np.abs(said[asked])
             against = doubt[asked] * wrong
             doubt[asked] = against / (against + (1 - doubt[asked]) * (1 - wrong) + 1e-12)
-            doubt[np.isin(edges, self.recent)] = 0
+            doubt[np.isin(edges, list(self.recent))] = 0
         return doubt
 
     def blamed(self) -> dict[int, tuple[float, float]]:
@@ -196,7 +196,7 @@ class PairOrder:
         worth = self._value.copy()
         self._blamed = self.blamed()
         for edge, (doubt, at_stake) in self._blamed.items():
-            worth[edge] = self.order(*np.array([[doubt], [at_stake]], np.float32), np.array([edge]))[0]
+            worth[edge] = self._order_of(doubt, at_stake, edge)
         return worth
 
     def _touched(self, changed: Iterable[int]) -> np.ndarray:
@@ -257,7 +257,7 @@ class PairOrder:
         """Returns what a pair is worth in the light of the decisions, and remembers it."""
         a, b = int(self.graph.first[edge]), int(self.graph.second[edge])
         if edge in self._blamed:
-            return float(self.order(*np.array([*zip(self._blamed[edge])], np.float32), np.array([edge]))[0])
+            return self._order_of(*self._blamed[edge], edge)
         if self.is_closed(edge, a, b):
             self.closed[edge] = True
             return 0.0
@@ -272,6 +272,10 @@ class PairOrder:
         edges = np.array([edge])
         doubt = self.doubts(edges, np.array([one == other]))
         return float(self.order(doubt, np.array([stake], np.float32), edges)[0])
+
+    def _order_of(self, doubt: float, at_stake: float, edge: int) -> float:
+        """Returns what one pair is worth by the order."""
+        return float(self.order(np.array([doubt], np.float32), np.array([at_stake], np.float32), np.array([edge]))[0])
 
     def is_closed(self, edge: int, a: int, b: int) -> bool:
         """Returns whether a pair need not be asked: the answer follows from others, or the person could not tell."""
