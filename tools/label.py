@@ -43,6 +43,7 @@ from tools.labelling.neighbours import EVEN, kept_graph
 from tools.labelling.session import Images, Session
 from tools.labelling.suspects import Quality, Suspects
 from tools.labelling.table import write_split
+from tools.web.listening import free_socket, serve
 from utils.calibration import Calibration
 from utils.commands import make_parser, run_command
 from utils.errors import UserError
@@ -229,7 +230,7 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> None:
         raise UserError(f"--port: {args.port} must be between 0 and 65535")
     kind, target = written(args.write)
     found = read_labels(args.read) if args.read else []
-    listening = None if args.table or kind else server.free_socket(args.host, args.port)  # before any work
+    listening = None if args.table or kind else free_socket(args.host, args.port)  # before any work
     rules, images = PixelRules.from_cfg(cfg), args.images or args.labels
     try:
         if args.retrain:
@@ -289,7 +290,7 @@ def show(session: Session, listening: socket.socket, rules: PixelRules) -> None:
     print(f"open http://{name}:{port}/?token={token}", flush=True)
     print(f"Ctrl-C ends it; {session.out} follows the decisions", flush=True)
     with saving(session):
-        server.serve(app, listening)
+        serve(app, listening)
 
 
 def retrained(cfg: CfgNode, images: Path, out: Path, config_file: str, yaml: str) -> tuple[CfgNode, str]:

@@ -17,6 +17,7 @@ import uvicorn
 from tests.tools.labelling.sessions import make_session, write_crops
 from tools.labelling import server
 from tools.labelling.journal import Journal
+from tools.web.listening import free_socket
 from utils.errors import UserError
 
 TOKEN = "0123456789abcdef" * 2
@@ -29,7 +30,7 @@ def site(tmp_path_factory):
     crops = write_crops(folder / "crops")
     (crops / "a<b>&\"'.png").write_bytes((crops / "0_0.png").read_bytes())
     session = make_session(crops, folder / "labels.csv", bad={0: "0_0.png: the image cannot be read (<script>)"})
-    listening = server.free_socket("127.0.0.1", 0)
+    listening = free_socket("127.0.0.1", 0)
     port = listening.getsockname()[1]
     app = server.make_app(session, TOKEN, "127.0.0.1", port)
     running = uvicorn.Server(uvicorn.Config(app, log_level="error"))
@@ -170,7 +171,7 @@ def test_a_port_in_use_is_said_with_the_way_out(site):
     with pytest.raises(
         UserError, match=r"--port: 127.0.0.1:\d+ cannot be used \(.*\); set --port to another number, or 0"
     ):
-        server.free_socket("127.0.0.1", site[1])
+        free_socket("127.0.0.1", site[1])
 
 
 def test_missing_packages_are_one_line(site, monkeypatch):
