@@ -66,7 +66,7 @@ def site(plain, tmp_path_factory):
     listening = free_socket("127.0.0.1", 0)
     port = listening.getsockname()[1]
     app = make_app(service, TOKEN, "127.0.0.1", port, LIMITS)
-    running = uvicorn.Server(uvicorn.Config(app, log_level="debug", access_log=True))
+    running = uvicorn.Server(uvicorn.Config(app, log_level="debug", access_log=False))
     lines = io.StringIO()
     handler = logging.StreamHandler(lines)
     for name in ("uvicorn", "uvicorn.access", "uvicorn.error", "lineup"):
@@ -88,7 +88,7 @@ def ask(port: int, path: str, content=None, method: str = "", **headers) -> tupl
         )
         answer = connection.getresponse()
         raw, found = answer.read(), dict(answer.getheaders())
-        return answer.status, json.loads(raw) if found["content-type"] == "application/json" else raw, found
+        return answer.status, json.loads(raw) if found.get("content-type") == "application/json" else raw, found
 
 
 def text(path) -> str:
