@@ -27,7 +27,9 @@ if find_spec("lancedb") is None:
 
 import uvicorn
 
+from model.make_model import make_model
 from processor.extractor import make_extractor
+from tests.tiny import config, write_market
 from tools import gallery, serve
 from tools.extract import extract_to_folder
 from tools.galleries.filters import RowFilter
@@ -53,11 +55,13 @@ def calibration_of(model_hash: str) -> Calibration:
 
 
 @pytest.fixture(scope="module")
-def site(plain, tmp_path_factory):
+def site(tmp_path_factory):
     """A service of a small network and a store of 16 images; its port, its service, its log."""
     folder = tmp_path_factory.mktemp("site")
-    cfg = plain.clone()
-    images = folder.parent.joinpath(cfg.DATASETS.ROOT_DIR) / "market1501" / "bounding_box_train"
+    root, weight = write_market(tmp_path_factory.mktemp("data")), folder / "transformer.pth"
+    cfg, images = config(root, folder, TEST__WEIGHT=str(weight)), root / "market1501" / "bounding_box_train"
+    torch.manual_seed(0)
+    torch.save(make_model(cfg, 4).state_dict(), weight)
     extract_to_folder(cfg, images, folder / "features")
     gallery.main(["create", "--store", str(folder / "store"), "--features", str(folder / "features")])
     gallery.main(["add", "--store", str(folder / "store"), "--features", str(folder / "features")])
@@ -66,7 +70,7 @@ def site(plain, tmp_path_factory):
     listening = free_socket("127.0.0.1", 0)
     port = listening.getsockname()[1]
     app = make_app(service, TOKEN, "127.0.0.1", port, LIMITS)
-    running = uvicorn.Server(uvicorn.Config(app, log_level="debug", access_log=False))
+    running = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
     lines = io.StringIO()
     handler = logging.StreamHandler(lines)
     for name in ("uvicorn", "uvicorn.access", "uvicorn.error", "lineup"):
