@@ -265,7 +265,7 @@ def features_in(content: dict[str, Any], width: int, most: int) -> np.ndarray:
         feats = np.array(content["features"], np.float32)
     except (ValueError, TypeError, OverflowError):
         feats = np.empty(0)
-    if feats.ndim != 2 or not len(feats) or len(feats) > most or feats.shape[1] != width:
+    if feats.ndim != 2 or not len(feats) or len(feats) > most or feats.shape[1:] != (width,):
         raise Refused(400, f"features: expected 1 to {most} lists of {width} numbers")
     if not np.isfinite(feats).all():
         raise Refused(400, "features: a number is not finite")
