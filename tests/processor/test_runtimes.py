@@ -221,7 +221,7 @@ class Cut(Exception):
 
 def test_the_fastest_runtime_is_taken_and_an_extraction_goes_on_in_it(place, tmp_path, monkeypatch, capsys):
     speeds = {"torch": 1.0, "onnxruntime": 2.0, "openvino": 9.0}
-    monkeypatch.setattr(fastest, "speed_of", lambda extractor, batch: speeds[extractor.model.runs_in])
+    monkeypatch.setattr(fastest, "speeds_of", lambda tried, batch: {name: speeds[name] for name in tried})
     extract.main(words(place, tmp_path / "whole", "--runtime", "auto"))
     line = next(one for one in capsys.readouterr().out.splitlines() if one.startswith("--runtime auto"))
     first = "--runtime auto: openvino, by images/s on the first 3 images: torch 1.0, onnxruntime 2.0, openvino 9.0; its"
@@ -251,6 +251,14 @@ def test_the_fastest_runtime_is_taken_and_an_extraction_goes_on_in_it(place, tmp
     extract.main(words(place, tmp_path / "cut", "--runtime", "auto"))
     assert "--runtime auto: openvino, as before" in capsys.readouterr().out
     assert (tmp_path / "cut" / "features.npy").read_bytes() == (tmp_path / "whole" / "features.npy").read_bytes()
+
+
+def test_torch_is_left_only_for_what_is_clearly_faster(place, monkeypatch):
+    extractor = make_extractor(place.cfg("plain"))
+    for speed, taken in ((1.04, "torch"), (1.06, "onnxruntime")):
+        speeds = {"torch": 1.0, "onnxruntime": speed, "openvino": 0.5}
+        monkeypatch.setattr(fastest, "speeds_of", lambda tried, batch, speeds=speeds: {n: speeds[n] for n in tried})
+        assert fastest.in_fastest_runtime(extractor, torch.randn(4, 3, 32, 16)).model.runs_in == taken
 
 
 def test_runtimes_that_differ_or_are_missing_are_left_out(place, monkeypatch, caplog):
