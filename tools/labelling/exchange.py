@@ -7,7 +7,9 @@ written follows from the table.
 from __future__ import annotations
 
 import json
+import lzma
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -32,6 +34,12 @@ FORMATS = ("cvat", "labelstudio", "fiftyone")
 
 Found = list[tuple[str, str]]
 """File names, as far as they are known, and identities."""
+
+DAMAGED = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, LookupError, OSError, EOFError, RuntimeError,
+    ArithmeticError, ValueError,
+)  # fmt: skip
+"""What a damaged .zip raises when it is read."""
 
 
 def read_labels(path: Path) -> Found:
@@ -72,7 +80,7 @@ def zipped_labels(path: Path) -> Found:
                     return handle.read(LARGEST)
 
             return market_labels(path, sizes, content)
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except DAMAGED as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"--read: {path}: a damaged .zip ({cut(str(error), 80)})") from None
