@@ -51,7 +51,7 @@ def simulate(
 ) -> Outcome:
     """Answers questions until the clusters reach all targets, none is left, or there were ``most`` decisions.
 
-    wrong: share of the answers that are drawn to be wrong, every time anew.
+    wrong: share of the answers that are drawn to be wrong, each time independently.
     """
     rng = np.random.default_rng(seed)
     clusters = pairs.clusters

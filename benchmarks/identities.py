@@ -151,8 +151,9 @@ def measure(
         return [100 * scores[name] for name in ("IDF1", "HOTA", "IDF1 within")]
 
     def fitted(travel: Travel, timed: bool = True, online: bool = False, least: float | None = None) -> list[float]:
-        apart = labelled.schedule(travel) if timed else labelled.schedule(travel).without_times()
-        odds = LogOdds.fit(*(pairs := labelled_pairs(labelled, apart.apart)), float(pairs[1].mean()))
+        schedule = labelled.schedule(travel)
+        distances, same = labelled_pairs(labelled, (schedule if timed else schedule.without_times()).apart)
+        odds = LogOdds.fit(distances, same, float(same.mean()))
 
         def number(some: TrackletSet, limit: float) -> np.ndarray:
             return number_tracklets(some, odds, some.schedule(travel), limit, timed, online).numbers

@@ -240,7 +240,7 @@ def at_least(option: str, value: int, least: int) -> None:
 
 
 def filter_of(args: argparse.Namespace) -> RowFilter:
-    """Returns the filter of the command line. Raises ``UserError`` for times that are none, or in the wrong order."""
+    """Returns the filter of the command line. Raises ``UserError`` for malformed times, or ones in the wrong order."""
     since = None if args.since is None else seconds_of(args.since, "--since")
     until = None if args.until is None else seconds_of(args.until, "--until")
     if since is not None and until is not None and since >= until:

@@ -42,7 +42,7 @@ def frame_path(video: Path, number: int) -> Path:
 class FrameReader:
     """An open video file whose frames are read in any order; several threads may share it.
 
-    Raises PyAV's errors and ``ValueError`` for a file that is no video, or whose frames have no times.
+    Raises PyAV's errors and ``ValueError`` for a file that is not a video, or whose frames have no times.
     """
 
     def __init__(self, path: str):

@@ -34,7 +34,7 @@ TRIES, WAIT, TIMEOUT = 3, 1.0, 10.0
 NO_TIME = -1e300
 """Stands for a time that is not known."""
 READ_ROWS = 2000
-"""Rows of an answer; a server's answers are limited."""
+"""Rows of an answer."""
 WRITTEN_BYTES = 2**24
 """Of the features of one request."""
 WIDTHS_OF_SEARCH = (16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -154,18 +154,19 @@ class MilvusStore:
             return int(rows[0]["count(*)"])
 
     def ids(self, where: RowFilter) -> np.ndarray:
-        parts = [np.array([row["id"] for row in rows], np.int64) for rows in self.pages(where, ["id"])]
+        pages = self.pages(self.name, expression(where), ["id"])
+        parts = [np.array([row["id"] for row in rows], np.int64) for rows in pages]
         return np.sort(np.concatenate([np.empty(0, np.int64), *parts]))
 
     def scan(self, where: RowFilter) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for rows in self.pages(where, ["id", "vector"]):
+        for rows in self.pages(self.name, expression(where), ["id", "vector"]):
             yield np.array([row["id"] for row in rows], np.int64), np.array([row["vector"] for row in rows], np.float32)
 
-    def pages(self, where: RowFilter, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
-        """Yields rows that match, some at a time."""
+    def pages(self, name: str, condition: str, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
+        """Yields rows of a collection that match, ``READ_ROWS`` at a time: the server limits an answer."""
         with named_failures(self.address, "reading rows"):
             iterator = self.client.query_iterator(
-                self.name, batch_size=READ_ROWS, filter=expression(where), output_fields=columns,
+                name, batch_size=READ_ROWS, filter=condition, output_fields=columns,
                 consistency_level="Strong",
             )  # fmt: skip
             try:
@@ -238,7 +239,7 @@ class MilvusStore:
         if self.client.has_collection(copy):
             self.client.drop_collection(copy)
         make_rows(self.client, copy, self.meta.width)
-        for rows in self.pages(RowFilter(), ["id", "vector", *TEXT, *TIMES]):
+        for rows in self.pages(self.name, expression(RowFilter()), ["id", "vector", *TEXT, *TIMES]):
             self.client.insert(copy, [dict(row) for row in rows])
         self.client.flush(copy)
         self.client.drop_collection(self.name)
@@ -246,12 +247,9 @@ class MilvusStore:
         self.client.load_collection(self.name)
 
     def facts(self, prefix: str = "") -> dict[str, Any]:
-        with named_failures(self.address, "reading what the store says about itself"):
-            rows = self.client.query(
-                self.fact_name, filter='name != ""', output_fields=["name", "value"], consistency_level="Strong",
-                limit=16_384,
-            )  # fmt: skip
-        return {row["name"]: json.loads(row["value"]) for row in rows if row["name"].startswith(prefix)}
+        pages = self.pages(self.fact_name, 'name != ""', ["name", "value"])
+        texts = {row["name"]: row["value"] for rows in pages for row in rows}
+        return {name: json.loads(text) for name, text in texts.items() if name.startswith(prefix)}
 
     def set_fact(self, name: str, value: Any) -> None:
         with named_failures(self.address, "writing to it"):

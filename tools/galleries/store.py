@@ -29,7 +29,7 @@ class Store(Protocol):
     shared: bool
 
     def add(self, rows: StoreRows) -> None:
-        """Writes rows, all or none of them. Their ids must not be in the store."""
+        """Writes rows whose ids are not in the store. Killed inside it, it may leave some of them there."""
         ...
 
     def count(self, where: RowFilter) -> int:

@@ -87,7 +87,7 @@ class ClusterPairs:
         )
 
     def _release(self, label: int) -> None:
-        """Frees the slot of a label that is no cluster's any more."""
+        """Frees the slot of a label that no cluster has any more."""
         slot = self.slot_of.pop(label)
         self.slot_at[label] = NO_SLOT
         self.slots[slot] = NO_SLOT

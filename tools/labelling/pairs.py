@@ -36,7 +36,9 @@ def expected_change(doubt: np.ndarray, at_stake: np.ndarray, edges: np.ndarray) 
 
     doubt: (E,) probability of the answer that is not what the clusters say. at_stake: (E,) pairs that it changes.
     edges: (E,) their numbers. The product alone would ask long series of hopeless questions about the largest clusters,
-    which answer themselves better once more images are together, so what is at stake counts little.
+    which answer themselves better once more images are together, so what is at stake counts little. Of the exponents
+    that were tried on drawn pedestrians (``python -m benchmarks.label --simulate``), 1/8 of the doubt's took the fewest
+    answers to a pairwise F1 of 0.95.
     """
     return doubt**2 * at_stake**0.25
 

@@ -204,7 +204,7 @@ def length_of(request: Request, limits: Limits) -> int:
 
 
 async def read(request: Request, limits: Limits) -> Asked:
-    """Reads a request. Raises ``Refused`` for one that is too large or is no JSON object."""
+    """Reads a request. Raises ``Refused`` for one that is too large or not a JSON object."""
     raw = bytearray()
     async for part in request.stream():
         raw += part
@@ -260,7 +260,7 @@ def whole(content: dict[str, Any], name: str, default: int, most: int) -> int:
 
 
 def features_in(content: dict[str, Any], width: int, most: int) -> np.ndarray:
-    """Returns the features (n, D) of a request. Raises ``Refused`` for another shape, or numbers that are none."""
+    """Returns the features (n, D) of a request. Raises ``Refused`` for another shape, and for infinite numbers."""
     try:
         feats = np.array(content["features"], np.float32)
     except (ValueError, TypeError, OverflowError):
@@ -273,7 +273,10 @@ def features_in(content: dict[str, Any], width: int, most: int) -> np.ndarray:
 
 
 def filter_in(content: dict[str, Any]) -> RowFilter:
-    """Returns the filter of a request. Raises ``Refused`` for words that are none."""
+    """Returns the filter of a request.
+
+    Raises ``Refused`` for a condition that is not a list of texts, ``UserError`` for a malformed time.
+    """
     chosen: dict[str, Any] = {}
     for name, column in FILTERS.items():
         values = content.get(name, [])

@@ -25,7 +25,7 @@ class Limits:
 
 
 class Busy(Exception):
-    """There is no room for a request now. retry: seconds after which there may be."""
+    """The limits are used up by other requests. retry: seconds after which to try again."""
 
     def __init__(self, retry: int = 1):
         super().__init__("too many requests at once")

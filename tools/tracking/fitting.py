@@ -16,7 +16,7 @@ MOST_PAIRS = 500_000
 """Pairs of a fit; of more, these are drawn."""
 LIMITS = 65
 """Limits that a fit tries, those of distances in equal steps."""
-MOST_TRACKLETS = 3000
+MOST_LABELLED = 3000
 """Tracklets that are numbered once for each limit, in seconds."""
 
 
@@ -57,10 +57,10 @@ def fitted_limit(labelled: TrackletSet, odds: LogOdds, number: Callable[[Trackle
 
     0 would be right if the pairs of two clusters were independent, which they are not. Of several that are as good, the
     one in the middle. number: (tracklets, limit) -> identities (T,), with the constraints under which others will be
-    numbered: with fewer of them the best limit is stricter. Of more than ``MOST_TRACKLETS``, the last are left out.
+    numbered: with fewer of them the best limit is stricter. Of more than ``MOST_LABELLED``, the last are left out.
     """
     known = labelled.only(np.array([bool(pid) for pid in labelled.pids]))
-    known = known.only(np.arange(len(known)) < MOST_TRACKLETS)
+    known = known.only(np.arange(len(known)) < MOST_LABELLED)
     images, limits = np.array([len(rows) for rows in known.rows]), np.unique(odds(np.linspace(0, 4, LIMITS)))
     shares = [kept_share(number(known, float(limit)), known.pids, images) for limit in limits]
     best = np.flatnonzero(np.isclose(shares, max(shares)))

@@ -144,9 +144,10 @@ def mutual_neighbours(
     for row in np.flatnonzero(free & (least[nearest] == least)):  # one of several that are equally near
         if free[row]:
             free[row] = False
-            other = np.flatnonzero(free & (cost[row] == least[row]) & (least == least[row]))[:1].tolist()
-            pairs.update(dict.fromkeys([int(row)], other[0]) if other else {})
-            free[other] = False
+            others = np.flatnonzero(free & (cost[row] == least[row]) & (least == least[row]))
+            if len(others):
+                pairs[int(row)] = int(others[0])
+                free[others[0]] = False
     if not pairs:  # the last bits of means that differ by their order make a circle of nearest neighbours
         row = int(least.argmin())
         pairs[row] = int(nearest[row])

@@ -17,6 +17,7 @@ from tools import search
 from tools.galleries import milvus
 from tools.galleries.filters import RowFilter
 from tools.galleries.milvus import MilvusStore, Place
+from tools.galleries.schema import StoreMeta
 from utils.errors import UserError
 
 
@@ -62,6 +63,20 @@ def test_a_round_trip_through_the_local_form(tmp_path, capsys):
     shutil.rmtree(tmp_path / "gallery")
     with pytest.raises(UserError, match="exists; name another file"):
         run("create", "--store", store, "--features", tmp_path / "query")
+
+
+def test_facts_are_read_in_pages(tmp_path, monkeypatch):
+    monkeypatch.setattr(milvus, "READ_ROWS", 3)
+    store = MilvusStore.create(str(tmp_path / "s.db"), StoreMeta("0" * 64, 8))
+    try:
+        for i in range(8):
+            store.set_fact(f"shard:{i}", {"kept": i, "skipped": 0})
+        assert {name: fact["kept"] for name, fact in store.facts("shard:").items()} == {
+            f"shard:{i}": i for i in range(8)
+        }
+        assert set(store.facts()) == {"meta", *(f"shard:{i}" for i in range(8))}
+    finally:
+        store.close()
 
 
 def test_a_server_that_is_not_there_is_asked_three_times(monkeypatch, tmp_path):
