@@ -64,6 +64,7 @@ def measure(size: int, count: int) -> None:
     centres = rng.normal(size=(size // 20 + 1, 128)).astype(np.float32)
     truth = np.arange(size) // 20
     feats = centres[truth] + 0.6 * rng.normal(size=(size, 128)).astype(np.float32)
+    feats /= np.linalg.norm(feats, axis=1, keepdims=True)
     names = [f"{i}.jpg" for i in range(size)]
 
     def timed(what: str, call: Callable):
@@ -79,7 +80,8 @@ def measure(size: int, count: int) -> None:
         journal = Journal.open(path, names)
         images = Images(names, names)
         session = timed(
-            "session", lambda: Session(images, graph, journal, Path(folder) / "x.csv", eps=0.6, min_samples=4)
+            "session",
+            lambda: Session(images, graph, journal, Path(folder) / "x.csv", eps=0.6, min_samples=4, feats=feats),
         )
         timed("first page", lambda: (session.state(), session.rows()))
         seconds, asked = [], 0

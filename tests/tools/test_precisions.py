@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,7 +25,7 @@ from tools.export import export, main, refuse_options
 from tools.exporting.calibration_images import calibration_feeds, drawn_over_cameras
 from tools.exporting.eight_bits import write_int8
 from tools.exporting.judging import Judge
-from tools.exporting.search import fastest, mean_change, try_recipes
+from tools.exporting.search import Trial, fastest, mean_change, try_recipes
 from tools.exporting.verdict import Comparison, Figure, Row, Verdict
 from utils.errors import UserError
 from utils.processor_flags import lacks_int8, processor_flags
@@ -215,6 +216,13 @@ def test_the_fastest_recipe_within_the_limit_is_taken_and_layers_are_measured_on
     assert [trial.recipe.kept for trial in tried] == [0, 0, 0.1, 0.25, 0.5]
     assert tried[-1].recipe.floats == ("d", "b") and fastest(tried, 2.5).recipe.kept == 0.25
     assert str(tried[-1].recipe) == "minmax, per channel, 50 % of the layers in float"
+
+
+@pytest.mark.parametrize(("speed", "taken"), [(100.0, 1), (96.0, 1), (94.0, 0)])
+def test_of_recipes_that_are_as_fast_but_for_timing_the_one_that_loses_least_is_taken(speed, taken):
+    trials = [Trial(Recipe("minmax", bool(i)), {"one": loss}, fast, Path()) for i, (loss, fast) in enumerate(
+        [(0.6, 100.0), (0.2, speed)])]  # fmt: skip
+    assert fastest(trials, 1.0) is trials[taken]
 
 
 def test_without_a_good_recipe_the_best_one_s_loss_is_named(tmp_path):

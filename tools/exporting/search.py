@@ -18,6 +18,9 @@ from tools.exporting.differences import unit
 SHARES = (0.1, 0.25, 0.5)
 """Shares of the groups of layers that stay in float."""
 
+TIE = 0.05
+"""Share by which the speed of one file differs from one timing to the next."""
+
 Judge = Callable[[Path], tuple[dict[str, float], float]]
 """Returns a quantised network's loss on each test set, in points, and its images per second."""
 
@@ -73,9 +76,15 @@ def try_recipes(
 
 
 def fastest(trials: Sequence[Trial], max_loss: float) -> Trial | None:
-    """Returns the fastest trial that loses at most ``max_loss`` on every test set; None without one."""
+    """Returns the fastest trial that loses at most ``max_loss`` on every test set; None without one.
+
+    Of those that are as fast but for timing it is the one that loses least.
+    """
     good = [trial for trial in trials if trial.worst <= max_loss]
-    return max(good, key=lambda trial: trial.images_per_second) if good else None
+    if not good:
+        return None
+    limit = (1 - TIE) * max(trial.images_per_second for trial in good)
+    return min((trial for trial in good if trial.images_per_second >= limit), key=lambda trial: trial.worst)
 
 
 def shown(items: Sequence[Any], what: str) -> Any:

@@ -10,7 +10,14 @@ from scipy.spatial.distance import squareform
 from utils.errors import UserError
 from utils.scoring import linkage as module
 from utils.scoring.calibration import Probability
-from utils.scoring.linkage import average_linkage, by_first_appearance, cluster, components, mutual_neighbours
+from utils.scoring.linkage import (
+    average_linkage,
+    by_first_appearance,
+    cluster,
+    components,
+    mutual_neighbours,
+    nearest_pairs,
+)
 from utils.scoring.same_odds import MOST, LogOdds
 
 
@@ -127,3 +134,22 @@ def test_a_fit_recovers_the_line_and_another_prior_moves_it():
         LogOdds.fit(distances, np.ones(40_000, bool), 0.5)
     with pytest.raises(UserError, match="pairs of one identity are not nearer than others"):
         LogOdds.fit(distances, ~same, 0.5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_matrix_of_joined_pairs_holds_the_means_and_is_symmetric(seed, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 7)
+    rng = np.random.default_rng(seed)
+    people = rng.normal(size=(10, 6))[rng.integers(0, 10, 40)]
+    feats = people + 0.35 * rng.normal(size=people.shape)
+    feats = (feats / np.linalg.norm(feats, axis=1, keepdims=True)).astype(np.float32)
+    odds, rows = LogOdds.line(4.0, -9.0), np.arange(40)
+    first, second = nearest_pairs(feats, odds, nothing, rows, 0.0)
+    members = [[a] if b < 0 else [a, b] for a, b in zip(first.tolist(), second.tolist(), strict=True)]
+    assert sorted(sum(members, [])) == list(range(40)) and 4 < len(members) < 40
+    found = module.costs(feats, odds, nothing, first, second)
+    assert np.array_equal(found, found.T)
+    cost = -odds(np.maximum(2 - 2 * feats @ feats.T, 0))
+    wanted = [[cost[np.ix_(a, b)].mean() for b in members] for a in members]
+    off = ~np.eye(len(members), dtype=bool)
+    np.testing.assert_allclose(found[off], np.array(wanted)[off], atol=1e-4)
