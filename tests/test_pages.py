@@ -113,18 +113,45 @@ def tiny_network(config_file: str, folder: Path) -> dict:
     return network | stages
 
 
-@pytest.mark.parametrize(("name", "arguments"), commands(), ids=lambda word: word[-60:])
-def test_a_command_of_the_pages_runs(name, arguments, market, tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def words_of(arguments: str) -> list[str]:
+    """The words of a command's arguments, as the shell of our scripts gives them."""
     for variable, value in SHELL_VALUES.items():
         arguments = arguments.replace(variable, value)
-    words = shlex.split(arguments)
+    return shlex.split(arguments)
+
+
+def kinds_of_commands() -> list[tuple[str, list[str]]]:
+    """(train or test, words) of the first command of each kind: a tiny run of another would be the same run again.
+
+    Commands of a kind read files of one folder that have one method, and set the same of the keys that a tiny run
+    leaves.
+    """
+    small = {*tiny_run(Path(), Path())[::2], "MODEL.PRETRAIN_PATH", "SOLVER.SEED"}
+    kinds: dict[tuple, tuple[str, list[str]]] = {}
+    for name, arguments in commands():
+        words = words_of(arguments)
+        keys = frozenset(words[2::2]) - small
+        method = load_config(words[1]).PROCESSOR.NAME
+        kinds.setdefault((name, Path(words[1]).parent, method, keys), (name, words))
+    return list(kinds.values())
+
+
+@pytest.mark.parametrize(("name", "words"), kinds_of_commands(), ids=lambda word: "".join(word)[-60:])
+def test_a_command_of_the_pages_runs(name, words, market, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
     extra = tiny_network(words[1], tmp_path)
     trained = tmp_path / "trained"
     assert call("train", [*words, *tiny_run(market, trained, **extra)]) == 0
     if name == "test":
         weight = next(path for path in trained.glob("*_1.pth") if "stage1" not in path.name)
         assert call("test", [*words, *tiny_run(market, tmp_path / "tested", TEST__WEIGHT=weight, **extra)]) == 0
+
+
+def test_the_settings_of_every_command_are_taken():
+    for _, arguments in commands():
+        words = words_of(arguments)
+        assert words[0] == "--config_file"
+        load_config(words[1], words[2:])
 
 
 def test_the_pages_show_commands():

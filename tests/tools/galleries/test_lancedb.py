@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import sys
+import threading
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -56,21 +58,8 @@ def copied(place, tmp_path):
 
 
 def test_ranks_and_distances_are_those_of_search_to_the_bit(place, tmp_path):
-    search.main(
-        [
-            str(w)
-            for w in (
-                "--query",
-                place / "query",
-                "--gallery",
-                place / "gallery",
-                "--k",
-                30,
-                "--out",
-                tmp_path / "a.jsonl",
-            )
-        ]
-    )  # noqa: E501
+    words = ("--query", place / "query", "--gallery", place / "gallery", "--k", 30, "--out", tmp_path / "a.jsonl")
+    search.main([str(word) for word in words])
     run("search", "--store", place / "store", "--query", place / "query", "--k", 30, "--out", tmp_path / "b.jsonl")
     one, two = lists(tmp_path / "a.jsonl"), lists(tmp_path / "b.jsonl")
     assert len(one) == 9 and len(one[0]["found"]) == 30
@@ -116,18 +105,8 @@ def test_a_filter_gives_what_the_filtered_gallery_gives(place, tmp_path, words, 
 
 
 def test_tracklets_search_by_the_mean_of_their_images(place, tmp_path):
-    run(
-        "search",
-        "--store",
-        place / "store",
-        "--query",
-        place / "gallery",
-        "--tracklets",
-        "--k",
-        3,
-        "--out",
-        tmp_path / "t.jsonl",
-    )  # noqa: E501
+    given = ("--query", place / "gallery", "--tracklets", "--k", 3, "--out", tmp_path / "t.jsonl")
+    run("search", "--store", place / "store", *given)
     found, feats = lists(tmp_path / "t.jsonl"), unit_features(400)
     assert len(found) == 100 and found[2]["query"]["seq"] == "img-2" and found[2]["query"]["images"] == 4
     mean = feats[8:12].mean(0)
@@ -178,6 +157,72 @@ def test_an_erasure_that_was_killed_is_finished_by_the_next(copied, monkeypatch,
     assert [record["rows"] for record in erasing.records(LanceStore.open(str(copied)))] == [1]
     with pytest.raises(UserError, match="erase: name what to erase"):
         run("erase", "--store", copied)
+
+
+def die_in(what: str, after: bool, words: list) -> None:
+    """Runs a command whose process is killed when the table does ``what``: in the middle, or right afterwards."""
+    table = type(LanceStore.open(words[2]).table)
+    real = getattr(table, what)
+
+    def dying(self, *given, **more) -> None:
+        if not after:
+            threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        real(self, *given, **more)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(table, what, dying)
+    command.main(words)
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("what", ["drop_index", "update", "optimize"])
+def test_an_erasure_killed_inside_compaction_is_finished_by_the_next(place, copied, tmp_path, what, after):
+    run("verify", "--store", copied, "--queries", 20, "--recall", 0.5)
+    assert exit_code_of(die_in, what, after, ["erase", "--store", str(copied), "--identity", "p2"]) == -signal.SIGKILL
+    rows = [i for i in range(400) if i % 7 != 2]
+    for _ in range(2):  # before the next erasure, and after it
+        store = LanceStore.open(str(copied))
+        np.testing.assert_array_equal(store.ids(RowFilter()) - first_id("gallery"), rows)
+        given = ("--query", place / "query", "--k", 3, "--out", tmp_path / "found.jsonl")
+        run("search", "--store", copied, *given)
+        assert all(hit["row"] in rows for line in lists(tmp_path / "found.jsonl") for hit in line["found"])
+        run("erase", "--store", copied) if store.facts(erasing.PENDING) else None
+    gone = [i for i in range(2, 400, 7) if i % 10 not in (0, 9)]
+    assert not any(bytes_in(copied, unit_features(400)[i].tobytes()) for i in gone)
+    assert [record["rows"] for record in erasing.records(LanceStore.open(str(copied)))] == [57]
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("what", ["create_index", "optimize"])
+def test_a_killed_build_of_the_index_leaves_exact_answers_and_is_done_again(place, copied, tmp_path, what, after):
+    words = ["verify", "--store", str(copied), "--queries", "20", "--recall", "0.5"]
+    assert exit_code_of(die_in, what, after, words) == -signal.SIGKILL
+    for name, store in (("a", copied), ("b", place / "store")):
+        given = ("--query", place / "query", "--k", 5, "--out", tmp_path / f"{name}.jsonl")
+        run("search", "--store", store, *given)
+    assert lists(tmp_path / "a.jsonl") == lists(tmp_path / "b.jsonl")
+    run(*words)
+    assert LanceStore.open(str(copied)).facts("index")["index"]["rows"] == 400
+
+
+def add_with_little_room(words: list, room: int, said: str) -> None:
+    """Runs a command whose process cannot write a file of more than ``room`` bytes, and writes what it says."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+    try:
+        command.main(words)
+    except UserError as error:
+        Path(said).write_text(str(error))
+
+
+def test_a_disk_without_room_is_one_line_and_the_same_command_goes_on(place, tmp_path):
+    run("create", "--store", tmp_path / "s", "--features", place / "gallery")
+    words = [str(word) for word in ("add", "--store", tmp_path / "s", "--features", place / "gallery")]
+    assert exit_code_of(add_with_little_room, words, 20_000, str(tmp_path / "said")) == 0
+    assert (tmp_path / "said").read_text().startswith(f"{tmp_path / 's'}: adding rows failed (")
+    assert "\n" not in (tmp_path / "said").read_text() and LanceStore.open(words[2]).count(RowFilter()) == 0
+    command.main(words)
+    assert LanceStore.open(words[2]).count(RowFilter()) == 400
 
 
 def test_old_rows_expire_by_when_they_were_added_or_by_their_time(copied, monkeypatch, capsys):
