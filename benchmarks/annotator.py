@@ -47,11 +47,13 @@ class Outcome:
 
 
 def simulate(
-    pairs: PairOrder, truth: np.ndarray, wrong: float, seed: int, most: int, targets: Sequence[float] = TARGETS
-) -> Outcome:
+    pairs: PairOrder, truth: np.ndarray, wrong: float, seed: int, most: int, targets: Sequence[float] = TARGETS,
+    others: int = 0,
+) -> Outcome:  # fmt: skip
     """Answers questions until the clusters reach all targets, none is left, or there were ``most`` decisions.
 
-    wrong: share of the answers that are drawn to be wrong, each time independently.
+    wrong: share of the answers that are drawn to be wrong, each time independently. others: images beside a pair's
+    second one that the first may match instead.
     """
     rng = np.random.default_rng(seed)
     clusters = pairs.clusters
@@ -62,25 +64,37 @@ def simulate(
     reached = {target: 0 for target in targets if score >= target}
     while len(decisions) < most and len(reached) < len(targets) and (found := pairs.next()):
         a, b, _ = found[0]
-        same = bool(truth[a] == truth[b]) != (rng.random() < wrong)
-        number, (before, said) = len(decisions) + 1, of_pair.get((a, b), (0, same))
-        undo = before if said != same else 0  # a second answer takes the first one back, as in a session
-        decisions.append(
-            Decision(number, "pairs", same=((a, b),) if same else (), differ=() if same else ((a, b),), undo=undo)
-        )
-        of_pair[a, b] = number, same
+        asked, further = pairs.others(a, b, others)
+        row = [b if asked == a else a, *(c for c, _ in further)]
+        choice = next((i for i, c in enumerate(row) if truth[asked] == truth[c]), len(row))  # after the row: none
+        if rng.random() < wrong:
+            choice = int(rng.choice([i for i in range(len(row) + 1) if i != choice]))
+        said = [ordered(asked, c) for c in (row[choice : choice + 1] or row)]
+        same, number = choice < len(row), len(decisions) + 1
+        before, earlier = of_pair.get(said[0], (0, same))
+        undo = before if earlier != same else 0  # a second answer takes the first one back, as in a session
+        given = tuple(said)
+        decisions.append(Decision(number, "pairs", same=given if same else (), differ=() if same else given, undo=undo))
+        of_pair |= dict.fromkeys(said, (number, same))
+        changed = [row for two in said for row in two]
         if undo:
             counting = active(decisions)
             constraints = Constraints.of(clusters.graph.count, counting)
-            clusters.update(constraints, (a, b))
+            clusters.update(constraints, changed)
             pairs.forget(answers(counting))
         else:
             constraints.add(decisions[-1])
-            clusters.update(constraints, (a, b))
-            pairs.answer(a, b, same)
+            clusters.update(constraints, changed)
+            for one, other in said:
+                pairs.answer(one, other, same)
         score = f1(truth, clusters.labels)
         reached |= {target: number for target in targets if score >= target and target not in reached}
     return Outcome(reached, first, score, len(decisions))
+
+
+def ordered(a: int, b: int) -> tuple[int, int]:
+    """Returns two numbers, the smaller first."""
+    return min(a, b), max(a, b)
 
 
 def by_hand(truth: np.ndarray, seed: int) -> dict[float, int]:

@@ -56,15 +56,13 @@ def write_features(folder: Path, images: int) -> None:
 
 def bare_rate(folder: Path, features: Path) -> float:
     """Returns the rows a second that LanceDB takes, ready-made, in the batches that a store writes."""
-    import lancedb
-
     from tools.galleries.adding import batch_rows, columns_of
-    from tools.galleries.lancedb import arrow_rows, row_schema
+    from tools.galleries.lancedb import arrow_rows, import_lancedb, row_schema
     from tools.galleries.schema import StoreRows
     from utils.feature_files import Features
 
     given, size, spent = Features(features), batch_rows(WIDTH), 0.0
-    table = lancedb.connect(str(folder / "bare")).create_table("rows", schema=row_schema(WIDTH))
+    table = import_lancedb().connect(str(folder / "bare")).create_table("rows", schema=row_schema(WIDTH))
     lines = list(given.lines())
     for start in range(0, len(given), size):
         some = slice(start, start + size)

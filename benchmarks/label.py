@@ -5,13 +5,14 @@
     python -m benchmarks.label --clean 0.05 --train FOLDER --config_file FILE [KEY VALUE ...]
     python -m benchmarks.label --size 50000
 
-``--simulate``: a person who knows the truth answers questions about the images of a data set, in three orders of pairs,
-until the pairwise F1 of the clusters is 0.95 and 0.99; beside it, how many names it takes to get there by naming one
-crop after the other. ``--wrong 0.03``: that share of the answers is wrong. Every seed draws its own 70 % of the
-identities. ``--clean``: that share of the labels is made wrong in three ways; how many of the mistakes are proposed,
-and how many proposals are right. ``--train``: and the mAP after training on true labels, on the wrong ones, and after
-every proposal was accepted; features are those of the network that was trained on the wrong labels. ``--size``: seconds
-and memory of a session about so many drawn features, and of the replay of ``--decisions`` decisions.
+``--simulate``: a person who knows the truth answers questions about the images of a data set until the pairwise F1 of
+the clusters is 0.95 and 0.99: which of a row of crops it is, as the page asks (``rows``), or pair by pair, in three
+orders; beside it, how many names it takes to get there by naming one crop after the other. ``--wrong 0.03``: that share
+of the answers is wrong. Every seed draws its own 70 % of the identities. ``--clean``: that share of the labels is made
+wrong in three ways; how many of the mistakes are proposed, and how many proposals are right. ``--train``: and the mAP
+after training on true labels, on the wrong ones, and after every proposal was accepted; features are those of the
+network that was trained on the wrong labels. ``--size``: seconds and memory of a session about so many drawn features,
+and of the replay of ``--decisions`` decisions.
 """
 
 from __future__ import annotations
@@ -45,12 +46,12 @@ from tools.labelling.constraints import Constraints
 from tools.labelling.journal import Decision, Journal
 from tools.labelling.neighbours import make_graph
 from tools.labelling.pairs import MISTAKES, PairOrder, expected_change, uncertainty
-from tools.labelling.session import Images, Session
+from tools.labelling.session import OTHERS, Images, Session
 from utils.files import write_csv
 
 HEADER = ("data", "split", "images", "identities", "wrong", "seed", "order", "F1_start", "decisions_0.95",
           "decisions_0.99", "decisions", "F1_end", "seconds")  # fmt: skip
-ORDERS = ("change", "uncertain", "random")
+ORDERS = ("rows", "change", "uncertain", "random")
 CLEAN_HEADER = ("data", "split", "images", "identities", "labels_changed", "seed", "kind", "mistakes", "proposals",
                 "proposals_right", "mistakes_found")  # fmt: skip
 MAP_HEADER = ("data", "seed", "true", "corrupted", "cleaned")
@@ -149,7 +150,7 @@ def simulated(args: argparse.Namespace, cfg: CfgNode) -> None:
     """Lets the simulated annotator label a data set, and prints and writes what it took."""
     name, _, records = records_of(args, cfg)
     feats = make_extractor(cfg)(list(records.paths))
-    orders = {"change": expected_change, "uncertain": uncertainty, "random": None}
+    orders = {"rows": expected_change, "change": expected_change, "uncertain": uncertainty, "random": None}
     for wrong, seed in itertools.product(args.wrong, range(args.seeds)):
         ids = np.unique(records.pids[records.pids >= 0])
         drawn = np.random.default_rng(seed).permutation(ids)[: round(SHARE * len(ids))]
@@ -163,8 +164,10 @@ def simulated(args: argparse.Namespace, cfg: CfgNode) -> None:
             graph = graph_of(cfg, feats[rows])
             clusters = Clusters(graph, Constraints(graph.count), cfg.CLUSTER.EPS, cfg.CLUSTER.MIN_SAMPLES)
             order = orders[word] or random_order(max(len(graph.first), 1), seed)
-            pairs = PairOrder(clusters, order, mistakes=MISTAKES if word == "change" else 0.0, feats=feats[rows])
-            outcome = simulate(pairs, truth, wrong, seed, round(args.most * len(rows)))
+            mistakes = MISTAKES if order is expected_change else 0.0
+            pairs = PairOrder(clusters, order, mistakes=mistakes, feats=feats[rows])
+            others = OTHERS if word == "rows" else 0
+            outcome = simulate(pairs, truth, wrong, seed, round(args.most * len(rows)), others=others)
             finished.append([
                 *about, word, round(outcome.first, 3), *(outcome.reached.get(target, "") for target in TARGETS),
                 outcome.decisions, round(outcome.last, 3), round(time.perf_counter() - began, 1),

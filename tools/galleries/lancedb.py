@@ -40,7 +40,7 @@ Table = Any  # lancedb.table.Table: the library is optional
 
 def import_lancedb() -> Any:
     """Returns the library. Raises ``UserError`` if it is not installed."""
-    os.environ.setdefault("LANCE_LOG", "error")
+    os.environ.setdefault("LANCEDB_LOG", "error")
     try:
         with without_our_datasets() as ours:
             import lancedb
@@ -140,7 +140,7 @@ class LanceStore:
         out = []
         with named_failures(self.address, "searching the index"):
             for query in queries:
-                search = self.table.search(query).distance_type("l2").limit(count).select(["id", "vector"])
+                search = self.table.search(query).distance_type("l2").limit(count).select(["id", "vector", "_distance"])
                 search = search.nprobes(effort["partitions"]).refine_factor(effort["factor"])
                 if where != RowFilter():
                     search = search.where(sql(where), prefilter=True)

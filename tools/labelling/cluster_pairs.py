@@ -234,6 +234,22 @@ class ClusterPairs:
             self.worth[one, other] = self.worth[other, one] = worth
         return found
 
+    def others(self, a: int, b: int, count: int) -> list[tuple[int, float]]:
+        """Returns the images that stand for further clusters which may be image a's, and the probabilities.
+
+        The most probable first, ``count`` at most; neither a's own cluster nor that of b is one.
+        """
+        labels = self.clusters.labels
+        one, other = self.slot_at[labels[a]], self.slot_at[labels[b]]
+        if one == NO_SLOT:
+            return []
+        p = np.where(self.apart[one] | (np.array(self.slots) == NO_SLOT), 0, self.probability([one])[0])
+        if other != NO_SLOT:
+            p[other] = 0
+        unsure = self.clusters.constraints.unsure
+        found = [(self.stands[slot], float(p[slot])) for slot in np.argsort(-p, kind="stable")[:count].tolist()]
+        return [(c, share) for c, share in found if share and (min(a, c), max(a, c)) not in unsure]
+
 
 def beyond(gap: np.ndarray) -> np.ndarray:
     """Returns distances as ``Graph`` has them for images that are not near, from 1 - cosine of their features."""

@@ -231,6 +231,22 @@ class PairOrder:
         self._grow()
         return [(a, b, p) for (a, b), p in pairs.items()][:count]
 
+    def others(self, a: int, b: int, count: int) -> tuple[int, list[tuple[int, float]]]:
+        """Returns which image of a question about two clusters is asked about, that of the smaller one, and the images
+        of up to ``count`` further clusters that may be its own, with their probabilities.
+
+        So one answer says which of a row it is, or that it is none of them. A question that was answered before, or is
+        about one cluster, has no further images.
+        """
+        labels, sizes, edge = self.clusters.labels, self.clusters.sizes, self.graph.edge(a, b)
+        if self.wholes is None or labels[a] == labels[b] or self.said[edge]:
+            return a, []
+        a, b = (a, b) if sizes[labels[a]] <= sizes[labels[b]] else (b, a)
+        found = self.wholes.others(a, b, count)
+        self.graph.add(np.array([(min(a, c), max(a, c)) for c, _ in found], np.int64).reshape(-1, 2))
+        self._grow()
+        return a, [(c, p) for c, p in found if not self.said[self.graph.edge(a, c)]]
+
     def _near(self, count: int) -> list[tuple[float, int, int, float]]:
         """Returns the pairs of the graph that are worth most: worth, the two images, and the probability of "same"."""
         worth = self.worths()

@@ -24,6 +24,8 @@ from utils.errors import UserError
 ROWS, HISTORY = 50, 100
 """Clusters of one answer to the page, and decisions of its history, at most."""
 PAIRS_VIEW = "pairs"
+OTHERS = 4
+"""Images of further clusters beside a question about two, at most: as many as a screen shows large."""
 
 
 @dataclass(frozen=True)
@@ -221,14 +223,20 @@ class Session:
         }
 
     def pair(self, count: int = 2) -> dict[str, Any]:
-        """Returns the next questions: pairs of images, the probability that it is the same, and the answer so far."""
+        """Returns the next questions.
+
+        pair: two images. p: the probability that they are the same. said: the answer so far. others: images of further
+        clusters that the first of the pair may be of instead.
+        """
         with self.lock:
             questions = []
             for a, b, p in self.pairs.next(min(count, 10)):
                 said = int(self.pairs.said[self.graph.edge(a, b)])
-                questions.append(
-                    {"pair": [a, b], "p": round(p, 3), "said": "same" if said > 0 else "differ" if said else ""}
-                )
+                asked, others = self.pairs.others(a, b, OTHERS)
+                questions.append({
+                    "pair": [asked, b if asked == a else a], "p": round(p, 3), "others": [c for c, _ in others],
+                    "said": "same" if said > 0 else "differ" if said else "",
+                })  # fmt: skip
             return {"version": self.version, "pairs": questions}
 
     def suspects(self, limit: int = ROWS) -> dict[str, Any]:

@@ -17,7 +17,9 @@ def free_socket(host: str, port: int) -> socket.socket:
     """Returns a socket that listens on the address. Raises ``UserError`` if it is taken. port: 0 for any."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listening = socket.socket(family)
+        # asyncio sends small answers at once (TCP_NODELAY) only on sockets that name their protocol; else each waits
+        # 40 ms for the client to acknowledge its header
+        listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
         listening.listen(128)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import time
@@ -89,9 +90,21 @@ def test_twenty_crops_are_labelled_by_keyboard_through_a_kill(tmp_path, plain):
                 pair = page.ask("state.pairs[0].pair")
                 assert tuple(pair) not in asked
                 asked.add(tuple(pair))
-                press(page, "s" if truth[pair[0]] == truth[pair[1]] else "d")
+                row = page.ask("rowOfQuestion(state.pairs[0])")
+                same = [key for key, one in zip("sfghj", row, strict=False) if truth[one] == truth[pair[0]]]
+                press(page, same[0] if same else "d")
+
+            # a row: the third crop of it is the one
+            pair = page.ask("state.pairs[0].pair")
+            right = next(i for i in range(20) if i not in pair and truth[i] == truth[pair[0]])
+            wrong = next(i for i in range(20) if i not in pair and truth[i] != truth[pair[0]])
+            page.ask(f"(state.pairs[0].others = [{wrong}, {right}], guarded(drawPairs), 0)")
+            wait_for(page, "document.getElementById('choice-2') && !state.busy")
             if shots := os.environ.get("LINEUP_SHOTS"):
                 page.picture(Path(shots) / "pairs.png", whole=False)
+            press(page, "g")
+            journal = out.with_suffix(".work") / "journal.jsonl"
+            assert json.loads(journal.read_text().splitlines()[-1])["same"] == [[pair[0], right]]
             press(page, "1")
             people = {frozenset(i for i in range(20) if truth[i] == pid) for pid in range(5)}
             while mixed := [part for part in clusters(page) if not any(part <= person for person in people)]:

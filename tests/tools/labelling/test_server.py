@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import threading
 from contextlib import closing
 
@@ -178,3 +179,11 @@ def test_missing_packages_are_one_line(site, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "starlette.applications", None)
     with pytest.raises(UserError, match="starlette and uvicorn: pip install -r requirements-extra.txt"):
         server.make_app(site[0], TOKEN, "127.0.0.1", 1)
+
+
+def test_small_answers_do_not_wait_for_an_acknowledgement():
+    """asyncio looks at the protocol that the listening socket names before it sends at once."""
+    with free_socket("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()) as client:
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.proto == socket.IPPROTO_TCP and client.getpeername() == listening.getsockname()

@@ -152,6 +152,27 @@ def test_an_answer_that_the_distances_contradict_is_asked_for_once_more():
     assert pairs.worths()[pairs.graph.edge(1, 2)] < worth / 2 and pairs.reviews == 1 and pairs.changed == 0
 
 
+def test_a_question_about_two_clusters_has_the_clusters_that_it_may_be_instead():
+    feats = np.eye(6, dtype=np.float32)[[0, 0, 0, 1, 1, 2, 3]] + 0.02
+    feats[5] += 0.5 * feats[0] + 0.7 * feats[3]  # a lone image between the two clusters, nearer to the second
+    near = np.array([(0, 1), (1, 2), (3, 4)], np.int32).T
+    graph = Graph(7, *near, *np.zeros((2, 3), np.float32))
+    clusters = Clusters(graph, Constraints(7), 0.6, 1)
+    pairs = PairOrder(clusters, feats=feats)
+    graph.add(np.array([(0, 5), (3, 5), (0, 1)]))
+    pairs._grow()
+    asked, others = pairs.others(0, 5, 4)
+    assert asked == 5 and [clusters.labels[c] for c, _ in others][0] == 3
+    assert [p for _, p in others] == sorted((p for _, p in others), reverse=True)
+    assert not {5, 0, 1, 2} & {c for c, _ in others}  # neither its own cluster nor the one of the pair
+    assert pairs.others(0, 1, 4) == (0, [])  # a question about one cluster
+    clusters.update(clusters.constraints, clusters.constraints.add(Decision(1, differ=((3, 5),))))
+    pairs.answer(3, 5, False)
+    pairs.worths()
+    assert 3 not in [clusters.labels[c] for c, _ in pairs.others(0, 5, 4)[1]]
+    assert pairs.others(3, 5, 4)[1] == []  # a second look is about that answer alone
+
+
 # ---------------------------------------------------------------- suspects
 
 

@@ -243,22 +243,34 @@ function rename(row) {
 
 // ---------------------------------------------------------------- pairs
 
+const ROW_KEYS = ["s", "f", "g", "h", "j"];  // for the crops of a row, from the left
+
 async function drawPairs() {
   const question = state.pairs[0];
   if (!question) { $("main").replaceChildren(make("p", { class: "question" }, "No pair is left whose answer would change anything.")); return; }
-  const names = await ask(`/names?rows=${question.pair.join(",")}`);
-  const figures = question.pair.map((id) => make("figure", {}, image(id, true, false), make("figcaption", {}, names[id] || "")));
+  const row = rowOfQuestion(question), several = row.length > 1;
+  const names = await ask(`/names?rows=${[question.pair[0], ...row].join(",")}`);
+  const figure = (id, more) => make("figure", {}, image(id, true, false), make("figcaption", {}, ...more, names[id] || ""));
+  const choice = (id, i) => figure(id, several ? [make("button", { id: `choice-${i}`, onclick: () => answerPair("same", i), "aria-keyshortcuts": ROW_KEYS[i] }, make("kbd", {}, ROW_KEYS[i]), " same"), make("br")] : []);
   const answer = (word, key, label) => make("button", { id: `answer-${word}`, onclick: () => answerPair(word), "aria-keyshortcuts": key }, make("kbd", {}, key), ` ${label}`);
-  const again = question.said ? `Once more, the images speak against your answer (${question.said === "same" ? "same" : "different"}): the same?` : "The same, or different?";
+  const plain = several ? "Which of these is the one on the left?" : "The same, or different?";
+  const again = question.said ? `Once more, the images speak against your answer (${question.said === "same" ? "same" : "different"}): the same?` : plain;
+  const answers = several ? [answer("differ", "d", "none of them")] : [answer("same", "s", "same"), answer("differ", "d", "different")];
   $("main").replaceChildren(
-    make("p", { class: "question" }, again), make("div", { class: "pair", "data-pair": question.pair.join(",") }, ...figures),
-    make("div", { class: "answers" }, answer("same", "s", "same"), answer("differ", "d", "different"), answer("unsure", "k", "cannot tell")));
-  for (const next of state.pairs.slice(1)) for (const id of next.pair) new Image().src = `/whole/${id}`;
+    make("p", { class: "question" }, again),
+    make("div", { class: several ? "pair several" : "pair", "data-pair": question.pair.join(",") }, figure(question.pair[0], []), ...row.map(choice)),
+    make("div", { class: "answers" }, ...answers, answer("unsure", "k", "cannot tell")));
+  for (const next of state.pairs.slice(1)) for (const id of [next.pair[0], ...rowOfQuestion(next)]) new Image().src = `/whole/${id}`;
 }
 
-function answerPair(word) {
+function rowOfQuestion(question) { return [question.pair[1], ...question.others].slice(0, ROW_KEYS.length); }
+
+function answerPair(word, choice = 0) {
   const question = state.pairs[0];
-  if (question) decide({ view: "pairs", [word]: [question.pair] }, { same: "Same", differ: "Different", unsure: "Left open" }[word]);
+  if (!question) return;
+  const row = rowOfQuestion(question), pairs = row.map((id) => [question.pair[0], id]);
+  const said = { same: pairs.slice(choice, choice + 1), differ: pairs, unsure: pairs }[word];
+  if (said.length) decide({ view: "pairs", [word]: said }, { same: "Same", differ: row.length > 1 ? "None of them" : "Different", unsure: "Left open" }[word]);
 }
 
 // ---------------------------------------------------------------- suspects, history
@@ -336,8 +348,8 @@ document.addEventListener("keydown", (event) => {
     else if (key === "Escape") { state.selected.clear(); state.source = null; say(""); draw(); }
     else used = clusterKey(key);
   } else if (state.view === "pairs") {
-    const word = { s: "same", d: "differ", k: "unsure" }[key];
-    if (word) answerPair(word); else used = false;
+    const word = { d: "differ", k: "unsure" }[key], choice = ROW_KEYS.indexOf(key);
+    if (word) answerPair(word); else if (choice >= 0) answerPair("same", choice); else used = false;
   } else if (state.view === "suspects") {
     const card = document.activeElement.closest(".card"), i = card ? Number(card.dataset.card) : 0;
     if (key === "y") judge(i, true);
