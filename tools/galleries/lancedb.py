@@ -30,10 +30,11 @@ from utils.folder_lock import sole_user
 ROWS, FACTS = "rows", "facts"
 MISSING = "a store in a folder needs lancedb: pip install -r requirements-extra.txt"
 NOW = timedelta(0)
-PROBED = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+PROBED = (4, 16, 64, 256, 1024, 4096)
 """Partitions of the index that a search reads."""
-SCORED = (2, 8)
-"""Candidates by the compressed features whose whole features are read, for each row that is wanted."""
+SCORED = (2, 8, 32, 128)
+"""Candidates by the compressed features whose whole features are read, for each row that is wanted. The compressed ones
+alone order a million rows too coarsely: with 8 of them the recall is 0.96 at most."""
 
 Table = Any  # lancedb.table.Table: the library is optional
 

@@ -83,10 +83,7 @@ def make_app(service: Service, token: str, host: str, port: int, limits: Limits 
         with waiting.taking(len(asked.images)):
             metrics.waiting.set(waiting.taken)
             try:
-                tensors = [
-                    await run_in_threadpool(service.prepared, raw, f"image {i}") for i, raw in enumerate(asked.images)
-                ]
-                return await batcher(service.stacked(tensors))
+                return await batcher(await run_in_threadpool(service.prepared, asked.images))
             finally:
                 metrics.waiting.set(waiting.taken - len(asked.images))
 

@@ -62,9 +62,11 @@ class Service:
             raise UserError("this service has no calibration; start it with TEST.CALIBRATION")
         return self._calibration
 
-    def prepared(self, raw: bytes, name: str) -> Tensor:
-        """Returns an uploaded image as the model takes it, (3, H, W). Raises ``BadImage``. name: in the message."""
-        return self.extractor.transform(decode(raw, name, rules=self.extractor.rules))
+    def prepared(self, images: list[bytes]) -> Tensor:
+        """Returns uploaded images as the model takes them, (n, 3, H, W). Raises ``BadImage`` with its number."""
+        rules = self.extractor.rules
+        tensors = [self.extractor.transform(decode(raw, f"image {i}", rules=rules)) for i, raw in enumerate(images)]
+        return torch.stack(tensors) if tensors else torch.empty(0, 3, *self.extractor.size)
 
     def embed(self, images: Tensor) -> np.ndarray:
         """Returns features (B, D) of images (B, 3, H, W)."""
@@ -142,10 +144,6 @@ class Service:
         out = io.BytesIO()
         picture.save(out, "JPEG", quality=80)
         return out.getvalue()
-
-    def stacked(self, images: list[Tensor]) -> Tensor:
-        """Returns images as one tensor (n, 3, H, W)."""
-        return torch.stack(images) if images else torch.empty(0, 3, *self.extractor.size)
 
 
 def texts_of(columns: dict[str, Any], name: str, count: int) -> list[str]:
