@@ -240,7 +240,7 @@ class ClusterPairs:
         The most probable first, ``count`` at most; neither a's own cluster nor that of b is one.
         """
         labels = self.clusters.labels
-        one, other = self.slot_at[labels[a]], self.slot_at[labels[b]]
+        one, other = int(self.slot_at[labels[a]]), int(self.slot_at[labels[b]])
         if one == NO_SLOT:
             return []
         p = np.where(self.apart[one] | (np.array(self.slots) == NO_SLOT), 0, self.probability([one])[0])
