@@ -4,7 +4,7 @@ Two clusters join while the mean log-odds over their pairs is above a limit; a c
 apart. A mean above the limit needs at least one pair above it, so clusters never cross the connected components of the
 graph of such pairs, and only one component's matrix is in memory at a time. Within it, all clusters that are each
 other's nearest join at once, which gives the same as joining the best pair again and again (Murtagh, 1983). Rows that
-are each other's nearest join before the matrix is made, which halves its sides at best and its memory nearly always.
+are each other's nearest join before the matrix is made, which makes it up to four times smaller.
 """
 
 from __future__ import annotations
