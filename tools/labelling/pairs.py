@@ -235,8 +235,8 @@ class PairOrder:
         """Returns which image of a question about two clusters is asked about, that of the smaller one, and the images
         of up to ``count`` further clusters that may be its own, with their probabilities.
 
-        So one answer says which of a row it is, or that it is none of them. A question that was answered before, or is
-        about one cluster, has no further images.
+        So one answer says which of a row it is, or that nothing there matches. A question that was answered before, or
+        is about one cluster, has no further images.
         """
         labels, sizes, edge = self.clusters.labels, self.clusters.sizes, self.graph.edge(a, b)
         if self.wholes is None or labels[a] == labels[b] or self.said[edge]:
