@@ -45,7 +45,7 @@ class Load(NamedTuple):
 
 
 def write_images(folder: Path) -> list[Path]:
-    """Writes JPEG files of 256 x 128 that are as hard to decode as photographs of that size."""
+    """Writes JPEG files of 256 x 128 with smooth random colours."""
     rng, paths = np.random.default_rng(0), []
     for i in range(FILES):
         coarse = Image.fromarray(rng.integers(0, 256, (32, 16, 3), dtype=np.uint8))
