@@ -17,6 +17,9 @@ from tools.labelling.odds import Odds
 MOST = 1000
 """Clusters that are compared with each other, the largest ones."""
 NO_SLOT = -1
+EVERY = slice(None)
+BLOCK = 32
+"""Clusters whose worth with all others is computed together."""
 
 
 class ClusterPairs:
@@ -79,7 +82,7 @@ class ClusterPairs:
                 self._measure([self.slot_of[label] for label in changed & self.slot_of.keys()])
             self._measure_links(changed)
         if again:
-            self.worth[:] = self._worth(slice(None))
+            self._measure_worth()
 
     def _eligible(self, label: int) -> bool:
         return bool(
@@ -119,7 +122,7 @@ class ClusterPairs:
         self.cosine[:] = self.centres @ self.centres.T
         for slot in range(len(labels)):
             self._apart(slot)
-        self.worth[:] = self._worth(slice(None))
+        self._measure_worth()
 
     def _centre(self, slot: int) -> None:
         """Computes the mean of a cluster's features, and the image that stands for it."""
@@ -199,21 +202,29 @@ class ClusterPairs:
         out[compared] = np.stack([1 - cosine, 1 - cosine * self.length[a] * self.length[b]], 1)
         return out
 
-    def probability(self, rows: slice | list[int]) -> np.ndarray:
-        """Returns the probabilities of "same" of slots and all others, (n, M)."""
-        cosine, beta, origin = self.cosine[rows], self.odds.beta, self.odds.origin
-        mean = 1 - cosine * self.length[rows, None] * self.length
+    def probability(self, rows: slice | list[int], columns: slice = EVERY) -> np.ndarray:
+        """Returns the probabilities of "same" of slots and others, (n, m)."""
+        cosine, beta, origin = self.cosine[rows, columns], self.odds.beta, self.odds.origin
+        mean = 1 - cosine * self.length[rows, None] * self.length[columns]
         logits = beta[0] * (1 - cosine - origin[0]) + beta[1] * (mean - origin[1])
         return self.odds.of_logits(logits + beta[2] * (beyond(mean) - origin[2]) + (beta[3] + beta[4]))
 
-    def _worth(self, rows: slice | list[int]) -> np.ndarray:
-        """Returns the worth of slots' pairs with all, (n, M), 0 where it is known that they are not the same."""
+    def _worth(self, rows: slice | list[int], columns: slice = EVERY) -> np.ndarray:
+        """Returns the worth of slots' pairs with others, (n, m), 0 where it is known that they are not the same."""
         room = len(self.sizes)
-        one, other = np.arange(room)[rows, None], np.arange(room)
-        stake = (self.sizes[rows, None] * self.sizes).astype(np.float32)
-        worth = self.order(self.probability(rows), stake, np.minimum(one, other) * room + np.maximum(one, other))
+        one, other = np.arange(room)[rows, None], np.arange(room)[columns]
+        stake = (self.sizes[rows, None] * self.sizes[columns]).astype(np.float32)
+        edges = np.minimum(one, other) * room + np.maximum(one, other)
+        worth = self.order(self.probability(rows, columns), stake, edges)
         used = np.array(self.slots) != NO_SLOT
-        return np.where(self.apart[rows] | ~used[rows, None] | ~used, 0, worth)
+        return np.where(self.apart[rows, columns] | ~used[rows, None] | ~used[columns], 0, worth)
+
+    def _measure_worth(self) -> None:
+        """Computes the worth of all pairs, in blocks that a processor's cache holds, each pair in one order."""
+        for top in range(0, len(self.worth), BLOCK):
+            rows = slice(top, top + BLOCK)
+            self.worth[rows, top:] = self._worth(rows, slice(top, None))
+            self.worth[top:, rows] = self.worth[rows, top:].T
 
     def best(self, count: int) -> list[tuple[float, int, int, float]]:
         """Returns the pairs worth most: worth, the two images that are asked about, and the probability of "same"."""

@@ -10,7 +10,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from tools.labelling.journal import Decision
+from tools.labelling.journal import Decision, collector_paused
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,19 @@ class Constraints:
     def of(cls, count: int, decisions: Iterable[Decision]) -> Constraints:
         """Returns what follows from decisions that count, in their order."""
         constraints = cls(count)
-        for decision in decisions:
-            constraints.add(decision)
+        with collector_paused():
+            for decision in decisions:
+                constraints.add(decision)
         return constraints
 
     def add(self, decision: Decision) -> list[int]:
         """Adds a decision, and returns the images whose clusters may change by it."""
         n = decision.number
         changed: list[int] = []
-        facts = (*decision.same, *decision.differ)
-        if len(facts) == 1 and len(facts[0]) == 2:
-            self.pair_of[n] = facts[0][0], facts[0][1]
+        if len(decision.same) + len(decision.differ) == 1:
+            (fact,) = decision.same or decision.differ
+            if len(fact) == 2:
+                self.pair_of[n] = fact[0], fact[1]
         for group in decision.same:
             for other in group[1:]:
                 self._same(group[0], other, n)
@@ -87,10 +89,12 @@ class Constraints:
     def root(self, row: int) -> int:
         """Returns the image that stands for the set of an image: itself, if nothing is known of it."""
         parent = self._parent
-        top = row
-        while (above := parent.get(top, top)) != top:
+        top = parent.get(row, row)
+        if top == row:
+            return row
+        while (above := parent[top]) != top:
             top = above
-        while (above := parent.get(row, row)) != top:  # the way becomes short
+        while (above := parent[row]) != top:  # the way becomes short
             parent[row] = top
             row = above
         return top
@@ -119,10 +123,11 @@ class Constraints:
         return False if self._opposed(first, second) else None
 
     def _opposed(self, first: int, second: int) -> bool:
+        return second in self.enemies.get(first, ()) or self._named_apart(first, second)
+
+    def _named_apart(self, first: int, second: int) -> bool:
         names = self.names
-        return second in self.enemies.get(first, ()) or (
-            first in names and second in names and names[first] != names[second]
-        )
+        return first in names and second in names and names[first] != names[second]
 
     def _same(self, a: int, b: int, number: int) -> None:
         first, second = self.root(a), self.root(b)
@@ -131,25 +136,26 @@ class Constraints:
         if second in self.enemies.get(first, ()):
             self._contradict(number, (a, b), True, self._why_apart(a, b))
             return
-        names = self.names.get(first), self.names.get(second)
-        if None not in names and names[0] != names[1]:
+        if self._named_apart(first, second):
             against = {self._named[first][1], self._named[second][1], *self._way(self._named[first][0], a)}
             self._contradict(number, (a, b), True, tuple(sorted(against | set(self._way(b, self._named[second][0])))))
             return
         self._links[a].append((b, number))
         self._links[b].append((a, number))
-        if len(self.members.get(first, (0,))) < len(self.members.get(second, (0,))):
-            first, second = second, first
-        self._parent[second] = first
-        self._parent.setdefault(first, first)
-        self.members.setdefault(first, [first]).extend(self.members.pop(second, [second]))
-        for enemy, why in self.enemies.pop(second, {}).items():
-            del self.enemies[enemy][second]
-            self.enemies.setdefault(first, {}).setdefault(enemy, why)
-            self.enemies[enemy].setdefault(first, why)
-        name = self.names.pop(second, None)
-        if name is not None:
-            self.names[first], self._named[first] = name, self._named.pop(second)
+        mine, theirs = self.members.get(first) or [first], self.members.pop(second, None) or [second]
+        if len(mine) < len(theirs):
+            self.members.pop(first, None)
+            first, second, mine, theirs = second, first, theirs, mine
+        mine += theirs
+        self.members[first] = mine
+        self._parent[first] = self._parent[second] = first
+        if second in self.enemies:
+            for enemy, why in self.enemies.pop(second).items():
+                del self.enemies[enemy][second]
+                self.enemies.setdefault(first, {}).setdefault(enemy, why)
+                self.enemies[enemy].setdefault(first, why)
+        if second in self.names:
+            self.names[first], self._named[first] = self.names.pop(second), self._named.pop(second)
 
     def _differ(self, a: int, b: int, number: int) -> None:
         first, second = self.root(a), self.root(b)

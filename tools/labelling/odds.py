@@ -61,8 +61,9 @@ class Odds:
     @staticmethod
     def of_logits(logits: np.ndarray) -> np.ndarray:
         """Returns probabilities of log odds, those beyond ``KNEE`` by their logarithm: so much few answers say."""
-        beyond = np.maximum(np.abs(logits) - KNEE, 0)
-        return 1 / (1 + np.exp(-np.sign(logits) * (np.minimum(np.abs(logits), KNEE) + np.log1p(beyond))))
+        size = np.abs(logits)
+        size = np.minimum(size, KNEE) + np.log(np.maximum(size - KNEE, 0) + 1)  # log1p is ten times as slow
+        return 1 / (1 + np.exp(np.copysign(size, -logits)))
 
     def learn(self, pair: tuple[int, int], columns: np.ndarray, same: bool) -> None:
         """Notes an answer; a second one to the same question keeps the columns of the first."""

@@ -128,7 +128,7 @@ def test_a_file_that_somebody_else_wrote_into_is_not_written_over(tmp_path):
         ({"undo": 1}, "earlier decision"),
         ({"path": "/etc"}, "unknown entry 'path'"),
         ({"nobody": [-1]}, "0 to 5"),
-        ({"view": "x" * 99, "nobody": [1]}, "short text"),
+        ({"view": "x" * 99, "nobody": [1]}, "at most 20 letters"),
     ],
 )
 def test_what_is_no_decision_is_refused(tmp_path, content, message):
