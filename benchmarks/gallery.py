@@ -153,7 +153,7 @@ def main() -> None:
             f"{found['disk_mb']:,.0f} MB; index {found['index_s']:.0f} s, {found['index_mb']:,.0f} MB, peak "
             f"{found['index_mib']:,.0f} MiB; recall {found['recall']:.4f} {found['effort']}: p50 {found['p50']:.1f} "
             f"ms, p99 {found['p99']:.1f} ms, exact {found['exact_ms']:.1f} ms; a searching process "
-            f"{found['mib']:,.0f} MiB",
+            f"{found['mib']:,.0f} MiB, {found['more_mib']:,.0f} more than its imports",
             flush=True,
         )
     if args.json:

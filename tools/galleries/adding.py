@@ -54,14 +54,14 @@ def columns_of(lines: list[Columns], source: str, what: str, first: int, now: fl
     }
     for name, values in columns.items():
         columns[name] = [printable_bytes(value) for value in values]
-        if any(len(value) > LONGEST_TEXT for value in columns[name]):
+        if max(map(len, columns[name]), default=0) > LONGEST_TEXT:
             raise UserError(f"{what}: a value of the column for {name} has more than {LONGEST_TEXT:,} letters")
     return columns | {"time": np.array(moments), "added": np.full(len(lines), now)}
 
 
 def printable_bytes(text: str) -> str:
     """Returns a path with bytes that are no text as escapes: engines store UTF-8."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def seconds_in(line: Columns, where: str) -> float:
