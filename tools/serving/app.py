@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datasets.storage.pillow_decoding import BadImage
+from tools.galleries.failures import StoreFailure
 from tools.galleries.filters import RowFilter, seconds_of
 from tools.serving.batching import Batcher
 from tools.serving.limits import Busy, Limits, Room
@@ -147,8 +148,11 @@ def make_app(service: Service, token: str, host: str, port: int, limits: Limits 
             return JSONResponse({"error": "the request was cut off"}, 400)
         except BadImage as error:
             return JSONResponse({"error": str(error)}, 422)
+        except StoreFailure as failure:  # its reason may name files of this machine
+            log.error("the gallery: %s failed (%s)", failure.doing, failure.kind)
+            return JSONResponse({"error": "the gallery does not answer; try again later"}, 503)
         except UserError as error:
-            return JSONResponse({"error": str(error)}, 400)
+            return JSONResponse({"error": service.without_address(str(error))}, 400)
         except Exception as error:  # noqa: BLE001 - a traceback could repeat what a client sent
             log.error("a request failed: %s", type(error).__name__)
             return JSONResponse({"error": "the request failed"}, 500)

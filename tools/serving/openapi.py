@@ -49,6 +49,7 @@ def answer(summary: str) -> dict[str, Any]:
         "200": "The answer.", "400": "What is wrong, in one line.", "401": "No token, or another one.",
         "408": "The request was not sent in time.", "413": "The request is too large.",
         "422": "An image cannot be read.", "429": "Too many requests at once; Retry-After says when to try again.",
+        "503": "The gallery does not answer.",
     }  # fmt: skip
     return {"summary": summary, "responses": {code: {"description": text} for code, text in words.items()}}
 

@@ -62,6 +62,10 @@ class Service:
             raise UserError("this service has no calibration; start it with TEST.CALIBRATION")
         return self._calibration
 
+    def without_address(self, words: str) -> str:
+        """Returns a message as clients may read it: the store's address is no business of theirs."""
+        return words if self._store is None else words.replace(self._store.address, "the gallery")
+
     def prepared(self, images: list[bytes]) -> Tensor:
         """Returns uploaded images as the model takes them, (n, 3, H, W). Raises ``BadImage`` with its number."""
         rules = self.extractor.rules

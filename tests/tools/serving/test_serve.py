@@ -32,6 +32,7 @@ from processor.extractor import make_extractor
 from tests.tiny import config, write_market
 from tools import gallery, serve
 from tools.extract import extract_to_folder
+from tools.galleries.failures import named_failures
 from tools.galleries.filters import RowFilter
 from tools.galleries.lancedb import LanceStore
 from tools.serving.app import make_app
@@ -121,7 +122,7 @@ def test_search_finds_the_image_and_filters(site):
     status, content, _ = ask(port, "/search", {"features": feats, "source": ["other"]})
     assert status == 200 and content["results"][0]["matches"] == []
     status, content, _ = ask(port, "/search", {"features": feats, "camera": ["1"]})
-    assert status == 400 and "no row has the column camid" in content["error"]
+    assert status == 400 and content["error"].startswith("the gallery: no row has the column camid")
 
 
 def test_verify_and_additions_and_erasure(site):
@@ -136,6 +137,21 @@ def test_verify_and_additions_and_erasure(site):
     assert ask(port, f"/thumbnail/{content['results'][0]['matches'][0]['id']}")[0] == 404  # the image was not kept
     assert ask(port, "/gallery", {"identity": ["zoe"]}, "DELETE")[1] == {"erased": 1, "left": before}
     assert ask(port, "/gallery", {}, "DELETE")[0] == 400
+
+
+def test_a_gallery_that_fails_is_a_line_without_its_address(site, monkeypatch):
+    port, service, images, lines = site
+    before, address = lines.tell(), service.store.address
+
+    def broken(self, *args):
+        with named_failures(self.address, "searching"):
+            raise OSError(f"{self.address}/data/1.lance: no such file")
+
+    monkeypatch.setattr(LanceStore, "scan", broken)
+    status, answer, _ = ask(port, "/search", {"images": [text(images[0])]})
+    assert (status, answer["error"]) == (503, "the gallery does not answer; try again later")
+    log = lines.getvalue()[before:]
+    assert "the gallery: searching failed (OSError)" in log and address not in log
 
 
 def bomb() -> bytes:
