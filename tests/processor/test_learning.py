@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from processor import run
+from processor.trained import last_of_run
 from tests.tiny import MSVIT, config
 
 SYNTHETIC = {
@@ -18,7 +19,13 @@ SMALL_RESNET = "timm:test_resnet"
 
 # method and model -> (settings, by how much the mAP must rise)
 LEARNERS = {
-    "supervised resnet": ({"MODEL__NAME": SMALL_RESNET, "SOLVER__MAX_EPOCHS": 12, "SOLVER__BASE_LR": 5e-3}, 0.15),
+    "supervised resnet": (
+        {
+            "MODEL__NAME": SMALL_RESNET, "DATASETS__SYNTHETIC__IDS": 16, "SOLVER__MAX_EPOCHS": 12,
+            "SOLVER__BASE_LR": 5e-3,
+        },
+        0.15,
+    ),
     "supervised msvit": (
         MSVIT | {
             "MODEL__MSVIT__FREEZE": [], "MODEL__DROP_PATH": 0.0, "DATALOADER__SAMPLER": "repeat_iter",
@@ -31,7 +38,7 @@ LEARNERS = {
     "supervised transreid": (
         {
             "MODEL__TRANSFORMER_TYPE": "vit_micro_patch8_TransReID", "MODEL__JPM": True, "MODEL__SIE_CAMERA": True,
-            "SOLVER__MAX_EPOCHS": 16, "SOLVER__BASE_LR": 3e-3, "INPUT__RE_PROB": 0.0,
+            "SOLVER__MAX_EPOCHS": 16, "SOLVER__BASE_LR": 3e-3, "INPUT__RE_PROB": 0.0, "DATASETS__SYNTHETIC__IDS": 16,
         },
         0.05,
     ),
@@ -72,7 +79,7 @@ def test_training_beats_the_untrained_model(learner, data, tmp_path):
 
 
 ADAPTED = SYNTHETIC | {
-    "DATASETS__SYNTHETIC__IDS": 16, "MODEL__NAME": "resnet10", "INPUT__RE_PROB": 0.0, "SOLVER__WARMUP_EPOCHS": 0,
+    "DATASETS__SYNTHETIC__IDS": 16, "MODEL__NAME": SMALL_RESNET, "INPUT__RE_PROB": 0.0, "SOLVER__WARMUP_EPOCHS": 0,
     "DATASETS__TARGETS": ["synthetic_b"],
 }  # fmt: skip
 
@@ -81,11 +88,11 @@ ADAPTED = SYNTHETIC | {
 def adapted(data, tmp_path_factory) -> tuple[list[dict], str]:
     """The history and the checkpoint of D-MMD, which starts from a run on the source alone."""
     source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("adapted")
-    run.train(config(data, source, **ADAPTED, SOLVER__MAX_EPOCHS=5, SOLVER__BASE_LR=2e-3))
-    changes = {"PROCESSOR__NAME": "dmmd", "DMMD__SOURCE_WEIGHT": str(source / "resnet10_5.pth")}
-    changes |= {"DMMD__WARMUP_EPOCHS": 0, "DMMD__GROUPS": "identity", "SOLVER__MAX_EPOCHS": 4, "SOLVER__BASE_LR": 1e-3}
+    run.train(config(data, source, **ADAPTED, SOLVER__MAX_EPOCHS=5, SOLVER__BASE_LR=8e-3))
+    changes = {"PROCESSOR__NAME": "dmmd", "DMMD__SOURCE_WEIGHT": last_of_run(source)[1]}
+    changes |= {"DMMD__WARMUP_EPOCHS": 0, "DMMD__GROUPS": "identity", "SOLVER__MAX_EPOCHS": 4, "SOLVER__BASE_LR": 4e-3}
     metrics = run.train(config(data, folder, **(ADAPTED | changes)))
-    return metrics["history"], str(folder / "resnet10_4.pth")
+    return metrics["history"], last_of_run(folder)[1]
 
 
 @pytest.mark.slow
@@ -96,7 +103,7 @@ def test_adaptation_beats_the_source_alone_on_the_target(adapted):
 
 @pytest.mark.slow
 def test_a_student_without_labels_learns_from_its_teacher(data, adapted, tmp_path):
-    changes = {"PROCESSOR__NAME": "mtda_kd", "KD__TEACHER__NAME": "resnet10", "KD__TEACHER__WEIGHTS": [adapted[1]]}
-    changes |= {"SOLVER__MAX_EPOCHS": 12, "SOLVER__BASE_LR": 1e-3}
+    changes = {"PROCESSOR__NAME": "mtda_kd", "KD__TEACHER__NAME": SMALL_RESNET, "KD__TEACHER__WEIGHTS": [adapted[1]]}
+    changes |= {"SOLVER__MAX_EPOCHS": 12, "SOLVER__BASE_LR": 4e-3}
     before, after = run.train(config(data, tmp_path, **(ADAPTED | changes)))["history"]
     assert after["mAP"] - before["mAP"] > 0.05, f"mAP {before['mAP']:.3f} before, {after['mAP']:.3f} after"

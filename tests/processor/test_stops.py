@@ -73,51 +73,37 @@ def settings_of(kind: str, root) -> dict:
     return {"SOLVER__MAX_EPOCHS": 2, "SOLVER__LOG_PERIOD": 2, "SOLVER__STAGE2__LOG_PERIOD": 2} | changes_of(kind, root)
 
 
-def stop_twice(monkeypatch, cfg, steps, act, expected) -> None:
-    for step in steps:
-        with monkeypatch.context() as patch:
-            act_at(patch, step, act)
-            with pytest.raises(expected) as stop:
-                run.train(cfg)
-        if expected is SystemExit:
-            assert stop.value.code == 143
-        random.seed(step), np.random.seed(step), torch.manual_seed(step)  # what another process would start from
+def die():
+    raise Killed
+
+
+def stop(monkeypatch, cfg, step: int, act, expected: type[BaseException]) -> None:
+    """Trains until ``act`` stops the run in the given step of this process."""
+    with monkeypatch.context() as patch:
+        act_at(patch, step, act)
+        with pytest.raises(expected) as stopped:
+            run.train(cfg)
+    if expected is SystemExit:
+        assert stopped.value.code == 143
+    random.seed(step), np.random.seed(step), torch.manual_seed(step)  # what another process would start from
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_stopped_inside_epochs_ends_the_same(market, tmp_path, monkeypatch, kind):
     settings = settings_of(kind, market)
-    whole, stopped, killed = (tmp_path / name for name in ("whole", "stopped", "killed"))
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     run.train(config(market, whole, **settings))
-    check_signals(config(market, stopped, **settings), monkeypatch)
-    assert_same_end(whole, stopped)
-    if "," not in kind:
-        check_kills(config(market, killed, **settings, SOLVER__SAVE_EVERY_MINUTES=1e-9), monkeypatch)
-        a, b = (torch.load(folder / "last", weights_only=True) for folder in (whole, killed))
-        assert_same(a, b)
-
-
-def check_signals(cfg, monkeypatch) -> None:
-    """Stops a run by a signal in its first step and in its second, and lets it end."""
-    number = iter([signal.SIGTERM, signal.SIGUSR1])
-    stop_twice(monkeypatch, cfg, (1, 2), lambda: os.kill(os.getpid(), next(number)), SystemExit)
-    seen = []
-    with monkeypatch.context() as patch:
-        act_at(patch, 1, lambda: seen.append((Path(cfg.OUTPUT_DIR) / "log.txt").read_text()))
-        run.train(cfg)
-    assert "SIGTERM: stopped after step 1 of" in seen[0] and "SIGUSR1: stopped after step" in seen[0]
-    assert "going on inside epoch" in seen[0]
-
-
-def check_kills(cfg, monkeypatch) -> None:
-    """Kills a run that saves after every step in its third, twice, and lets it end."""
-
-    def die():
-        raise Killed
-
-    stop_twice(monkeypatch, cfg, (3, 3), die, Killed)
+    cfg = config(market, stopped, **settings, SOLVER__SAVE_EVERY_MINUTES=1e-9)
+    # a signal in the first step, a kill in the third, which the save after the second precedes, and another signal
+    stop(monkeypatch, cfg, 1, lambda: os.kill(os.getpid(), signal.SIGTERM), SystemExit)
+    stop(monkeypatch, cfg, 2, die, Killed)
+    stop(monkeypatch, cfg, 1, lambda: os.kill(os.getpid(), signal.SIGUSR1), SystemExit)
     run.train(cfg)
+    assert_same_end(whole, stopped)
+    text = (stopped / "log.txt").read_text()
+    assert "SIGTERM: stopped after step 1 of" in text and "SIGUSR1: stopped after step" in text
+    assert "going on inside epoch" in text
 
 
 def train_with_signals(cfg) -> None:
@@ -174,7 +160,7 @@ def test_batches_that_were_seen_are_not_loaded_again(market, tmp_path, monkeypat
         return real(self, keys)
 
     cfg = config(market, tmp_path, SOLVER__MAX_EPOCHS=1, SOLVER__EVAL_PERIOD=0)
-    stop_twice(monkeypatch, cfg, (3,), lambda: os.kill(os.getpid(), signal.SIGTERM), SystemExit)
+    stop(monkeypatch, cfg, 3, lambda: os.kill(os.getpid(), signal.SIGTERM), SystemExit)
     monkeypatch.setattr(ImageList, "__getitems__", counted)
     run.train(cfg)
     assert len([key for key in loaded if isinstance(key, tuple)]) == 4  # the last of four batches
