@@ -73,7 +73,6 @@ def test_an_exported_model_scores_alike_and_its_weights_load(trained, tmp_path):
 
 
 NETWORKS = {
-    "resnet": {"MODEL__NAME": "resnet10"},
     "msvit": MSVIT,
     "clip": {"MODEL__NAME": CLIP["MODEL__NAME"]},
     "osnet": {"MODEL__NAME": "torchreid_osnet_x0_25", "MODEL__FC_DIM": 16},
