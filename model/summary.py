@@ -17,15 +17,20 @@ def count(model: nn.Module, image_size: tuple[int, int]) -> tuple[int, int, int]
     image_size: (H, W).
     """
     parameters = list(model.parameters())
-    training = model.training
-    model.eval()
-    device = parameters[0].device
     # Attention as matrix products: older versions of torch do not count the fused kernel.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, 3, *image_size, device=device))
-    model.train(training)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        try_size(model, image_size)
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     return sum(p.numel() for p in parameters), trained, counter.get_total_flops() // 2
+
+
+@torch.no_grad()
+def try_size(model: nn.Module, image_size: tuple[int, int]) -> None:
+    """Computes the retrieval feature of one image of a size, (H, W)."""
+    training = model.training
+    model.eval()
+    model(torch.zeros(1, 3, *image_size, device=next(model.parameters()).device))
+    model.train(training)
 
 
 def require_size(model: nn.Module, key: str, size: tuple[int, int], built_for: tuple[int, int] | None = None) -> None:
@@ -37,7 +42,7 @@ def require_size(model: nn.Module, key: str, size: tuple[int, int], built_for: t
     if built_for in (None, size) and min(size) >= 64 and not any(side % 16 for side in size):
         return
     try:
-        count(model, size)
+        try_size(model, size)
     except UserError:
         raise
     except (RuntimeError, ValueError, AssertionError) as error:
