@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks.annotator import by_hand, f1, random_order, simulate
+from tools.labelling import pairs as pairs_module
 from tools.labelling.cluster_pairs import NO_SLOT, ClusterPairs
 from tools.labelling.clustering import Clusters, Graph
 from tools.labelling.constraints import Constraints
@@ -63,6 +64,31 @@ def test_wrong_answers_are_found(seed):
     pairs, truth = pair_order()
     outcome = simulate(pairs, truth, 0.05, seed, 400, targets=(0.95,))
     assert outcome.reached.keys() == {0.95}
+
+
+@pytest.mark.parametrize("at_once", [3, 7, 10**6])
+def test_what_is_computed_a_few_pairs_at_a_time_becomes_what_all_at_once_are(at_once, monkeypatch):
+    monkeypatch.setattr(pairs_module, "AT_ONCE", at_once)
+    pairs, truth = pair_order()
+    pairs.worths()
+    clusters, fits = pairs.clusters, 0
+    for number in range(1, 13):
+        a, b = int(pairs.graph.first[number]), int(pairs.graph.second[number])
+        same = bool(truth[a] == truth[b])
+        decision = Decision(number, "pairs", same=((a, b),) if same else (), differ=() if same else ((a, b),))
+        clusters.update(clusters.constraints, clusters.constraints.add(decision))
+        pairs.answer(a, b, same)
+        before = pairs.odds.beta
+        pairs.worths()
+        fits += pairs.odds.beta is not before
+    count = len(pairs.graph.first)
+    parts = -(-count // at_once)
+    assert fits >= 2 and count > 7
+    for _ in range(parts):
+        found = pairs.worths()
+    monkeypatch.setattr(pairs_module, "AT_ONCE", count)
+    pairs._stale = True
+    np.testing.assert_array_equal(found, pairs.worths())
 
 
 def test_answers_that_contradict_each_other_are_asked_for_again():
