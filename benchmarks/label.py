@@ -85,6 +85,7 @@ def measure(size: int, count: int) -> None:
             lambda: Session(images, graph, journal, Path(folder) / "x.csv", eps=0.6, min_samples=4, feats=feats),
         )
         timed("first page", lambda: (session.state(), session.rows()))
+        timed("first question", session.pair)
         seconds, asked = [], 0
         while asked < 200 and (found := session.pair()["pairs"]):
             began = time.perf_counter()

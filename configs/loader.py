@@ -40,10 +40,6 @@ PUBLISHED_SWINS = ("swin_base_patch4_window7_224", "swin_small_patch4_window7_22
 SWIN_TINY = "swin_tiny_patch4_window7_224"
 
 
-DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-"""libyaml's, four times as fast, where PyYAML was built with it."""
-
-
 def load_config(config_file: str | Path = "", opts: Sequence = ()) -> CfgNode:
     """Returns the frozen configuration: defaults, then the YAML with its ``_BASE_`` chain, then ``opts``.
 
@@ -86,7 +82,7 @@ def dump(cfg: CfgNode) -> str:
         for section in sections:
             node = node.setdefault(section, {})
         node[leaf] = _plain(value)
-    return yaml.dump(tree, Dumper=DUMPER, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 # ---------------------------------------------------------------- reading

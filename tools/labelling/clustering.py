@@ -136,6 +136,16 @@ def pair_keys(one: np.ndarray, other: np.ndarray, count: int) -> np.ndarray:
     return np.minimum(one, other).astype(np.int64) * count + np.maximum(one, other)
 
 
+def by_group(groups: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns places (n,) in the order of their groups (n,), and in that of themselves, and where each group begins.
+
+    groups: from 0 to count - 1. The second result has count + 1 entries. It counts, which beats sorting.
+    """
+    size = len(groups)
+    rows = csr_array((np.ones(size, np.int8), (groups, np.arange(size))), shape=(count, size))
+    return rows.indices, rows.indptr
+
+
 @dataclass
 class Parts:
     """The connected parts of the links within eps. of: (N,) part of each image; joined by must-links as they come."""
@@ -151,9 +161,8 @@ class Parts:
         """Returns the connected parts of a graph."""
         ones = np.ones(len(first), np.int8)
         number, of = connected_components(csr_array((ones, (first, second)), shape=(count, count)), directed=False)
-        images = np.split(np.argsort(of, kind="stable"), np.cumsum(np.bincount(of, minlength=number))[:-1])
-        at = of[first]
-        edges = np.split(np.argsort(at, kind="stable"), np.cumsum(np.bincount(at, minlength=number))[:-1])
+        images, edges = (np.split(order, begin[1:-1]) for order, begin in (
+            by_group(of, number), by_group(of[first], number)))  # fmt: skip
         return cls(of, images, edges)
 
     def root(self, part: int) -> int:
@@ -246,8 +255,8 @@ class Clusters:
                 self.at_stake[edge] = stake
                 if edge >= self._near:
                     self._beyond.add(edge)
-        tops = [forest.find(node[row] if node else row) for row in rows.tolist()]
-        self._number(rows, np.array(tops, np.int64))
+        standing = np.array([node[row] for row in rows.tolist()]) if node else rows
+        self._number(rows, forest.tops(standing, graph.count))
 
     def _joined(
         self, rows: np.ndarray, edges: np.ndarray, node: dict[int, int], forest: Forest
@@ -267,9 +276,10 @@ class Clusters:
         attached: set[int] = set()
         links: list[tuple[int, int, int]] = []
         top = np.zeros(graph.count, np.int64)
+        standing = np.array([node[row] for row in rows.tolist()]) if node else rows
         size = FIRST_STEP
         while len(edges):
-            top[rows] = [forest.find(node[row] if node else row) for row in rows.tolist()]
+            top[rows] = forest.tops(standing, graph.count)
             kept = (top[first] != top[second]) | ~plain
             edges, first, second, plain, border = (x[kept] for x in (edges, first, second, plain, border))
             columns = (x[:size].tolist() for x in (edges, first, second, border))
@@ -323,6 +333,14 @@ class Forest:
         while node != top:
             parent[node], node = top, parent[node]
         return top
+
+    def tops(self, nodes: np.ndarray, count: int) -> np.ndarray:
+        """Returns the nodes that stand for the sets of nodes (n,), which are below ``count``."""
+        top = np.arange(count)
+        top[list(self.parent)] = list(self.parent.values())
+        while (above := top[top]).tobytes() != top.tobytes():
+            top = above
+        return top[nodes]
 
     def unite(self, a: int, b: int) -> bool:
         """Unites the sets of two nodes; returns False if they are one already or must stay apart."""

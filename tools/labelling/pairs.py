@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from tools.labelling.cluster_pairs import ClusterPairs, beyond
-from tools.labelling.clustering import Clusters
+from tools.labelling.clustering import Clusters, by_group
 from tools.labelling.odds import Answer, Odds
 
 MISTAKES = 0.02
@@ -84,8 +84,8 @@ class PairOrder:
         self._value, self._stale = np.zeros(count, np.float32), True
         self._from, self._left = 0, 0
         ends = np.concatenate([self.graph.first[:count], self.graph.second[:count]])
-        self._edges = (np.argsort(ends, kind="stable") % max(count, 1)).astype(np.int32)
-        self._begin = np.concatenate([[0], np.cumsum(np.bincount(ends, minlength=self.graph.count))])
+        places, self._begin = by_group(ends, self.graph.count)
+        self._edges = (places % max(count, 1)).astype(np.int32)
         self.odds = Odds(clusters.eps, np.zeros(2)) if self.wholes is None else self.wholes.odds
         self.p = self.odds(self.columns(np.arange(count)))
 
@@ -139,6 +139,7 @@ class PairOrder:
         self.said[:] = 0
         self.reviews, self.changed, self._stale = 0, 0, True
         self.spoken = [0, 0]
+        self.recent.clear()
         edges = self._count(answers)
         if self.wholes is not None:
             self.wholes.grow()

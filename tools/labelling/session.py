@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +65,19 @@ class Session:
         self.images, self.graph, self.journal, self.out = images, graph, journal, out
         self.lock = threading.RLock()
         self.constraints = Constraints.of(len(images), journal.active())
-        answered = answers(journal.active())
-        graph.add(pairs_of(answered))
+        graph.add(pairs_of(answers(journal.active())))
         self.clusters = Clusters(graph, self.constraints, eps, min_samples)
-        self.pairs = PairOrder(self.clusters, feats=feats, rows=rows)
-        self.pairs.forget(answered)
+        self._feats, self._rows = feats, rows
         self.proposals = proposals or Proposals()
         self.saved = -1
         self._members: tuple[int, np.ndarray, np.ndarray, np.ndarray] | None = None
+
+    @cached_property
+    def pairs(self) -> PairOrder:
+        """The order of the questions. It is made for the first of them: clusters are shown without."""
+        pairs = PairOrder(self.clusters, feats=self._feats, rows=self._rows)
+        pairs.forget(answers(self.journal.active()))
+        return pairs
 
     @property
     def version(self) -> int:
@@ -81,6 +87,8 @@ class Session:
     def decide(self, content: dict[str, Any]) -> dict[str, Any]:
         """Adds a decision, and returns the state that it leads to. Raises ``UserError`` for what is none."""
         with self.lock:
+            if content.get("view") == PAIRS_VIEW:
+                _ = self.pairs  # made later, they would count this decision twice
             content = {name: value for name, value in content.items() if name != "undo"} | self._replaced(content)
             decision = self.journal.append(content)
             before = len(self.constraints.contradictions)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
@@ -42,6 +42,7 @@ STEP = st.one_of(
 
 
 @given(st.lists(STEP, min_size=1, max_size=18), st.booleans())
+@example([("same", 0, 1), ("same", 13, 14), ("undo", 0, 0)], True)  # what was taken back is asked again
 @settings(max_examples=12, deadline=None)
 def test_undo_and_redo_of_any_depth_end_where_a_fresh_start_ends(crops, tmp_path_factory, steps, from_pairs):
     folder = tmp_path_factory.mktemp("session")
