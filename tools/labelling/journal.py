@@ -333,6 +333,8 @@ def collector_paused() -> Iterator[None]:
         yield
     finally:
         if enabled:
+            gc.freeze()
+            gc.unfreeze()  # what was made is old now, and no pass over it follows
             gc.enable()
 
 
