@@ -243,7 +243,8 @@ class Clusters:
             stale = [edge for edge in self._beyond if int(graph.first[edge]) in inside]
             self.at_stake[stale] = 0
             self._beyond.difference_update(stale)
-        links = self._joined(rows, edges, node, forest)
+        standing = np.array([node[row] for row in rows.tolist()]) if node else rows
+        links = self._joined(rows, edges, node, forest, standing)
         links += [(a, b, graph.edge(a, b)) for a, b in constraints.links_of(node)]
         for row in rows.tolist():
             self.tree.pop(row, None)
@@ -255,16 +256,15 @@ class Clusters:
                 self.at_stake[edge] = stake
                 if edge >= self._near:
                     self._beyond.add(edge)
-        standing = np.array([node[row] for row in rows.tolist()]) if node else rows
         self._number(rows, forest.tops(standing, graph.count))
 
     def _joined(
-        self, rows: np.ndarray, edges: np.ndarray, node: dict[int, int], forest: Forest
+        self, rows: np.ndarray, edges: np.ndarray, node: dict[int, int], forest: Forest, standing: np.ndarray
     ) -> list[tuple[int, int, int]]:
         """Unites what the edges link, the nearest first, and returns the links: pairs of images and their edges.
 
-        node: image -> what stands for it in the forest, empty for itself. Edges inside a set are left out by the
-        thousand between two steps, as nothing follows from them.
+        node: image -> what stands for it in the forest, empty for itself. standing: the same for the rows (n,). Edges
+        inside a set are left out by the thousand between two steps, as nothing follows from them.
         """
         graph, core, nobody = self.graph, self.core, self.constraints.nobody
         if nobody:
@@ -276,7 +276,6 @@ class Clusters:
         attached: set[int] = set()
         links: list[tuple[int, int, int]] = []
         top = np.zeros(graph.count, np.int64)
-        standing = np.array([node[row] for row in rows.tolist()]) if node else rows
         size = FIRST_STEP
         while len(edges):
             top[rows] = forest.tops(standing, graph.count)

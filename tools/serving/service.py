@@ -63,7 +63,7 @@ class Service:
         return self._calibration
 
     def without_address(self, words: str) -> str:
-        """Returns a message as clients may read it: the store's address is no business of theirs."""
+        """Returns a message as clients may read it, without the store's address."""
         return words if self._store is None else words.replace(self._store.address, "the gallery")
 
     def prepared(self, images: list[bytes]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tools.labelling.journal import Decision, Journal, active
+from tools.labelling.journal import Decision, Journal, active, collector_paused
 from utils.errors import UserError
 
 NAMES = [f"{i}.jpg" for i in range(6)]
@@ -158,3 +159,10 @@ def test_an_undo_takes_back_and_may_be_taken_back(undos):
         return not any(d.undo == number and counts(d.number) for d in decisions)
 
     assert active(decisions) == [d for d in decisions if d.nobody and counts(d.number)]
+
+
+def test_the_garbage_collector_works_again_after_a_pause_that_failed():
+    with pytest.raises(KeyError), collector_paused():
+        assert not gc.isenabled()
+        raise KeyError
+    assert gc.isenabled()
