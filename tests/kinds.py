@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 
 from configs import dump
 from model import make_model
-from tests.tiny import CLIP_RUN, config
+from tests.tiny import CLIP_RUN, MSVIT, config
 
 NET = "timm:test_efficientnet"
 """Convolutions, batch norms and drop path at 0.1 M parameters."""
@@ -50,7 +50,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "supervised, averaged over epochs": {"SOLVER__EMA__RATIO": 0.5, "SOLVER__SCHEDULER": "step"},
     "supervised, averaged over updates": {"SOLVER__EMA__MODE": "exponential", "SOLVER__EMA__DECAY": 0.6},
     "supervised, accumulated": {"SOLVER__ACCUMULATION": 2, "DATALOADER__SAMPLER": "softmax", "MODEL__JPM": True,
-                                "MODEL__SHIFT_NUM": 2},
+                                "MODEL__SHIFT_NUM": 2, "MODEL__SIE_CAMERA": True, "MODEL__DROP_PATH": 0.2,
+                                "SOLVER__PRECISION": "bf16", "SOLVER__CLIP_GRAD": 1.0},
+    "supervised msvit, averaged over epochs": MSVIT | {
+        "MODEL__MSVIT__BATCH_ERASING": 0.4, "SOLVER__NESTEROV": True, "SOLVER__SCHEDULER": "msvit",
+        "SOLVER__EMA__RATIO": 0.5, "SOLVER__EMA__EXTRA_EPOCHS": 1, "DATALOADER__SAMPLER": "repeat_iter",
+    },
     "supervised, with a worker": {"DATALOADER__NUM_WORKERS": 1},
     "prompt": CLIP_RUN | {"MODEL__USE_SSL": True, "MODEL__SIE_CAMERA": True},
     "dino": DINO,

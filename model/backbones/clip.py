@@ -142,7 +142,7 @@ class CLIPViT(CLIPTower):
                 f"{self.image_size} ({len(self.positional_embedding) - 1} patches): "
                 "set INPUT.SIZE_TRAIN and INPUT.SIZE_TEST to the same size"
             )
-        first = (self.class_embedding + side).expand(len(x), -1).to(x.dtype)
+        first = (self.class_embedding + side).expand(x.shape[0], -1).to(x.dtype)
         x = self.ln_pre(torch.cat([first[:, None], x], dim=1) + self.positional_embedding)
         *blocks, last = self.transformer.resblocks
         checkpointed = self.grad_checkpoint and self.training

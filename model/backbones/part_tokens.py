@@ -57,7 +57,7 @@ class PartTokenViT(ViT):
         self.require_count(images, x.shape[1], positions.shape[1])
         parts = [self.get_parameter(f"part_token{i}") + self.get_parameter(f"part{i}_pos") for i in range(1, LEADING)]
         leading = torch.cat([self.cls_token + self.get_parameter("cls_pos"), *parts], dim=1)
-        return self.pos_drop(torch.cat([leading.expand(len(x), -1, -1), x + positions], dim=1))
+        return self.pos_drop(torch.cat([leading.expand(x.shape[0], -1, -1), x + positions], dim=1))
 
     def leading(self, images: Tensor) -> Tensor:
         """Returns the class token and the part tokens behind the final norm, (B, 4, D)."""

@@ -85,9 +85,9 @@ def padded_with(x: Tensor, value: Tensor, rows: int, columns: int) -> Tensor:
     """Returns the map (B, H, W, C) with rows below and columns at the right that hold ``value`` (C,)."""
     value = value.to(x.dtype)
     if columns:
-        x = torch.cat([x, value.expand(len(x), x.shape[1], columns, -1)], dim=2)
+        x = torch.cat([x, value.expand(x.shape[0], x.shape[1], columns, -1)], dim=2)
     if rows:
-        x = torch.cat([x, value.expand(len(x), rows, x.shape[2], -1)], dim=1)
+        x = torch.cat([x, value.expand(x.shape[0], rows, x.shape[2], -1)], dim=1)
     return x
 
 

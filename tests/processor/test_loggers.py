@@ -112,9 +112,7 @@ class Fails:
         self.closed = finished
 
 
-def test_a_logger_that_fails_in_the_middle_costs_one_warning_and_nothing_else(
-    market, whole, tmp_path, monkeypatch
-):
+def test_a_logger_that_fails_in_the_middle_costs_one_warning_and_nothing_else(market, whole, tmp_path, monkeypatch):
     monkeypatch.setitem(LOGGERS, "mlflow", Fails)
     monkeypatch.setattr(making, "PACKAGES", ())
     run.train(config(market, tmp_path, **ALL | {"SOLVER__LOGGERS": ["mlflow", "csv"]}))

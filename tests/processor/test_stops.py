@@ -21,12 +21,12 @@ from tests.tiny import config
 from utils.methods import METHODS, Method
 
 
-def act_at(monkeypatch, step: int, act) -> None:
-    """Calls ``act`` in the given update of the run, counted from 1, before anything is computed."""
+def act_at(monkeypatch, step: int, act, epoch: int = 1) -> None:
+    """Calls ``act`` in the given update of the run, counted from 1 and from ``epoch``, before anything is computed."""
     count, real = iter(range(1, 10**6)), Trainer.step
 
     def wrapped(self, *args):
-        if next(count) == step:
+        if self.progress.epoch + 1 >= epoch and next(count) == step:
             act()
         return real(self, *args)
 
@@ -76,10 +76,10 @@ def die():
     raise Killed
 
 
-def stop(monkeypatch, cfg, step: int, act, expected: type[BaseException]) -> None:
-    """Trains until ``act`` stops the run in the given step of this process."""
+def stop(monkeypatch, cfg, step: int, act, expected: type[BaseException], epoch: int = 1) -> None:
+    """Trains until ``act`` stops the run in the given step of this process, counted from ``epoch``."""
     with monkeypatch.context() as patch:
-        act_at(patch, step, act)
+        act_at(patch, step, act, epoch)
         with pytest.raises(expected) as stopped:
             run.train(cfg)
     if expected is SystemExit:
@@ -94,10 +94,12 @@ def test_a_run_stopped_inside_epochs_ends_the_same(market, tmp_path, monkeypatch
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     run.train(config(market, whole, **settings))
     cfg = config(market, stopped, **settings, SOLVER__SAVE_EVERY_MINUTES=1e-9)
-    # a signal in the first step, a kill in the third, which the save after the second precedes, and another signal
+    # a signal in the first step, a kill in the third, which the save after the second precedes, another signal, and a
+    # kill in the second epoch, which the save after the first one precedes
     stop(monkeypatch, cfg, 1, lambda: os.kill(os.getpid(), signal.SIGTERM), SystemExit)
     stop(monkeypatch, cfg, 2, die, Killed)
     stop(monkeypatch, cfg, 1, lambda: os.kill(os.getpid(), signal.SIGUSR1), SystemExit)
+    stop(monkeypatch, config(market, stopped, **settings), 1, die, Killed, epoch=2)
     run.train(cfg)
     assert_same_end(whole, stopped)
     text = (stopped / "log.txt").read_text()

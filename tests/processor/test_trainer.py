@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from functools import partialmethod
 
 import numpy as np
@@ -14,43 +13,9 @@ from model import ReIDOutput, make_model
 from processor import run
 from processor.methods.supervised import Supervised
 from tests.runs import Killed, assert_same_bytes, kill_at, weights
-from tests.tiny import MSVIT, config
+from tests.tiny import config
 from utils.errors import UserError
 from utils.methods import METHODS, Method
-
-VARIANTS = {
-    "msvit, averaged over epochs": MSVIT | {
-        "MODEL__MSVIT__BATCH_ERASING": 0.4, "SOLVER__NESTEROV": True, "SOLVER__SCHEDULER": "msvit",
-        "SOLVER__EMA__RATIO": 0.5, "SOLVER__EMA__EXTRA_EPOCHS": 1, "DATALOADER__SAMPLER": "repeat_iter",
-        "SOLVER__MAX_EPOCHS": 2,
-    },
-    "averaged over updates": {"SOLVER__EMA__MODE": "exponential", "SOLVER__EMA__DECAY": 0.6},
-    "jpm with dropout and drop path": {
-        "MODEL__JPM": True, "MODEL__SIE_CAMERA": True, "MODEL__DROP_OUT": 0.1, "MODEL__DROPOUT_RATE": 0.2,
-        "MODEL__SHIFT_NUM": 2,
-    },
-    "center loss and adam": {"MODEL__METRIC_LOSS_TYPE": "triplet_center", "SOLVER__OPTIMIZER_NAME": "Adam"},
-    "bf16, accumulation, clipping": {
-        "SOLVER__PRECISION": "bf16", "SOLVER__ACCUMULATION": 2, "SOLVER__CLIP_GRAD": 1.0,
-    },
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_killed_run_ends_with_the_same_bytes(market, tmp_path, monkeypatch, variant):
-    changes, name = {"SOLVER__MAX_EPOCHS": 3} | VARIANTS[variant], VARIANTS[variant].get("MODEL__NAME", "transformer")
-    run.train(config(market, tmp_path / "whole", **changes))
-    for step in (2, 5):  # in the first epoch and in a later one
-        folder = tmp_path / f"killed_{step}"
-        with monkeypatch.context() as patch:
-            kill_at(patch, step)
-            with pytest.raises(Killed):
-                run.train(config(market, folder, **changes))
-        random.seed(step), np.random.seed(step), torch.manual_seed(step)  # what another process would start from
-        run.train(config(market, folder, **changes))
-        assert_same_bytes(weights(tmp_path / "whole", 3, name), weights(folder, 3, name))
-    whole, resumed = (json.loads((tmp_path / f / "metrics.json").read_text()) for f in ("whole", "killed_5"))
-    assert whole["results"] == resumed["results"] and whole["history"] == resumed["history"]
 
 
 @pytest.mark.parametrize("mode", ["uniform", "exponential"])

@@ -13,7 +13,7 @@ from processor import run
 from processor.methods import pseudo_labels
 from processor.methods.cluster import ClusterContrast
 from processor.methods.pseudo_labels import Clustering, fills_a_batch, pair_scores
-from tests.runs import Killed, assert_same_bytes, call, kill_at, weights
+from tests.runs import assert_same_bytes, call
 from tests.tiny import CLIP, MSVIT, config, options, write_market
 from utils.checkpoint import load_pretrained, load_weights
 from utils.errors import UserError
@@ -161,17 +161,6 @@ def test_a_run_without_labels_learns(tmp_path):
     assert after["mAP"] - before["mAP"] > 0.3, f"mAP {before['mAP']:.3f} before, {after['mAP']:.3f} after"
     log = (tmp_path / "run" / "log.txt").read_text()
     assert log.count(" clusters, ") >= 3 and "against the labels: NMI" in log
-
-
-def test_a_run_killed_between_any_two_steps_ends_with_the_same_bytes(root, tmp_path, monkeypatch):
-    settings = QUICK | {"SOLVER__MAX_EPOCHS": 3, "SOLVER__CHECKPOINT_PERIOD": 0}
-    run.train(config(root, tmp_path / "whole", **settings))
-    with monkeypatch.context() as patch:
-        kill_at(patch, 6, ClusterContrast)
-        with pytest.raises(Killed):
-            run.train(config(root, tmp_path / "killed", **settings))
-    run.train(config(root, tmp_path / "killed", **settings))
-    assert_same_bytes(*(weights(tmp_path / name, 3, "timm_test_efficientnet") for name in ("whole", "killed")))
 
 
 def test_averaged_weights_are_re_estimated_on_the_last_clusters(root, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from model import make_model
 from processor import run
 from processor.methods.distill import Distill, Lesson, Teacher
 from tests.kinds import write_teacher
-from tests.runs import Killed, assert_same_bytes, call, kill_at, weights
+from tests.runs import assert_same_bytes, call, weights
 from tests.tiny import config, options, write_market
 from utils.extra_modules import import_extras
 from utils.methods import METHODS
@@ -231,18 +231,6 @@ def test_a_student_learns_without_labels(tmp_path):
     taught = {"PROCESSOR__NAME": "distill"} | write_teacher(cfg, tmp_path)
     before, after = run.train(config(root, tmp_path / "run", **student | taught))["history"]
     assert after["mAP"] - before["mAP"] > 0.12, f"mAP {before['mAP']:.3f} before, {after['mAP']:.3f} after"
-
-
-def test_a_killed_run_ends_with_the_same_bytes(market, tmp_path, taught, monkeypatch):
-    settings = taught | {"SOLVER__MAX_EPOCHS": 3, "SOLVER__EVAL_PERIOD": 0, "DISTILL__WEIGHT_LOGITS": 1.0}
-    run.train(config(market, tmp_path / "whole", **settings))
-    with monkeypatch.context() as patch:
-        kill_at(patch, 6, Distill)
-        with pytest.raises(Killed):
-            run.train(config(market, tmp_path / "killed", **settings))
-    torch.manual_seed(6)
-    run.train(config(market, tmp_path / "killed", **settings))
-    assert_same_bytes(weights(tmp_path / "whole", 3), weights(tmp_path / "killed", 3))
 
 
 # ---------------------------------------------------------------- mistakes

@@ -11,10 +11,9 @@ import torch
 from datasets.records import Records
 from model import make_model
 from processor import run
-from processor.methods.dmmd import DMMD
 from processor.methods.domains import ZippedEpochs, target_groups
 from processor.methods.mtda_kd import Distillation
-from tests.runs import Killed, assert_same_bytes, call, kill_at, weights
+from tests.runs import call, weights
 from tests.tiny import config, options
 from utils.errors import UserError
 
@@ -135,19 +134,6 @@ def test_a_student_learns_its_teachers_geometry(source, tmp_path):
     lines = [line for line in (tmp_path / "log.txt").read_text().splitlines() if "mtda_kd epoch" in line]
     first, last = (float(line.split(" loss ")[1].split()[0]) for line in (lines[0], lines[-1]))
     assert last < 0.8 * first
-
-
-@pytest.mark.parametrize(("method", "stage"), [(dmmd, DMMD), (distil, Distillation)])
-def test_a_killed_adaptation_ends_with_the_same_bytes(method, stage, source, tmp_path, monkeypatch):
-    settings = method(source, KD__TEACHER__MODE="train", SOLVER__MAX_EPOCHS=3)
-    run.train(config(source[0], tmp_path / "whole", **settings))
-    with monkeypatch.context() as patch:
-        kill_at(patch, 6, stage)
-        with pytest.raises(Killed):
-            run.train(config(source[0], tmp_path / "killed", **settings))
-    run.train(config(source[0], tmp_path / "killed", **settings))
-    whole, killed = (torch.load(tmp_path / f / file_name(NET, 3), weights_only=True) for f in ("whole", "killed"))
-    assert_same_bytes(whole, killed)
 
 
 def test_frozen_epochs_move_the_classifier_only(source, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 
 import numpy as np
@@ -18,7 +17,7 @@ from loss.cluster_memory import class_means
 from processor import run
 from processor.evaluate import extract_features
 from processor.methods.self_distill import Recipe, SelfDistillation
-from tests.runs import Killed, assert_same_bytes, call, kill_at, weights
+from tests.runs import call, weights
 from tests.tiny import config, options, write_market
 from utils.errors import UserError
 from utils.methods import METHODS
@@ -100,23 +99,6 @@ def test_a_supervised_run_on_unseen_targets_reports_too_and_one_on_its_own_test_
     for own in ((), "market1501"):
         changes = {"SOLVER__MAX_EPOCHS": 1, "DATASETS__TARGETS": own, "SOLVER__RESUME": "never"}
         assert "generalisation" not in run.train(config(market, tmp_path / "b", **changes))
-
-
-@pytest.mark.parametrize("mode", ["released", "logits"])
-def test_a_killed_run_ends_with_the_same_bytes_memories_too(root, tmp_path, monkeypatch, mode):
-    settings = SMALL | {"SSD__MODE": mode, "SSD__PAIRED_VIEWS": mode == "logits", "SOLVER__MAX_EPOCHS": 3}
-    run.train(config(root, tmp_path / "whole", **settings))
-    for step in (2, 8):  # in the first epoch and in the last
-        folder = tmp_path / f"killed_{step}"
-        with monkeypatch.context() as patch:
-            kill_at(patch, step, SelfDistillation)
-            with pytest.raises(Killed):
-                run.train(config(root, folder, **settings))
-        random.seed(step), np.random.seed(step), torch.manual_seed(step)
-        run.train(config(root, folder, **settings))
-        assert_same_bytes(weights(tmp_path / "whole", 3, "ssdvit"), weights(folder, 3, "ssdvit"))
-        last = [torch.load(place / "last", weights_only=True) for place in (tmp_path / "whole", folder)]
-        assert_same_bytes(*(state["modules"]["memories"] for state in last))
 
 
 def stage_of(root, folder, **changes) -> SelfDistillation:
