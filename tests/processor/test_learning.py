@@ -30,8 +30,9 @@ LEARNERS = {
         MSVIT | {
             "MODEL__MSVIT__FREEZE": [], "MODEL__DROP_PATH": 0.0, "DATALOADER__SAMPLER": "repeat_iter",
             "SOLVER__OPTIMIZER_NAME": "SGD", "SOLVER__NESTEROV": True, "SOLVER__BASE_LR": 0.1, "MODEL__NO_MARGIN": True,
-            "SOLVER__IMS_PER_BATCH": 16, "SOLVER__TRP_L2": True, "SOLVER__SCHEDULER": "msvit", "INPUT__RE_PROB": 0.0,
-            "SOLVER__MAX_EPOCHS": 10, "SOLVER__EMA__RATIO": 0.8, "SOLVER__EMA__EXTRA_EPOCHS": 2, "TEST__FLIP": True,
+            "SOLVER__IMS_PER_BATCH": 8, "SOLVER__TRP_L2": True, "SOLVER__SCHEDULER": "msvit", "INPUT__RE_PROB": 0.0,
+            "SOLVER__MAX_EPOCHS": 7, "SOLVER__EMA__RATIO": 0.8, "SOLVER__EMA__EXTRA_EPOCHS": 2, "TEST__FLIP": True,
+            "DATASETS__SYNTHETIC__IDS": 16, "DATALOADER__NUM_INSTANCE": 2,
         },
         0.1,
     ),

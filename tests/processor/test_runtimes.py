@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from configs import dump, load_config
-from model import make_model, register_backbone
-from model.backbones.vit import SideInformation
+from model import make_model
 from model.exporting import write_onnx
 from processor import fastest, run, runtime_network
 from processor.evaluate import extract_features
@@ -23,6 +22,7 @@ from processor.exported import CARD, ExportedFile, hash_of_features
 from processor.extractor import TEXT, Extractor, make_extractor
 from processor.runtime_network import RuntimeNetwork, Scaled, WholeImages, network_of_file
 from processor.runtimes import OnnxRuntime, OpenVino
+from tests.patches import PATCHES
 from tests.tiny import CLIP, config, options, write_market
 from tools import calibrate, extract
 from tools.export import export
@@ -36,23 +36,6 @@ for package in ("onnxruntime", "onnxscript", "openvino"):
 PICTURES = np.random.default_rng(0).integers(0, 256, (5, 40, 20, 3), dtype=np.uint8)
 CAMERAS = [0, 1, 1, 9, -1]
 
-
-class Patches(nn.Module):
-    """A backbone of one layer, with side information: traced in a second."""
-
-    width = 12
-
-    def __init__(self, cameras: int, views: int):
-        super().__init__()
-        self.conv, self.side = nn.Conv2d(3, self.width, 8, stride=4), SideInformation(cameras, views)
-        self.sie_embed = nn.Parameter(0.05 * torch.randn(self.side.rows, self.width)) if self.side.rows else None
-
-    def forward(self, images, cam_label=None, view_label=None):
-        feats = self.conv(images).relu().mean((2, 3))
-        return feats if self.sie_embed is None else feats + self.side(self.sie_embed, cam_label, view_label)
-
-
-register_backbone("patches")(lambda cfg, cameras, views: Patches(cameras if cfg.MODEL.SIE_CAMERA else 0, 0))
 
 SIDES = {"MODEL__SIE_CAMERA": True, "TEST__FLIP": True, "INPUT__RESIZE_MARGIN": 4}
 
@@ -79,7 +62,7 @@ class Place:
             torch.save(model.state_dict(), folder / f"{name}.pth")
 
     def words(self, name: str, out: str = "out", **changes) -> list:
-        settings = {"MODEL__NAME": "patches", "TEST__IMS_PER_BATCH": 5, "TEST__WEIGHT": f"{self.folder / name}.pth"}
+        settings = {"MODEL__NAME": PATCHES, "TEST__IMS_PER_BATCH": 5, "TEST__WEIGHT": f"{self.folder / name}.pth"}
         settings |= SIDES if name == "sides" else {}
         return options(self.root, self.folder / out, **settings | changes)
 
@@ -329,7 +312,7 @@ def test_a_file_that_is_not_the_one_of_its_description_is_refused(place, tmp_pat
     with pytest.raises(UserError, match="no such file"):
         Extractor.load(tmp_path / "nothing.onnx")
     renamed = place.copy("raw", tmp_path / "renamed").rename(tmp_path / "renamed" / "osnet_x0_25_mine.onnx")
-    assert Extractor.load(renamed).width == 12  # trackers want such names
+    assert Extractor.load(renamed).width == 128  # trackers want such names
 
 
 @pytest.mark.parametrize(

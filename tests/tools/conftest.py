@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from model.make_model import make_model
+from tests.patches import PATCHES
 from tests.tiny import config, write_market
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """The configuration of a small ResNet without side information, whose statistics are not those of the start."""
-    root, weight = write_market(tmp_path_factory.mktemp("plain")), tmp_path_factory.mktemp("weight") / "resnet10.pth"
-    cfg = config(root, weight.parent, MODEL__NAME="resnet10", TEST__WEIGHT=str(weight))
+    """The configuration of a small network without side information, whose statistics are not those of the start."""
+    root, weight = write_market(tmp_path_factory.mktemp("plain")), tmp_path_factory.mktemp("weight") / "patches.pth"
+    cfg = config(root, weight.parent, MODEL__NAME=PATCHES, TEST__WEIGHT=str(weight))
     torch.manual_seed(0)
     model = make_model(cfg, 4)
     for name, value in model.named_buffers():

@@ -152,7 +152,7 @@ def test_every_optimizer_of_the_release_runs(market, tmp_path):
         assert (tmp_path / name / "transformer_backbone_2.pth").is_file()
 
 
-def write_textures(root: Path, kinds: int = 12, images: int = 16) -> Path:
+def write_textures(root: Path, kinds: int = 12, images: int = 12) -> Path:
     """``root/market1501``: stripes of one direction and width per identity, phase and noise of each image its own.
 
     The test's directions lie between those of training.
