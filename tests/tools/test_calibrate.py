@@ -235,7 +235,8 @@ def test_new_images_are_compared_without_labels(decided, tmp_path, capsys):
     found = calibration.drift(narrow)
     assert not found.fits and found.ratio > 5 and found.now < found.before
     with pytest.raises(UserError, match="drift shows in 40 images at least"):
-        calibration.drift(narrow[:30])
+        calibration.drift(narrow[:39])
+    assert not calibration.drift(narrow[:40]).fits
     with pytest.raises(UserError, match="--features FOLDER"):
         main(["--check", str(path)])
     meta = json.loads((gallery / "meta.json").read_text())

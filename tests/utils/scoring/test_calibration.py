@@ -212,6 +212,7 @@ def test_a_pair_in_both_orders_is_one_trial():
     pairs = [(i, j) for i in range(len(pids)) for j in range(i)]
     genuine = sum(pids[i] == pids[j] for i, j in pairs)
     assert one_list.distinct == (genuine, len(pairs) - genuine)
+    assert all(isinstance(number, int) for number in one_list.distinct), "shown to people and written to JSON"
     assert smallest_far(one_list) == 3 / (len(pairs) - genuine)
     half = len(pids) // 2
     two_lists = count_pairs(feats[:half], feats[half:], pids[:half], pids[half:] - 2, which="all", far=0.3)

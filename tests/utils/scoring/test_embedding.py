@@ -16,6 +16,7 @@ def test_rows_are_of_wanted_identities_with_several_images():
     assert shown.min() >= 0 and shown.max() < 30
     assert np.array_equal(rows, rows_to_show(np.append(pids, [77, 78, 78]), np.array([-1, *range(30), 77, 78])))
     assert len(rows_to_show(np.arange(9), np.arange(9))) == 0
+    assert rows_to_show(np.array([-1, -1, -1, 0, 0, 0, 5]), np.arange(-1, 6)).tolist() == [3, 4, 5]
 
 
 def test_clusters_stay_together():

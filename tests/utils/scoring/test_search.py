@@ -182,3 +182,26 @@ def test_the_command_refuses_another_kind_of_result(tmp_path):
         command.main([*words, str(tmp_path / "o.txt")])
     with pytest.raises(UserError, match="--memory: expected at least 0 GB, got -1.0"):
         command.main([*words, str(tmp_path / "o.npz"), "--memory", "-1"])
+
+
+@pytest.mark.parametrize("size", [7, 64, 500])
+def test_a_gallery_in_blocks_of_any_order_gives_the_same_bits(size, small_tiles):
+    query, gallery = lists(2)
+    order = np.random.default_rng(3).permutation(len(gallery))
+
+    def blocks():
+        return ((some, gallery[some]) for some in (order[at : at + size] for at in range(0, len(order), size)))
+
+    found = search.search_blocks(query, blocks, len(gallery), 20)
+    for ours, expected in zip(found, search.search(query, gallery, 20), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
+def test_a_pass_with_fewer_images_than_it_promised_leaves_places_empty(small_tiles):
+    query, gallery = lists(4, num_g=3)
+    indices, distances = search.search_blocks(query, lambda: [(np.arange(3), gallery)], 5, 9)
+    assert indices.shape == distances.shape == (len(query), 5)
+    assert (indices[:, 3:] == -1).all() and np.isinf(distances[:, 3:]).all()
+    np.testing.assert_array_equal(indices[:, :3], search.search(query, gallery, 3)[0])
+    nobody = search.search_blocks(query, list, 5, 2)
+    assert (nobody[0] == -1).all() and np.isinf(nobody[1]).all()
