@@ -6,7 +6,7 @@ PACKAGES := configs datasets model loss solver processor tools utils lineup
 # Workers share the cores: one torch thread each (tests/conftest.py).
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal --durations 20 --durations-min 5
 
-.PHONY: quickstart test lint parity lowest wheel docs fuzz kills trackers gpu clean
+.PHONY: quickstart test lint duplicates types parity lowest wheel docs fuzz kills trackers gpu clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python train.py --config_file configs/quickstart.yml
@@ -20,9 +20,15 @@ quickstart: $(VENV)/.installed
 test: $(VENV)/.installed-dev lint
 	$(PYTEST)
 
+# Duplicates and types beside one another: each keeps one core busy for about a minute.
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
+	$(MAKE) --no-print-directory -j2 duplicates types
+
+duplicates:
 	$(BIN)/pylint --recursive=y --rcfile=pyproject.toml $(PACKAGES) train.py test.py
+
+types:
 	$(BIN)/pyright --pythonpath $(BIN)/python $(PACKAGES) train.py test.py
 
 parity: $(VENV)/.installed-dev

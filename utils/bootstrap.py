@@ -15,12 +15,18 @@ from utils.errors import UserError
 
 LEVEL = 0.95
 
+TOGETHER = 2**15
+"""Items drawn at once: a call for each of many small draws would take longer than the drawing."""
+
 
 def counts(total: int, draws: int, rng: np.random.Generator) -> np.ndarray:
     """Returns how often each of ``total`` items is among ``total`` draws with replacement, (draws, total) float32."""
     out = np.empty((draws, total), np.float32)
-    for row in out:
-        row[:] = np.bincount(rng.integers(0, total, total), minlength=total)
+    step = max(TOGETHER // max(total, 1), 1)
+    for top in range(0, draws, step):
+        rows = out[top : top + step]
+        places = rng.integers(0, total, rows.shape) + total * np.arange(len(rows))[:, None]
+        rows[:] = np.bincount(places.ravel(), minlength=rows.size).reshape(rows.shape)
     return out
 
 
