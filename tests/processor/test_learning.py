@@ -46,7 +46,7 @@ LEARNERS = {
     "self distillation": (
         {
             "PROCESSOR__NAME": "self_distill", "MODEL__NAME": SMALL_RESNET, "SSD__MODE": "released", "SSD__ITERS": 6,
-            "DATALOADER__SAMPLER": "multiple_gallery_nocam", "SOLVER__MAX_EPOCHS": 8, "SOLVER__BASE_LR": 8e-3,
+            "DATALOADER__SAMPLER": "multiple_gallery_nocam", "SOLVER__MAX_EPOCHS": 6, "SOLVER__BASE_LR": 8e-3,
             "INPUT__RE_PROB": 0.0,
         },
         0.1,

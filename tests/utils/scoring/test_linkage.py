@@ -104,6 +104,13 @@ def test_components_change_nothing(seed, block, monkeypatch):
     assert cluster(feats, odds, apart).tolist() == slow(cost, 0.0).tolist()
 
 
+@pytest.mark.parametrize(("cosine", "limit", "parts"), [(0.25, 0, 1), (0.25, 1, 2), (-0.25, 0, 2), (-0.25, -1, 1)])
+def test_components_join_what_is_above_the_limit(cosine, limit, parts):
+    """The log-odds of the two images are 0.5 and -0.5."""
+    feats = np.array([[1, 0], [cosine, (1 - cosine**2) ** 0.5]], np.float32)
+    assert len(components(feats, LogOdds.line(2.0, -1.0), nothing, limit)) == parts
+
+
 def test_limits():
     assert cluster(np.zeros((0, 4), np.float32), LogOdds.line(1, -1), nothing).tolist() == []
     same = np.ones((5, 4), np.float32) / 2
