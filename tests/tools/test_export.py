@@ -138,16 +138,16 @@ def test_mistakes_are_one_line(trained, tmp_path):
 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "raw"])
-def test_a_layout_takes_what_its_program_feeds(layout, plain, tmp_path):
+def test_a_layout_takes_what_its_program_feeds(layout, one_layer, tmp_path):
     if layout == "openvino":
         pytest.importorskip("openvino", reason="requirements-dev.txt has it")
-    report = export(plain, tmp_path, layout)
+    report = export(one_layer, tmp_path, layout)
     about = json.loads((tmp_path / "model.json").read_text())
     assert about["layout"] == layout and set(about["sha256"]) <= {path.name for path in tmp_path.iterdir()}
     given, size = LAYOUTS[layout].given, tuple(about["size"])
     assert ("with_its_resize" in report) == (given is not None)
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    expected = make_deployed(plain, exporting.tested_model(plain, exporting.data_for_the_check(plain)))
+    expected = make_deployed(one_layer, exporting.tested_model(one_layer, exporting.data_for_the_check(one_layer)))
     with torch.no_grad():
         wanted = expected(torch.from_numpy(image)[None]).numpy()
     feed = image[None] if given is None else fed(given, size, "auto")(image)
@@ -170,11 +170,11 @@ def test_what_a_tracker_scales_is_normalised_as_in_training(given, values):
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
-def test_a_layout_without_labels_refuses_a_model_that_needs_them(trained, plain, tmp_path):
+def test_a_layout_without_labels_refuses_a_model_that_needs_them(trained, one_layer, tmp_path):
     _, cfg = trained
     with pytest.raises(UserError, match="this layout has no input for cam_label; export --for raw or openvino, or a"):
         export(cfg, tmp_path / "out", "boxmot")
-    margin = plain.clone()
+    margin = one_layer.clone()
     margin.merge_from_list(["INPUT.RESIZE_MARGIN", 4])
     with pytest.raises(UserError, match=r"INPUT\.RESIZE_MARGIN: no tracker cuts a margin off; export --for raw"):
         export(margin, tmp_path / "out", "ultralytics")

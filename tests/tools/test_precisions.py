@@ -46,9 +46,9 @@ def network(tmp_path_factory):
     return path, feeds
 
 
-def test_a_file_in_half_precision_has_a_verdict_and_a_reference_that_it_passes(plain, tmp_path, capsys):
+def test_a_file_in_half_precision_has_a_verdict_and_a_reference_that_it_passes(one_layer, tmp_path, capsys):
     out = tmp_path / "out"
-    report = export(plain, out, "boxmot", "fp16", max_loss=100, reference=True)
+    report = export(one_layer, out, "boxmot", "fp16", max_loss=100, reference=True)
     about = json.loads((out / "model.json").read_text())
     assert about["precision"] == "fp16" and about["verdict"] == json.loads(json.dumps(report["verdict"]))
     half = next(row for row in about["verdict"]["rows"] if row["precision"] == "fp16")
@@ -68,7 +68,7 @@ def test_a_file_in_half_precision_has_a_verdict_and_a_reference_that_it_passes(p
     assert not [attrs for tag, attrs in page.tags if "http:" in str(attrs) or "https:" in str(attrs)]
 
 
-def test_a_file_that_loses_too_much_is_not_written(plain, tmp_path, monkeypatch):
+def test_a_file_that_loses_too_much_is_not_written(one_layer, tmp_path, monkeypatch):
     class Traced:
         def __init__(self, *args):
             self.resize = self.open = self.write = self.openers = lambda *args: {}
@@ -78,7 +78,7 @@ def test_a_file_that_loses_too_much_is_not_written(plain, tmp_path, monkeypatch)
     monkeypatch.setattr(Judge, "results", lambda *args: {})
     monkeypatch.setattr(Judge, "losses", lambda *args: {"market1501": 2.5})
     with pytest.raises(UserError, match="not exported: fp16 loses 2.50 points of mAP on market1501, --max-loss is 1"):
-        export(plain, tmp_path / "out", "raw", "fp16")
+        export(one_layer, tmp_path / "out", "raw", "fp16")
     assert not (tmp_path / "out").exists()
 
 
@@ -125,10 +125,10 @@ def test_bfloat16_needs_a_processor_that_runs_it(monkeypatch, tmp_path):
     refuse_options(tmp_path / "out", "openvino", "bf16", 1.0, 256)
 
 
-def test_too_few_training_images_to_calibrate_are_counted(plain):
-    data = make_dataloader(plain, training=False)
+def test_too_few_training_images_to_calibrate_are_counted(one_layer):
+    data = make_dataloader(one_layer, training=False)
     with pytest.raises(UserError, match="DATASETS.NAMES market1501 has 16 training images to calibrate with, at least"):
-        calibration_feeds(plain, data, (), 256, 8)
+        calibration_feeds(one_layer, data, (), 256, 8)
 
 
 def test_calibration_images_are_drawn_over_cameras():

@@ -15,9 +15,8 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets.identifiers import JUNK, canonical
 from utils.errors import UserError, cut
@@ -38,8 +37,7 @@ LONGEST_VIEW, LONGEST_WHY = 20, 300
 DECODER = json.JSONDecoder()
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """What one step of the person said. Images are rows of the list, from 0.
 
     number: from 1, in the order of the journal. view: where it was made. same: groups of images of one identity.
@@ -296,6 +294,18 @@ def parsed(line: bytes) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
+def all_parsed(lines: list[bytes]) -> Sequence[dict[str, Any] | None]:
+    """Returns what ``parsed`` does for each line; sound ones are read as one text, which takes a third of the time."""
+    if all(line[:1] == b"{" and line[-1:] == b"}" and len(line) <= LONGEST_LINE for line in lines):
+        try:
+            found = DECODER.decode(f"[{b','.join(lines).decode()}]")
+        except (ValueError, RecursionError):
+            found = []
+        if len(found) == len(lines) and all(type(content) is dict for content in found):
+            return found
+    return [parsed(line) for line in lines]
+
+
 def read_decisions(path: Path, raw: bytes, header: dict[str, Any], names: Sequence[str]) -> list[Decision]:
     """Returns the decisions. Raises ``UserError`` for another list of images or format, or a damaged line."""
     first, *lines = raw.split(b"\n")[:-1]
@@ -311,8 +321,7 @@ def read_decisions(path: Path, raw: bytes, header: dict[str, Any], names: Sequen
         )
     decisions: list[Decision] = []
     with collector_paused():
-        for number, line in enumerate(lines, 1):
-            content = parsed(line)
+        for number, content in enumerate(all_parsed(lines), 1):
             if content is None or content.pop("n", None) != number:
                 raise UserError(
                     f"{path}, line {number + 1}: damaged; restore the file, or remove this line and all after it"
