@@ -55,6 +55,21 @@ def test_a_kill_at_any_byte_loses_nothing_that_was_confirmed(tmp_path_factory, c
     last.close()
 
 
+TWO_DECISIONS = b'{"n":2,"same":[[1,2]]},{"n":3,"same":[[2,3]]}'
+
+
+@pytest.mark.parametrize("line", [TWO_DECISIONS, b'{"n":2,"same":[[1,2]]},', b"[]", b""])
+def test_a_line_holds_one_decision(line, tmp_path):
+    journal = opened(tmp_path)
+    for i in range(3):
+        journal.append({"same": [[i, i + 1]]})
+    journal.close()
+    lines = journal.path.read_bytes().splitlines()
+    journal.path.write_bytes(b"\n".join([*lines[:2], line, *lines[3:]]) + b"\n")
+    with pytest.raises(UserError, match="line 3: damaged"):
+        opened(tmp_path)
+
+
 def test_a_damaged_last_line_is_dropped_with_a_line_and_a_damaged_one_before_is_refused(tmp_path, caplog):
     journal = opened(tmp_path)
     for i in range(3):
