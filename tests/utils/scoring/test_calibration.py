@@ -72,6 +72,19 @@ def test_blocks_and_two_lists_change_nothing():
         assert np.array_equal(getattr(one, name), getattr(other, name)), name
 
 
+@pytest.mark.parametrize("memory", [None, 200_000])
+@pytest.mark.parametrize("which", PAIRS)
+def test_each_identitys_impostor_pairs_in_two_lists_of_other_cameras(which, memory):
+    feats, pids, cams = images(40, 3)
+    (q_pids, g_pids), (q_cams, g_cams) = ((of_all[:100], of_all[100:]) for of_all in (pids - 20 * (pids > 120), cams))
+    g_cams[::2] = 1  # the cameras of one list say nothing about the other's
+    pairs = count_pairs(feats[:100], feats[100:], q_pids, g_pids, q_cams, g_cams, which=which, max_memory=memory)
+    one = q_cams[:, None] == g_cams[None]
+    kept = (q_pids[:, None] != g_pids[None]) & {"all": np.ones_like(one), "within": one, "across": ~one}[which]
+    expected = [kept[q_pids == pid].sum() + kept[:, g_pids == pid].sum() for pid in pairs.identities]
+    assert pairs.pairs_of.tolist() == expected and pairs.impostors == kept.sum()
+
+
 @pytest.mark.parametrize("which", PAIRS)
 def test_beyond_the_tail_some_queries_stand_for_many_pairs(which, monkeypatch):
     whole = counted(which=which)
