@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
-from skimage.measure import blur_effect
 
 ENOUGH = 128
 """Pixels of height above which size counts no more."""
@@ -22,6 +21,8 @@ def image_quality(image: Image.Image) -> float:
     sharpness: 1 less the blur of Crete et al., SPIE 2007. exposure: share of the pixels that are neither black nor
     white, times the contrast up to a standard deviation of 0.1. size: height over ``ENOUGH``, at most 1.
     """
+    from skimage.measure import blur_effect
+
     tall = image.height
     grey = image.convert("L")
     grey.thumbnail((LONGEST, LONGEST))

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.isotonic import IsotonicRegression
 
 from utils.bootstrap import counts as draw_counts
 from utils.bootstrap import interval
@@ -179,6 +178,8 @@ class Probability:
 
         prior: between 0 and 1. Raises ``UserError`` for another one, and where all distances are equal.
         """
+        from sklearn.isotonic import IsotonicRegression
+
         if not 0 < prior < 1:
             raise UserError(f"--prior: expected a share between 0 and 1, got {prior:g}")
         centres = bin_centres(pairs.edges)

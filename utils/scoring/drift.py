@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import ks_2samp
 
 MOST_PAIRS = 2000
 """Pairs of a sample: enough to see a shift of a few hundredths of the distribution."""
@@ -49,6 +48,8 @@ class Drift:
 
 def drift(before: np.ndarray, now: np.ndarray) -> Drift:
     """Compares distances of random pairs, (P,) before and (R,) now."""
+    from scipy.stats import ks_2samp
+
     limit = np.quantile(before, 0.1)
     ratio = float((now <= limit).mean() / (before <= limit).mean())
     tested: Any = ks_2samp(before, now)

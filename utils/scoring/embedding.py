@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 IDENTITIES, IMAGES = 12, 20
@@ -30,6 +28,9 @@ def in_plane(feats: np.ndarray, seed: int = 0) -> np.ndarray:
     Features are scaled to unit length. Both axes have one scale. Principal components come first and initialise t-SNE,
     so that one seed gives one map.
     """
+    from sklearn.decomposition import PCA  # here, as everywhere: importing it takes as long as a short command
+    from sklearn.manifold import TSNE
+
     feats = feats / np.maximum(np.linalg.norm(feats, axis=1, keepdims=True), 1e-12)
     if np.allclose(feats, feats[0]):  # a dead model: one point
         return np.full((len(feats), 2), 0.5)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from utils.errors import UserError
@@ -84,6 +83,8 @@ class OpenSet:
 
 def open_set(nearest: NearestImage, fpirs: tuple[float, ...] = (0.01, 0.1)) -> OpenSet | None:
     """Returns the figures of recorded queries; None if all are known, or all absent."""
+    from sklearn.metrics import roc_auc_score
+
     known, absent = nearest.kind == KNOWN, nearest.kind == ABSENT
     if not known.any() or not absent.any():
         return None

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
-from sklearn.metrics import normalized_mutual_info_score
 
 from utils.errors import UserError
 from utils.scoring.blocks import each_block, whole_number
@@ -91,6 +89,8 @@ def evaluate_retrieval(
 
 
 def _clustering_nmi(feats: torch.Tensor, labels: np.ndarray) -> float:
+    from sklearn.cluster import KMeans
+
     kmeans = KMeans(len(np.unique(labels)), n_init=10, random_state=0)  # pyright: ignore[reportArgumentType] - stub
     return nmi(labels, kmeans.fit_predict(feats.cpu().numpy()))
 
@@ -100,6 +100,8 @@ def nmi(labels: object, clusters: object) -> float:
 
     labels, clusters: (N,) each. Raises ``ValueError`` if their lengths differ or they are empty.
     """
+    from sklearn.metrics import normalized_mutual_info_score
+
     first, second = (
         ids.detach().cpu().numpy() if isinstance(ids, torch.Tensor) else np.asarray(ids) for ids in (labels, clusters)
     )
