@@ -22,7 +22,7 @@ from solver import make_optimizer, make_scheduler
 from utils.distributed import is_main, rank, world_size
 
 SETTINGS = [
-    "MODEL.NAME", "torchreid_osnet_x0_25", "MODEL.FC_DIM", 32, "INPUT.SIZE_TRAIN", [64, 32], "SOLVER.GATHER", True,
+    "MODEL.NAME", "timm:test_resnet", "MODEL.DROP_PATH", 0.0, "INPUT.SIZE_TRAIN", [64, 32], "SOLVER.GATHER", True,
     "DATALOADER.SAMPLER", "softmax_triplet", "MODEL.SYNC_BN", True, "SOLVER.OPTIMIZER_NAME", "SGD",
 ]  # fmt: skip
 
