@@ -3,10 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PACKAGES := configs datasets model loss solver processor tools utils lineup
-# Workers share the cores, one torch thread each (tests/conftest.py), and are one more than the cores: a fifth of the time
-# a test waits for a disk or for a process that it has started.
-WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations 20 --durations-min 5
+# Workers share the cores: one torch thread each (tests/conftest.py).
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal --durations 20 --durations-min 5
 
 .PHONY: quickstart test lint duplicates types parity lowest wheel docs fuzz kills trackers gpu clean
 
