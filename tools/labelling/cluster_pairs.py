@@ -129,6 +129,8 @@ class ClusterPairs:
         label = self.slots[slot]
         members = np.array([label]) if self.clusters.sizes[label] == 1 else self.clusters.members(label)
         members = members[self.place[members] >= 0]
+        if nobody := self.clusters.constraints.nobody:  # such an image may be held by an earlier "same"
+            members = members[[row not in nobody for row in members.tolist()]]
         at = self.place[members]
         feats = np.asarray(self.feats[at], np.float32) * self.scale[at, None]
         mean = feats.mean(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
@@ -112,6 +112,7 @@ FACT = st.tuples(st.sampled_from(["same", "differ", "nobody", "unsure"]), IMAGE,
 
 
 @given(st.lists(FACT, min_size=1, max_size=10), st.sampled_from([8, 100]))
+@example([("same", 9, 11), ("nobody", 7, 0), ("nobody", 11, 0)], 8)
 @settings(max_examples=10, deadline=None)
 def test_an_update_is_a_fresh_start_and_what_is_known_is_not_asked(facts, most):
     feats, _, graph = views()
