@@ -227,6 +227,7 @@ class ViT(Backbone):
             grid = grid_size((images.shape[2], images.shape[3]), self.patch, self.stride)
             positions = interpolate_positions(positions, self.grid, grid)
         self.require_count(images, x.shape[1], positions.shape[1] - 1)
+        # x.shape[0] here and in the other backbones: a tracer takes len(x) for a fixed number, and begins again
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + positions
         if self.side.rows:
             x = x + self.sie_coe * self.side(self.sie_embed, cam_label, view_label)

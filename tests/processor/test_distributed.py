@@ -48,7 +48,7 @@ def test_processes_that_skip_bad_images_keep_step_and_gather_batches_of_one_leng
 def test_gathered_adaptation_has_the_gradient_of_one_process(together):
     for method in ("cluster", "dmmd", "mtda_kd"):
         one, two = (torch.load(together / f"{method}_{n}.pt", weights_only=True)["grads"] for n in (1, 2))
-        assert one.keys() == two.keys() and len(one) > 30
+        assert one.keys() == two.keys() and len(one) > 40
         scale = max(float(g.abs().max()) for g in one.values())
         for name, wanted in one.items():
             apart = float((two[name] - wanted).abs().max()) / scale

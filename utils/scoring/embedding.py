@@ -28,7 +28,7 @@ def in_plane(feats: np.ndarray, seed: int = 0) -> np.ndarray:
     Features are scaled to unit length. Both axes have one scale. Principal components come first and initialise t-SNE,
     so that one seed gives one map.
     """
-    from sklearn.decomposition import PCA  # here, as everywhere: importing it takes as long as a short command
+    from sklearn.decomposition import PCA  # here, since importing it takes over a second and few commands need it
     from sklearn.manifold import TSNE
 
     feats = feats / np.maximum(np.linalg.norm(feats, axis=1, keepdims=True), 1e-12)
