@@ -17,11 +17,11 @@ from utils.errors import UserError
 def describe(pattern: str = "", config_file: str = "") -> Iterator[str]:
     """Yields the lines to print, three for each key that fits ``pattern`` (a part of the name, or with * and ?)."""
     cfg = load_config(config_file) if config_file else get_cfg_defaults()
-    readers = find_readers()
     wildcard = pattern.upper() if any(c in pattern for c in "*?") else f"*{pattern.upper()}*"
     names = [name for name in KEYS if fnmatch(name, wildcard)]
     if not names:
         raise ConfigError(f"{pattern}: no key matches; without a pattern all keys are listed")
+    readers = find_readers()
     for name in names:
         key, value = KEYS[name], lookup(cfg, name)
         changed = f"   (here {value!r})" if value != key.default else ""

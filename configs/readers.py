@@ -34,25 +34,27 @@ def keys_read(source: str) -> list[tuple[str, int]]:
     file stands for both. Where a section is indexed (``cfg.DATASETS[key]``), its keys are the file's strings that are
     names of them.
     """
-    tree = ast.parse(source)
+    if "cfg" not in source:
+        return []
+    nodes = list(ast.walk(ast.parse(source)))
     names: dict[str, set[str]] = {"cfg": {""}}
-    for target, value in _assignments(tree):
+    for target, value in _assignments(nodes):
         sections = set(_assigned_chains(value, names)) & SECTIONS
         if sections and isinstance(target, ast.Name):
             names.setdefault(target.id, set()).update(sections)
-    attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
     reads = {(chain, node.lineno) for node in attributes for chain in _chains(node, names)}
-    subscripts = [node for node in ast.walk(tree) if isinstance(node, ast.Subscript)]
+    subscripts = [node for node in nodes if isinstance(node, ast.Subscript)]
     indexed = {chain for node in subscripts for chain in _chains(node.value, names)} & SECTIONS
-    strings = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    strings = [node for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
     reads |= {(f"{section}.{node.value}", node.lineno) for section in indexed for node in strings}
     return sorted(((name, line) for name, line in reads if name in KEYS), key=lambda pair: (pair[1], pair[0]))
 
 
-def _assignments(tree: ast.AST) -> list[tuple[ast.expr, ast.expr]]:
+def _assignments(nodes: list[ast.AST]) -> list[tuple[ast.expr, ast.expr]]:
     """Returns (target, value) of every assignment, ``a, b = x, y`` taken apart, in the order of the lines."""
     pairs: list[tuple[ast.expr, ast.expr]] = []
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Assign):
             pairs += [(target, node.value) for target in node.targets]
         elif isinstance(node, (ast.AnnAssign, ast.NamedExpr)) and node.value is not None:

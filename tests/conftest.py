@@ -7,6 +7,7 @@ compare a process of their own with this one.
 from __future__ import annotations
 
 import fcntl
+import gc
 import logging
 import os
 from pathlib import Path
@@ -16,13 +17,25 @@ if not os.environ.get("LINEUP_GPU_TESTS"):  # make gpu
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest  # noqa: E402
-import torch  # noqa: E402
 
-from tests.runs import started_ranks  # noqa: E402
-from tests.tiny import write_market  # noqa: E402
+# Torch and what imports it are imported below, in functions: the process that hands tests to workers needs neither.
+
+gc.disable()  # while tests are collected, when next to nothing is freed
+
+
+def pytest_collection_finish():
+    """Leaves modules and collected tests, a million objects, out of every later garbage collection."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()  # else libraries that look for leaks at the end find some
 
 
 def pytest_runtest_setup():
+    import torch
+
     torch.set_num_threads(1)
 
 
@@ -35,6 +48,8 @@ def heard_logger():
 @pytest.fixture(scope="session")
 def market(tmp_path_factory):
     """A data root with a tiny Market-1501: 4 training and 4 test identities, 2 cameras, 2 images of each."""
+    from tests.tiny import write_market
+
     return write_market(tmp_path_factory.mktemp("data"))
 
 
@@ -52,6 +67,7 @@ def together(tmp_path_factory) -> Path:
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "filled").exists():
+            from tests.runs import started_ranks
             from tests.together import run_together
 
             ranks = started_ranks(run_together, folder, output=folder)

@@ -58,7 +58,11 @@ def kill_at(monkeypatch, step: int, stage: type = Supervised) -> None:
 
 
 FRESH = multiprocessing.get_context("forkserver")
-FRESH.set_forkserver_preload(["processor.run", "tools.extract", "tools.pictures"])
+FRESH.set_forkserver_preload([
+    "processor.run", "tools.extract", "tools.pictures",
+    "sklearn.decomposition", "sklearn.manifold", "torch.utils.tensorboard",  # what a run imports once it needs them
+    "lance_namespace", "pyarrow.dataset", "pandas",  # what LanceDB imports; itself it starts a thread
+])  # fmt: skip
 
 
 def started(target: Callable, *args) -> BaseProcess:

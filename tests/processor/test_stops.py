@@ -84,6 +84,7 @@ def stop(monkeypatch, cfg, step: int, act, expected: type[BaseException], epoch:
             run.train(cfg)
     if expected is SystemExit:
         assert stopped.value.code == 143
+    del stopped  # holds the processes that load images, which the garbage collector would wait 5 s each for
     random.seed(step), np.random.seed(step), torch.manual_seed(step)  # what another process would start from
 
 
