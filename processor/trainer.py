@@ -38,7 +38,7 @@ from processor.loggers.base import Loggers
 from processor.meter import Meter
 from processor.stage import Stage, TrainingBatches, batches_after
 from solver import WeightAverage, reestimate_batch_norm
-from utils.device import quick_attention, random_states, restore_random_states
+from utils.device import python_random_kept, quick_attention, random_states, restore_random_states
 from utils.distributed import (
     any_rank,
     barrier,
@@ -293,6 +293,10 @@ class Trainer:
 
     def evaluate_stage(self, stage: Stage, epoch: int, **more: str) -> None:
         """Evaluates a stage's network and adds an entry to the history, with ``more`` in it."""
+        with python_random_kept():
+            self._evaluate_stage(stage, epoch, **more)
+
+    def _evaluate_stage(self, stage: Stage, epoch: int, **more: str) -> None:
         assert self.evaluate is not None, "evaluation was not asked for"
         model = stage.evaluated()
         share_buffers(model)  # batch norm's running statistics are the first process's, as in the saved files

@@ -102,6 +102,20 @@ def random_states() -> dict[str, Any]:
     return states
 
 
+@contextmanager
+def python_random_kept() -> Iterator[None]:
+    """Gives Python's random state back as it was on entry.
+
+    For work that draws no numbers but may import a library: some draw from that state when they are imported (rich,
+    which scikit-learn imports), and a resumed run imports them at another moment.
+    """
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
 def restore_random_states(states: dict[str, Any]) -> None:
     """Restores what ``random_states`` returned."""
     version, internal, gauss = states["python"]

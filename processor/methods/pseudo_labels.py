@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 from datasets.loaders import TestLoader
 from model import RetrievalModel
 from processor.evaluate import extract_features
+from utils.device import python_random_kept
 from utils.distributed import broadcast_object, is_main, share_buffers
 from utils.errors import UserError
 from utils.metrics import nmi
@@ -95,11 +96,12 @@ class Clustering:
 
         Raises ``UserError`` if no eps gives clusters that fill a batch and there was no epoch before.
         """
-        labels: np.ndarray | None = broadcast_object(self._search(feats) if is_main() else None)
-        if labels is None:
-            labels = self._last_labels()
-        self.last = labels
-        self._log_quality(labels)
+        with python_random_kept():
+            labels: np.ndarray | None = broadcast_object(self._search(feats) if is_main() else None)
+            if labels is None:
+                labels = self._last_labels()
+            self.last = labels
+            self._log_quality(labels)
         return labels
 
     def _last_labels(self) -> np.ndarray:

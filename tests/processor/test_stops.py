@@ -13,6 +13,7 @@ import torch
 
 from datasets.images import ImageList
 from processor import run
+from processor.methods import pseudo_labels
 from processor.methods.supervised import Supervised
 from processor.trainer import Trainer
 from tests.kinds import KINDS, changes_of
@@ -152,6 +153,18 @@ def test_a_stage_that_cannot_go_on_repeats_its_epoch_and_says_so(market, tmp_pat
     run.train(config(market, tmp_path / "stopped", **changes))
     a, b = (torch.load(tmp_path / name / "last", weights_only=True) for name in ("whole", "stopped"))
     assert_same(a, b)
+
+
+def test_libraries_that_draw_when_they_are_imported_change_nothing(market, tmp_path, monkeypatch):
+    """As rich does, which scikit-learn imports: a resumed run imports it at another moment."""
+    settings = settings_of("cluster", market) | {"SOLVER__MAX_EPOCHS": 1}
+    run.train(config(market, tmp_path / "imported", **settings))
+    with monkeypatch.context() as patch:
+        for owner, name in ((pseudo_labels, "jaccard_distance"), (run.Evaluator, "__call__")):
+            patch.setattr(owner, name, lambda *args, _real=getattr(owner, name), **more: (
+                random.random(), _real(*args, **more))[1])  # fmt: skip
+        run.train(config(market, tmp_path / "importing", **settings))
+    assert_same(*(torch.load(tmp_path / name / "last", weights_only=True) for name in ("imported", "importing")))
 
 
 def test_batches_that_were_seen_are_not_loaded_again(market, tmp_path, monkeypatch):

@@ -348,7 +348,7 @@ def test_threads_that_do_not_fit_together_go_one_by_one(monkeypatch, small_tiles
 @pytest.mark.parametrize("copies", [False, True])
 @pytest.mark.parametrize("width", [12, 130])
 def test_no_result_depends_on_threads_memory_or_the_height_of_strips(copies, width, monkeypatch):
-    data = features(14, num_q=300, num_g=1500, width=width, num_ids=40, copies=copies)
+    data = features(14, num_q=150, num_g=800, width=width, num_ids=40, copies=copies)
     results = {}
     before = torch.get_num_threads()
     for threads, memory, tile in ((1, None, 256), (3, None, 256), (2, 1, 256), (2, 500_000, 256), (2, None, 48)):
