@@ -155,14 +155,23 @@ def test_a_stage_that_cannot_go_on_repeats_its_epoch_and_says_so(market, tmp_pat
     assert_same(a, b)
 
 
+def drawing(real):
+    """``real`` as if it imported a library that draws from Python's random state."""
+
+    def draw(*args, **more):
+        random.random()
+        return real(*args, **more)
+
+    return draw
+
+
 def test_libraries_that_draw_when_they_are_imported_change_nothing(market, tmp_path, monkeypatch):
     """As rich does, which scikit-learn imports: a resumed run imports it at another moment."""
     settings = settings_of("cluster", market) | {"SOLVER__MAX_EPOCHS": 1}
     run.train(config(market, tmp_path / "imported", **settings))
     with monkeypatch.context() as patch:
         for owner, name in ((pseudo_labels, "jaccard_distance"), (run.Evaluator, "__call__")):
-            patch.setattr(owner, name, lambda *args, _real=getattr(owner, name), **more: (
-                random.random(), _real(*args, **more))[1])  # fmt: skip
+            patch.setattr(owner, name, drawing(getattr(owner, name)))
         run.train(config(market, tmp_path / "importing", **settings))
     assert_same(*(torch.load(tmp_path / name / "last", weights_only=True) for name in ("imported", "importing")))
 
