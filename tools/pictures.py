@@ -116,8 +116,10 @@ def save_rows(rows: dict[str, np.ndarray], path: Path) -> None:
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
-    """Saves a PNG of 256 colours."""
-    small = picture.convert("RGB").quantize(256)
+    """Saves a PNG of 256 colours, chosen from a ninth of the pixels: from all of them it takes five times as long."""
+    full = picture.convert("RGB")
+    some = full.resize((full.width // 3 + 1, full.height // 3 + 1), Image.Resampling.NEAREST)
+    small = full.quantize(palette=some.quantize(256), dither=Image.Dither.NONE)
     write_atomically(path, lambda handle: small.save(handle, "PNG", optimize=True))
 
 
