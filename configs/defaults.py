@@ -560,11 +560,13 @@ INERT: dict[str, str] = {
 
 def get_cfg_defaults() -> CfgNode:
     """Returns a fresh copy of the default tree."""
-    tree: dict = {}
+    root = CfgNode()
     for name, key in KEYS.items():
         *sections, leaf = name.split(".")
-        node = tree
+        node = root
         for section in sections:
-            node = node.setdefault(section, {})
+            if section not in node:
+                node[section] = CfgNode()  # one made of a dictionary copies all below it, at every level
+            node = node[section]
         node[leaf] = copy.deepcopy(key.default)
-    return CfgNode(tree)
+    return root
