@@ -26,9 +26,6 @@ TOP_NAMES = {BASE, "<<", *SECTIONS, *KEYS, *(name.rpartition(".")[2] for name in
 
 IN_OVERRIDES = "in the overrides"
 
-DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-"""The same text from either; libyaml, where PyYAML has it, writes it in a third of the time."""
-
 #: Keys that only TransReID-SSL's tree has: a file that sets one was written for that system.
 SSL_KEYS = {"MODEL.PRETRAIN_HW_RATIO", "MODEL.STEM_CONV", "MODEL.GEM_POOLING", "MODEL.REDUCE_FEAT_DIM",
             "MODEL.FEAT_DIM", "MODEL.DROPOUT_RATE", "SOLVER.TRP_L2", "DATALOADER.REMOVE_TAIL",
@@ -85,7 +82,7 @@ def dump(cfg: CfgNode) -> str:
         for section in sections:
             node = node.setdefault(section, {})
         node[leaf] = _plain(value)
-    return yaml.dump(tree, Dumper=DUMPER, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 # ---------------------------------------------------------------- reading
