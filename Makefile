@@ -1,4 +1,5 @@
-# make quickstart: environment, dependencies, built-in data, train, test.   make test: environment, the whole suite.
+# make quickstart: environment, dependencies, built-in data, train, test.
+# make test: environment, style, types, the tests.   make slow: the tests that take long, such as whole trainings.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,7 +7,7 @@ PACKAGES := configs datasets model loss solver processor tools utils lineup
 # Workers share the cores: one torch thread each (tests/conftest.py).
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal --durations 20 --durations-min 5
 
-.PHONY: quickstart test lint duplicates types parity lowest wheel docs fuzz kills trackers gpu clean
+.PHONY: quickstart test slow lint duplicates types parity lowest wheel docs fuzz kills trackers gpu clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python train.py --config_file configs/quickstart.yml
@@ -18,7 +19,10 @@ quickstart: $(VENV)/.installed
 	@echo "  configs/transreid/  the published settings;  docs/your_data.md  your own images"
 
 test: $(VENV)/.installed-dev lint
-	$(PYTEST)
+	$(PYTEST) -m "not slow"
+
+slow: $(VENV)/.installed-dev
+	$(PYTEST) -m slow
 
 # Duplicates and types beside one another: each keeps one core busy for about a minute.
 lint: $(VENV)/.installed-dev

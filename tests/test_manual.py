@@ -94,6 +94,7 @@ def resolved(name: str) -> object:
     raise LookupError(name)
 
 
+@pytest.mark.slow
 def test_every_public_name_is_documented(pages):
     anchors = {anchor for page in pages.values() for anchor in page.anchors}
     shown = {anchor for anchor in anchors if re.fullmatch(r"[a-z_]+(\.\w+)+", anchor)}
@@ -134,6 +135,7 @@ def test_the_site_asks_no_other_server_for_anything(site):
 
 
 @needs_browser
+@pytest.mark.slow
 def test_pages_fit_a_laptop_and_a_phone_and_the_search_finds(site, tmp_path):
     """From a folder without one request, and from a server, which the search needs."""
     with Browser(tmp_path / "profile") as browser:
@@ -173,6 +175,7 @@ def served(folder: Path) -> Iterator[str]:
 # ---------------------------------------------------------------- the tutorial
 
 
+@pytest.mark.slow
 def test_the_tutorial_runs_from_crops_to_a_model_that_is_given_away(tmp_path, monkeypatch):
     """As a reader would do it, on fewer and smaller images."""
     text = (ROOT / "docs" / "tutorial.md").read_text()

@@ -254,6 +254,7 @@ def test_the_tracker_tells_people_apart(after_the_quickstart):
     assert tracks.update(np.flip(frame, 0) // 2 + 90, [left]) == [2]
 
 
+@pytest.mark.slow
 def test_the_exported_file_runs_as_the_page_says(after_the_quickstart):
     pytest.importorskip("onnxruntime", reason="requirements-dev.txt has it")
     pytest.importorskip("onnxscript", reason="requirements-dev.txt has it")

@@ -84,6 +84,7 @@ def test_no_file_of_a_package_is_of_a_kind_that_the_wheel_forgets():
     assert [name for name in tracked if ROOT / name not in packed] == []
 
 
+@pytest.mark.slow
 def test_importing_it_is_quick_and_the_extractor_is_there_when_it_is_asked_for(site, tmp_path):
     code = (
         "import sys, lineup; assert 'torch' not in sys.modules\n"
@@ -100,6 +101,7 @@ def test_importing_it_is_quick_and_the_extractor_is_there_when_it_is_asked_for(s
     assert done.stdout == "module 'lineup' has no attribute 'nothing'\n"
 
 
+@pytest.mark.slow
 def test_the_command_has_every_command(site, tmp_path):
     listed = python(site, tmp_path, "-m", "lineup").stdout
     names = re.findall(r"^lineup ([a-z_]+) +\S", listed, re.MULTILINE)

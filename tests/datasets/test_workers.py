@@ -93,6 +93,7 @@ def test_a_worker_ended_by_a_signal_is_one_line(number, words):
     assert words in first_batch(lambda: os.kill(os.getpid(), number))
 
 
+@pytest.mark.slow
 def test_a_batch_that_never_comes_is_one_line():
     line = first_batch(lambda: time.sleep(20), timeout=1, workers=1)
     assert line.startswith("DATALOADER.TIMEOUT: no batch for 1 seconds") and "/dev/shm has " in line
@@ -178,6 +179,7 @@ def test_connections_to_workers_that_break_are_one_line(error, words, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device", "/disk/full")
 
 
+@pytest.mark.slow
 def test_a_run_with_hardly_any_shared_memory_ends_in_one_line(market, tmp_path):
     script = 'mount -t tmpfs -o size=64k tmpfs /dev/shm || exit 99; exec "$@"'
     words = options(

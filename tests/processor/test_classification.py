@@ -45,6 +45,7 @@ def recipe(root: Path, folder: Path, **changes):
     return load_config(IMAGENET, options(root, folder, **(tiny | changes)))
 
 
+@pytest.mark.slow
 def test_the_recipe_learns_and_its_file_starts_a_reid_run(classes, market, tmp_path):
     metrics = run.train(recipe(classes, tmp_path / "classes", INPUT__AUTO_AUGMENT=""))  # it changes colours
     before, after = metrics["history"]

@@ -247,6 +247,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
+@pytest.mark.slow
 def test_the_real_commands_and_their_exit_codes(trained, tmp_path):
     root, folder = trained
     run = subprocess.run(

@@ -98,6 +98,7 @@ def outcome(market, whole, folder, state) -> str:
     return ""
 
 
+@pytest.mark.slow
 def test_every_entry_of_another_kind_is_refused_in_one_line(market, stopped, tmp_path):
     whole, folder = stopped
     state = torch.load(folder / "last", weights_only=True)

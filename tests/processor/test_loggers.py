@@ -163,6 +163,7 @@ def test_a_logger_that_does_not_start_is_one_line_and_the_others_are_closed(mark
 # ---------------------------------------------------------------- the libraries, without a network
 
 
+@pytest.mark.slow
 def test_wandb_works_offline_and_goes_on_with_its_run(market, tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb", reason="requirements-dev.txt has it")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -195,6 +196,7 @@ def mlflow_store(tmp_path, monkeypatch):
     return MlflowClient()
 
 
+@pytest.mark.slow
 def test_mlflow_works_on_a_store_in_a_file_and_goes_on_with_its_run(market, tmp_path, mlflow_store):
     folder = tmp_path / "run"
     folder.mkdir()

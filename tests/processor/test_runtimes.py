@@ -117,6 +117,7 @@ def test_a_test_in_another_runtime_has_the_figures_of_torch(place, runtime):
     assert after["mean"] == pytest.approx(before["mean"], abs=1e-6) and 0 < before["mean"]["mAP"] < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["raw", "openvino", "boxmot"])
 def test_an_exported_file_does_what_its_network_does(place, layout):
     name, file = "sides" if layout == "raw" else "plain", place.file(layout)

@@ -89,8 +89,12 @@ def stop(monkeypatch, cfg, step: int, act, expected: type[BaseException], epoch:
     random.seed(step), np.random.seed(step), torch.manual_seed(step)  # what another process would start from
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+QUICK = ("supervised", "prompt", "dino", "cluster", "distill")
+
+
+@pytest.mark.parametrize(
+    "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+)
 def test_a_run_stopped_inside_epochs_ends_the_same(market, tmp_path, monkeypatch, kind):
     settings = settings_of(kind, market)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"

@@ -170,9 +170,10 @@ def test_accumulation_equals_the_large_batch(market, tmp_path, monkeypatch):
     assert moved > 20, "the comparison means nothing if hardly any weight has moved"
 
 
-@pytest.mark.parametrize(
-    "changes", [{"SOLVER__ACCUMULATION": 2}, {"MODEL__COMPILE": True}], ids=["accumulation", "compile"]
-)
+@pytest.mark.parametrize("changes", [
+    pytest.param({"SOLVER__ACCUMULATION": 2}, id="accumulation"),
+    pytest.param({"MODEL__COMPILE": True}, id="compile", marks=pytest.mark.slow),
+])
 def test_loss_is_finite_and_falls_and_checkpoints_have_the_plain_names(market, tmp_path, changes, capsys, monkeypatch):
     # torch's default backend builds C++ for most of a minute; what it is given is the same
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="aot_eager"))

@@ -30,6 +30,7 @@ def test_mean_and_deviation_stand_below_a_row_for_each_run(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1].split() == ["deviation", "0.0"]
 
 
+@pytest.mark.slow
 def test_the_mean_over_splits_of_trained_runs(tmp_path, capsys):
     from tests.datasets.every import paint
 

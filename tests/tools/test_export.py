@@ -54,6 +54,7 @@ def test_the_margin_is_cut_off_and_pixels_are_normalised():
     assert (pre(torch.from_numpy(image)[None])[0] - wanted).abs().max() <= 1.01 / 255 / 0.5
 
 
+@pytest.mark.slow
 def test_an_exported_model_scores_alike_and_its_weights_load(trained, tmp_path):
     _, cfg = trained
     report = export(cfg, tmp_path / "out")
@@ -84,6 +85,7 @@ REPEATED = {"osnet": ["base.conv2.1", "base.conv3.1", "base.conv4.1"]}
 """The second block of each stage, which would take as long to trace as the first and teach nothing."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_are_traced_for_any_batch_and_size(name, tmp_path):
     torch.manual_seed(0)

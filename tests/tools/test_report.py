@@ -99,6 +99,7 @@ def test_every_protocol_has_a_page(tmp_path):
     assert "Recall@1" in page.text and "CMC" not in page.text
 
 
+@pytest.mark.slow
 def test_several_sets_have_a_section_each_and_a_test_has_its_own_yaml(tmp_path):
     root = write_market(tmp_path / "data")
     sets = {"DATASETS__TARGETS": ["market1501", "synthetic"], "DATASETS__SYNTHETIC__IDS": 8, "TEST__REPORT": True}

@@ -31,6 +31,7 @@ def signal_after_a_drop(path: Path) -> None:
     assert received == [signal.SIGTERM]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="alternate stacks are kept on Linux only")
 def test_a_signal_after_openvino_was_dropped_elsewhere_is_handled(tmp_path):
     openvino = pytest.importorskip("openvino", reason="requirements-dev.txt has it")

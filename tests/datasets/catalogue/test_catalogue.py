@@ -184,6 +184,7 @@ def test_a_root_whose_own_path_looks_like_an_id_changes_nothing(tmp_path):
     assert lists(make_dataset("market1501", root)) == MARKET.expected(place)
 
 
+@pytest.mark.slow
 def test_every_entry_numbers_alike_and_densely_in_processes_with_other_hash_seeds(tmp_path):
     for name in NAMES:
         build(name, tmp_path / name)

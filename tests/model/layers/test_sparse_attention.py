@@ -152,6 +152,7 @@ class Block(nn.Module):
         return sparse_window_attention(q, k, v, scale, (4, 4), self.ratio)
 
 
+@pytest.mark.slow
 def test_the_form_that_compilers_and_exporters_see_is_the_same():
     given, block = draw((2, 2, 4, 8, 8), dtype=torch.float32), Block(0.3)
     eager = block(*given)

@@ -219,6 +219,7 @@ def test_images_without_identity_learn_from_relations_alone(market, tmp_path, ta
     assert " distances " in lines[-1] and " id " not in lines[-1] and " acc " not in lines[-1]
 
 
+@pytest.mark.slow
 def test_a_student_learns_without_labels(tmp_path):
     """The teacher is no network at all but the colours of the halves, which are what tells these people apart."""
     root = write_market(tmp_path / "data", ids=16)

@@ -98,6 +98,7 @@ def test_adaptation_runs_and_reports_targets_beside_the_source(source, tmp_path,
     assert ("triplet" in second) != bool(changes.get("DMMD__ONLY"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "updates"),
     [

@@ -40,6 +40,7 @@ def step_lines(folder) -> list[str]:
     return [line for line in (folder / "log.txt").read_text().splitlines() if "self_distill epoch" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "terms"),
     [

@@ -174,6 +174,7 @@ def die_in(what: str, after: bool, words: list) -> None:
     command.main(words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("what", ["drop_index", "update", "optimize"])
 def test_an_erasure_killed_inside_compaction_is_finished_by_the_next(place, copied, tmp_path, what, after):
@@ -192,6 +193,7 @@ def test_an_erasure_killed_inside_compaction_is_finished_by_the_next(place, copi
     assert [record["rows"] for record in erasing.records(LanceStore.open(str(copied)))] == [57]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("what", ["create_index", "optimize"])
 def test_a_killed_build_of_the_index_leaves_exact_answers_and_is_done_again(place, copied, tmp_path, what, after):

@@ -68,6 +68,7 @@ def focus(page: Browser, image: int) -> None:
 
 
 @needs_browser
+@pytest.mark.slow
 def test_twenty_crops_are_labelled_by_keyboard_through_a_kill(tmp_path, plain):
     crops, out = write_crops(tmp_path / "crops"), tmp_path / "labels.csv"
     names = sorted(path.name for path in crops.iterdir())
