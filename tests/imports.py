@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -14,12 +15,17 @@ def python_files(package: str) -> list[Path]:
     return [path.relative_to(ROOT) for path in sorted((ROOT / package).rglob("*.py"))]
 
 
-def imports_of(path: Path, scope: ast.AST | None = None) -> list[tuple[int, str]]:
-    """(line, module) of every import of our own packages, wherever in the file or in ``scope`` it stands.
+@cache
+def imports_of(path: Path, in_functions: bool = False) -> list[tuple[int, str]]:
+    """(line, module) of every import of our own packages, wherever in the file it stands.
 
     ``from a.b import c`` is ``a.b.c`` where that is a module, else ``a.b``. Imports for type checkers alone count not.
+    in_functions: only those that stand inside a function.
     """
-    tree = scope or ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    if in_functions:
+        functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+        inner = {id(node) for scope in ast.walk(tree) if isinstance(scope, functions) for node in ast.walk(scope)}
     typing_only = {
         id(node)
         for block in ast.walk(tree)
@@ -28,7 +34,7 @@ def imports_of(path: Path, scope: ast.AST | None = None) -> list[tuple[int, str]
     }
     modules = []
     for node in ast.walk(tree):
-        if id(node) in typing_only:
+        if id(node) in typing_only or (in_functions and id(node) not in inner):
             continue
         if isinstance(node, ast.Import):
             modules += [(node.lineno, alias.name) for alias in node.names]

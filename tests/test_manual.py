@@ -107,6 +107,7 @@ def test_every_public_name_is_documented(pages):
     assert [f"{m}.{n}" for m, n in names if not any(resolved(f"{m}.{n}") == one for one in objects)] == []
 
 
+@pytest.mark.slow
 def test_a_name_without_a_docstring_has_no_place_in_the_manual(pages):
     for module, some in PUBLIC.items():
         for name in some:

@@ -14,6 +14,8 @@ from tests.runs import call
 from tests.tiny import options
 from tests.together import output_of
 
+pytestmark = pytest.mark.slow
+
 
 def test_gathered_losses_and_synchronised_norms_have_the_gradient_of_one_process(together):
     one, two = (torch.load(together / f"world_{n}.pt", weights_only=True) for n in (1, 2))

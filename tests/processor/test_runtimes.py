@@ -109,6 +109,7 @@ def traced_once(tmp_path_factory):
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_a_test_in_another_runtime_has_the_figures_of_torch(place, runtime):
     before = run.test(place.cfg("sides", "torch"))
@@ -136,6 +137,7 @@ def test_an_exported_file_does_what_its_network_does(place, layout):
         np.testing.assert_allclose(other(PICTURES, CAMERAS), network(PICTURES, CAMERAS), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_file_that_averages_the_mirrored_image_is_run_once(place):
     cfg = place.cfg("sides", TEST__WEIGHT=str(place.file("raw")))
     calls, network = [], network_of_file(ExportedFile.read(cfg.TEST.WEIGHT), "torch")

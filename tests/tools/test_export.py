@@ -148,6 +148,7 @@ def test_mistakes_are_one_line(trained, tmp_path):
         write_onnx(Untraceable(), tmp_path / "x.onnx")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "raw"])
 def test_a_layout_takes_what_its_program_feeds(layout, one_layer, tmp_path):
     if layout == "openvino":

@@ -141,6 +141,7 @@ def die_at_the_third_write(words: list[str]) -> None:
     command.main(words)
 
 
+@pytest.mark.slow
 def test_a_killed_extraction_goes_on_to_the_same_bytes_and_so_do_two_processes(market, together, tmp_path):
     words = [str(word) for word in extraction_words(together, tmp_path / "out")]
     command.main([str(word) for word in extraction_words(together, tmp_path / "whole")])

@@ -46,6 +46,7 @@ def network(tmp_path_factory):
     return path, feeds
 
 
+@pytest.mark.slow
 def test_a_file_in_half_precision_has_a_verdict_and_a_reference_that_it_passes(one_layer, tmp_path, capsys):
     out = tmp_path / "out"
     report = export(one_layer, out, "boxmot", "fp16", max_loss=100, reference=True)
@@ -139,6 +140,7 @@ def test_calibration_images_are_drawn_over_cameras():
     assert len(drawn_over_cameras(camids, 999, seed=0)) == len(camids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranges", ["minmax", "percentile", "entropy"])
 def test_onnx_networks_are_quantised_but_for_what_stays_in_float(network, tmp_path, ranges):
     onnx = pytest.importorskip("onnx")

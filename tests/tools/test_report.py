@@ -168,6 +168,7 @@ def eth80_run(folder: Path) -> Path:
 
 
 @needs_browser
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [builtin_run, eth80_run])
 def test_a_browser_opens_the_page(make, tmp_path):
     page = make(tmp_path) / "report.html"

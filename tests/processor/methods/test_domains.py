@@ -177,6 +177,7 @@ def test_mistakes_of_distillation_are_one_line(source, tmp_path, changes, line):
         run.train(config(source[0], tmp_path, **distil(source, **changes)))
 
 
+@pytest.mark.slow
 def test_stage_maps_are_distilled_between_resnets(tmp_path, source):
     resnet = SMALL | {"MODEL__NAME": "torchreid_resnet18", "MODEL__FC_DIM": 512}
     more = {"KD__TEACHER__NAME": "torchreid_resnet18", "KD__TEACHER__WEIGHTS": [untrained(tmp_path, resnet)]}

@@ -159,6 +159,7 @@ def kill_at(monkeypatch, stage: type, step: int) -> None:
     monkeypatch.setattr(stage, "losses", losses)
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_either_stage_ends_with_the_same_bytes(market, tmp_path, monkeypatch):
     changes = {"MODEL__USE_SSL": True, "MODEL__SIE_CAMERA": True}
     run.train(config(market, tmp_path / "whole", **changes))
@@ -332,6 +333,7 @@ def test_batches_that_cannot_be_made_are_named_by_stage_2s_key(market, tmp_path)
 # ---------------------------------------------------------------- several processes
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_losses_and_gradients_of_one(together):
     one, two = (torch.load(together / f"prompt_{n}.pt", weights_only=True) for n in (1, 2))
     assert set(one["prompts"]["terms"]) == {"i2t", "t2i", "ssl", "loss"}

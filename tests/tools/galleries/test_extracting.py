@@ -40,6 +40,7 @@ def die_at_the_third_write(words: list[str]) -> None:
     in_small_shards(words)
 
 
+@pytest.mark.slow
 def test_a_killed_extraction_is_finished_by_two_processes_and_every_image_has_one_row(plain, tmp_path, monkeypatch):
     images = tmp_path / "images"
     images.mkdir()

@@ -72,6 +72,7 @@ def matches(page: Browser) -> list[str]:
 
 
 @needs_browser
+@pytest.mark.slow
 def test_a_picture_is_searched_for_by_keyboard_on_a_laptop_and_a_phone(market, tmp_path):
     cfg = config(market, tmp_path, TEST__WEIGHT=str(tmp_path / "transformer.pth"))
     torch.manual_seed(0)

@@ -288,7 +288,7 @@ def test_no_squared_distance_is_negative():
 
 
 def test_tiles_of_full_size_agree_with_one_matrix():
-    data = features(3, num_q=600, num_g=5000, width=8, num_ids=200)
+    data = features(3, num_q=560, num_g=3000, width=8, num_ids=200)
     qf, gf, *ids = data
     qf, gf = np.round(qf), np.round(gf)  # whole numbers: exact in any order of adding, with many ties
     dist = ((qf[:, None] - gf[None]) ** 2).sum(2)
