@@ -23,6 +23,8 @@ from tests.browser import Browser, needs_browser
 from tests.imports import ROOT
 from tests.runs import call
 
+pytestmark = pytest.mark.slow  # the manual is built
+
 PUBLIC = {
     "configs": ("get_cfg_defaults", "load_config"),
     "datasets": ("DatasetSpec", "build_transforms", "make_dataloader", "make_dataset", "register_dataset"),
@@ -94,7 +96,6 @@ def resolved(name: str) -> object:
     raise LookupError(name)
 
 
-@pytest.mark.slow
 def test_every_public_name_is_documented(pages):
     anchors = {anchor for page in pages.values() for anchor in page.anchors}
     shown = {anchor for anchor in anchors if re.fullmatch(r"[a-z_]+(\.\w+)+", anchor)}
@@ -107,7 +108,6 @@ def test_every_public_name_is_documented(pages):
     assert [f"{m}.{n}" for m, n in names if not any(resolved(f"{m}.{n}") == one for one in objects)] == []
 
 
-@pytest.mark.slow
 def test_a_name_without_a_docstring_has_no_place_in_the_manual(pages):
     for module, some in PUBLIC.items():
         for name in some:
@@ -136,7 +136,6 @@ def test_the_site_asks_no_other_server_for_anything(site):
 
 
 @needs_browser
-@pytest.mark.slow
 def test_pages_fit_a_laptop_and_a_phone_and_the_search_finds(site, tmp_path):
     """From a folder without one request, and from a server, which the search needs."""
     with Browser(tmp_path / "profile") as browser:
@@ -176,7 +175,6 @@ def served(folder: Path) -> Iterator[str]:
 # ---------------------------------------------------------------- the tutorial
 
 
-@pytest.mark.slow
 def test_the_tutorial_runs_from_crops_to_a_model_that_is_given_away(tmp_path, monkeypatch):
     """As a reader would do it, on fewer and smaller images."""
     text = (ROOT / "docs" / "tutorial.md").read_text()

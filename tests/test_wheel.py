@@ -60,6 +60,7 @@ def python(site: Path, folder: Path, *words: str) -> subprocess.CompletedProcess
     return subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_package_is_complete_and_nothing_in_it_names_what_is_not_there(site):
     names = {path.relative_to(site / "lineup").as_posix() for path in (site / "lineup").rglob("*.*")}
     ours = {path.as_posix() for package in PACKAGES for path in python_files(package)}

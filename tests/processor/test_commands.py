@@ -283,6 +283,7 @@ def lines_of(output: Path) -> int:
     return output.read_text().count("\n") if output.exists() else 0
 
 
+@pytest.mark.slow
 def test_kill_9_and_start_again(market, tmp_path):
     """Killed by the system at random moments, the same command ends with the same bytes."""
     import random

@@ -68,6 +68,7 @@ def test_a_run_of_each_mode_reports_on_the_unseen_target(root, tmp_path, changes
     assert report["targets"] == {"synthetic_c": found} and report["mean"] == found
 
 
+@pytest.mark.slow
 def test_several_targets_are_reported_with_their_mean_and_tested_without_the_sources(root, tmp_path):
     targets = ["synthetic_b", "synthetic_c"]
     more = {"DATASETS__NAMES": "synthetic", "DATASETS__TARGETS": targets, "SOLVER__MAX_EPOCHS": 1}

@@ -29,6 +29,7 @@ def found_in(path) -> list[list[dict]]:
     return [json.loads(line)["found"] for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_round_trip_through_the_local_form(tmp_path, capsys):
     feats, store = unit_features(200), tmp_path / "s.db"
     write_features(tmp_path / "gallery", feats)
