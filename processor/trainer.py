@@ -291,12 +291,9 @@ class Trainer:
 
     # ---------------------------------------------------------------- evaluation and files
 
+    @python_random_kept()
     def evaluate_stage(self, stage: Stage, epoch: int, **more: str) -> None:
         """Evaluates a stage's network and adds an entry to the history, with ``more`` in it."""
-        with python_random_kept():
-            self._evaluate_stage(stage, epoch, **more)
-
-    def _evaluate_stage(self, stage: Stage, epoch: int, **more: str) -> None:
         assert self.evaluate is not None, "evaluation was not asked for"
         model = stage.evaluated()
         share_buffers(model)  # batch norm's running statistics are the first process's, as in the saved files

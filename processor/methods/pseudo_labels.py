@@ -91,17 +91,17 @@ class Clustering:
         share_buffers(model)  # every process extracts a share of the images
         return F.normalize(extract_features(model, self.loader, next(model.parameters()).device))
 
+    @python_random_kept()
     def labels_of(self, feats: Tensor) -> np.ndarray:
         """Returns labels (N,) int64, -1 for an outlier, the same on every rank.
 
         Raises ``UserError`` if no eps gives clusters that fill a batch and there was no epoch before.
         """
-        with python_random_kept():
-            labels: np.ndarray | None = broadcast_object(self._search(feats) if is_main() else None)
-            if labels is None:
-                labels = self._last_labels()
-            self.last = labels
-            self._log_quality(labels)
+        labels: np.ndarray | None = broadcast_object(self._search(feats) if is_main() else None)
+        if labels is None:
+            labels = self._last_labels()
+        self.last = labels
+        self._log_quality(labels)
         return labels
 
     def _last_labels(self) -> np.ndarray:
