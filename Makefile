@@ -1,5 +1,5 @@
 # make quickstart: environment, dependencies, built-in data, train, test.
-# make test: environment, style, types, the tests.   make slow: the tests that take long, such as whole trainings.
+# make lint: environment, style, duplicates, types.   make test: the tests.   make slow: those that take long.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -18,7 +18,7 @@ quickstart: $(VENV)/.installed
 	@echo "  data/               the images it saw"
 	@echo "  configs/transreid/  the published settings;  docs/your_data.md  your own images"
 
-test: $(VENV)/.installed-dev lint
+test: $(VENV)/.installed-dev
 	$(PYTEST) -m "not slow"
 
 slow: $(VENV)/.installed-dev

@@ -1,4 +1,4 @@
-"""The style checks of ``make lint``, which ``make test`` runs first, find what they are there for."""
+"""The style checks of ``make lint`` find what they are there for."""
 
 from __future__ import annotations
 
