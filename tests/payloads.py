@@ -100,7 +100,7 @@ PAYLOADS: dict[str, Callable[[str], bytes]] = {
         call("numpy.core.multiarray", "scalar", call("numpy", "dtype", text("V999999999")))
     ),
     "codec": lambda canary: whole(call("_codecs", "encode", text("x"), text("unknown.module"))),
-    "deep": lambda canary: b"\x80\x02" + b"]" * 30_000 + b"a" * 29_999 + b".",
+    "deep": lambda canary: b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
 }
 
 

@@ -90,6 +90,7 @@ def stop(monkeypatch, cfg, step: int, act, expected: type[BaseException], epoch:
 
 
 QUICK = ("supervised", "prompt", "dino", "cluster", "distill")
+"""Kinds whose test takes less than five seconds; those of the other methods and variants are slow ones."""
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,9 @@ READERS: dict[str, tuple[str, Callable[[bytes], bytes], Callable[[Path], object]
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("payload", PAYLOADS)
+@pytest.mark.parametrize(
+    "payload", [pytest.param(name, marks=pytest.mark.slow) if name == "deep" else name for name in PAYLOADS]
+)
 @pytest.mark.parametrize("reader", READERS)
 def test_a_payload_does_nothing(reader, payload, tmp_path, monkeypatch):
     global events

@@ -288,7 +288,7 @@ def test_no_squared_distance_is_negative():
 
 
 def test_tiles_of_full_size_agree_with_one_matrix():
-    data = features(3, num_q=560, num_g=3000, width=8, num_ids=200)
+    data = features(3, num_q=600, num_g=5000, width=8, num_ids=200)
     qf, gf, *ids = data
     qf, gf = np.round(qf), np.round(gf)  # whole numbers: exact in any order of adding, with many ties
     dist = ((qf[:, None] - gf[None]) ** 2).sum(2)
@@ -348,7 +348,7 @@ def test_threads_that_do_not_fit_together_go_one_by_one(monkeypatch, small_tiles
 @pytest.mark.parametrize("copies", [False, True])
 @pytest.mark.parametrize("width", [12, 130])
 def test_no_result_depends_on_threads_memory_or_the_height_of_strips(copies, width, monkeypatch):
-    data = features(14, num_q=150, num_g=800, width=width, num_ids=40, copies=copies)
+    data = features(14, num_q=300, num_g=1500, width=width, num_ids=40, copies=copies)
     results = {}
     before = torch.get_num_threads()
     for threads, memory, tile in ((1, None, 256), (3, None, 256), (2, 1, 256), (2, 500_000, 256), (2, None, 48)):
